@@ -1,0 +1,1 @@
+"""statex: enlarge the recurrent state of a pre-trained language model."""

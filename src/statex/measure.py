@@ -1,0 +1,128 @@
+"""Time, memory and where a figure was taken: the one home of cost, for training, evaluation and benchmarks."""
+
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+
+def device_name(device: torch.device | str) -> str:
+    """The device's own name, for example "NVIDIA H200" or "AMD EPYC, 2 cores"."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = torch.get_num_threads()
+    return f"{_processor_name()}, {cores} thread{'s' if cores != 1 else ''}"
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def source_commit() -> str:
+    """The commit of the source tree that is running, marked where it has changes; else the package's version."""
+    folder = Path(__file__).resolve().parent
+    try:
+        git = ["git", "-C", str(folder)]
+        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True)
+        if tracked.returncode == 0:
+            changed = subprocess.run([*git, "status", "--porcelain", "--", str(folder)], capture_output=True, text=True)
+            return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return f"statex {package_version('statex')}"
+
+
+def package_version(name: str) -> str:
+    """The installed version of a package, "not installed" without one."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything a figure depends on."""
+    names = ("statex", "torch", "transformers", "triton", "tokenizers", "datasets")
+    return {"python": platform.python_version()} | {name: package_version(name) for name in names}
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Wait until the device has done what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Stopwatch:
+    """Seconds since it was made, with the device's work finished: `Stopwatch(device).seconds()`."""
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = device
+        synchronize(device)
+        self.start = time.perf_counter()
+
+    def seconds(self) -> float:
+        synchronize(self.device)
+        return time.perf_counter() - self.start
+
+
+def time_functions(
+    functions: Sequence[Callable[[], object]],
+    device: torch.device | str,
+    repetitions: int = 20,
+    warmup: int = 3,
+) -> list[float]:
+    """Median seconds of each function, run alternately so that all see the same machine.
+
+    On CUDA each call is timed with events; on a CPU with the wall clock.
+    """
+    device = torch.device(device)
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(warmup):
+        for function in functions:
+            function()
+    for _ in range(repetitions):
+        for function, taken in zip(functions, times, strict=True):
+            taken.append(_time_once(function, device))
+    return [statistics.median(taken) for taken in times]
+
+
+def _time_once(function: Callable[[], object], device: torch.device) -> float:
+    if device.type != "cuda":
+        start = time.perf_counter()
+        function()
+        return time.perf_counter() - start
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(device)
+    begin.record()
+    function()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def reset_peak_memory(device: torch.device | str) -> None:
+    """Begin a new measurement of peak memory. On a CPU the peak is the process's and cannot be reset."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device | str) -> int:
+    """Bytes at the peak: of the device's allocator on CUDA, of the whole process (resident) on a CPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,304 @@
+"""A recipe: one typed TOML file that describes a whole run. Unknown keys and bad values fail at once."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from statex.errors import UserError
+from statex.expansion.config import ExpansionConfig, user_error
+
+
+class Section(BaseModel):
+    """A part of a recipe; a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TextSource(Section):
+    """Where documents come from: exactly one of a hub data set, files, or Python's own standard library.
+
+    `files` are paths or globs ending in .jsonl, .parquet or anything else, which is read as plain text, one document
+    a file; relative ones are looked up from the folder of the recipe.
+    """
+
+    hub: str | None = Field(default=None, description="data set on the Hugging Face hub")
+    hub_config: str | None = None
+    split: str = "train"
+    files: list[str] | None = None
+    standard_library: bool = Field(default=False, description="sources of Python's standard library")
+    field: str = Field(default="text", description="column of jsonl, parquet and hub data that holds the text")
+    held_out: float = Field(default=0.05, gt=0, lt=1, description="share of the documents kept for evaluation")
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        given = [name for name in ("hub", "files", "standard_library") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError("needs exactly one of hub, files and standard_library; give one of them")
+        return self
+
+
+class Recall(Section):
+    """Synthetic associative recall (MQAR, arXiv 2312.04927): pairs of a key and a value, then queries for values.
+
+    Every batch is one of `shapes`, chosen at random.
+    """
+
+    num_keys: int = Field(default=64, ge=2)
+    num_values: int = Field(default=64, ge=2)
+    shapes: list[tuple[int, int]] = Field(
+        default=[(16, 4), (32, 8), (64, 16), (128, 32)], description="(sequence length, number of pairs)"
+    )
+
+    @model_validator(mode="after")
+    def _shapes_fit(self):
+        for length, pairs in self.shapes:
+            if pairs > min(self.num_keys, self.num_values) or 4 * pairs > length or pairs < 1:
+                raise ValueError(
+                    f"the shape ({length}, {pairs}) does not fit: pairs must be at most num_keys and num_values, and "
+                    "4 * pairs at most the length; change the shape"
+                )
+        return self
+
+
+class Tokenizer(Section):
+    """The byte-level BPE tokenizer that is trained from the recipe's text when a model is made from scratch."""
+
+    vocab_size: int = Field(default=512, ge=300, description="with the 256 bytes and the reserved recall tokens")
+
+
+class Data(Section):
+    text: TextSource = TextSource(standard_library=True)
+    recall: Recall = Recall()
+    tokenizer: Tokenizer = Tokenizer()
+    reset_state_at_documents: bool = Field(
+        default=False, description="start a fresh state at each document border of a packed sequence"
+    )
+    shuffle_buffer: int = Field(default=1000, ge=1, description="documents that shuffling looks at")
+    seed: int = Field(default=0, ge=0)
+
+
+class Weights(Section):
+    """The share of the steps that each kind of data gets; they need not add to 1."""
+
+    text: float = Field(default=1.0, ge=0)
+    mqar: float = Field(default=0.0, ge=0)
+    passkey: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _some_data(self):
+        if self.text + self.mqar + self.passkey <= 0:
+            raise ValueError("all weights are 0; give at least one kind of data a weight")
+        return self
+
+
+class Training(Section):
+    """One stage of training; the defaults are the paper's post-training (arXiv 2509.22630, appendix)."""
+
+    steps: int = Field(default=20_000, ge=1)
+    tokens_per_step: int = Field(default=524_288, ge=1, description="over all ranks and accumulated batches")
+    sequence_length: int = Field(default=65_536, ge=2, description="of text and passkey sequences, in tokens")
+    sequences_per_device: int | None = Field(
+        default=None, ge=1, description="text sequences in one forward pass; default: as many as a step needs"
+    )
+    weights: Weights = Weights()
+    learning_rate: float = Field(default=3e-4, gt=0)
+    fresh_learning_rate_multiplier: float = Field(default=1.0, gt=0, description="for tensors the plan made fresh")
+    train_only_expanded: bool = Field(default=False, description="freeze all but the mixers that the plan changed")
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    warmup_steps: int = Field(default=1000, ge=0)
+    decay_steps: int | None = Field(default=None, ge=1, description="wsd only; default: a fifth of the steps")
+    min_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.1, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    gradient_checkpointing: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="compute in bf16 over fp32 master weights; auto: bf16 where the device has it"
+    )
+    loss_chunk: int = Field(default=4096, ge=1, description="tokens whose logits exist at one time")
+    save_every: int | None = Field(default=None, ge=1, description="default: a tenth of the steps")
+    keep_checkpoints: int = Field(default=2, ge=1)
+    log_every: int = Field(default=50, ge=1)
+    report_to: list[str] = Field(default=[], description='for example ["tensorboard"] or ["wandb"]')
+    trainer: dict[str, Any] = Field(
+        default={}, description="further fields of transformers.TrainingArguments, for example fsdp or deepspeed"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.tokens_per_step % self.sequence_length:
+            raise ValueError(
+                f"tokens_per_step = {self.tokens_per_step} is no multiple of sequence_length = "
+                f"{self.sequence_length}; change one of them"
+            )
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps = {self.warmup_steps} leaves nothing of steps = {self.steps}; shorten the warm-up"
+            )
+        if self.decay_steps is not None and self.decay_steps + self.warmup_steps > self.steps:
+            raise ValueError("warmup_steps + decay_steps is more than steps; shorten one of them")
+        return self
+
+
+class Model(Section):
+    """The model a run starts from: a checkpoint, or a family and a configuration that are pre-trained from scratch."""
+
+    checkpoint: str | None = Field(default=None, description="folder or hub name of a pre-trained model")
+    family: str | None = Field(default=None, description="model type, for example statex_gla or mamba2")
+    config: dict[str, Any] = Field(default={}, description="fields of the family's configuration")
+    pretraining: Training | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self):
+        if (self.checkpoint is None) == (self.family is None):
+            raise ValueError("needs either checkpoint or family; give one of them")
+        if self.checkpoint is not None and (self.config or self.pretraining):
+            raise ValueError("config and pretraining go with family only; remove them or give family")
+        return self
+
+
+class Arm(Section):
+    """One arm of the comparison.
+
+    kind: "base" (the checkpoint untouched, evaluated only), "lpt" (post-trained without expansion), "statex"
+    (expanded, then post-trained) or "control" (the mixers of the same layers re-initialised, the state not enlarged,
+    then post-trained). `expansion` goes with statex and control; its seed is the run's. `training` changes keys of the
+    recipe's training section for this arm.
+    """
+
+    kind: Literal["base", "lpt", "statex", "control"]
+    expansion: ExpansionConfig | None = None
+    training: dict[str, Any] = {}
+    models: list[str] | None = Field(default=None, description="names of the models it is for; default: all")
+
+    @model_validator(mode="after")
+    def _expansion_fits(self):
+        if self.kind == "statex" and self.expansion is None:
+            raise ValueError('kind = "statex" needs an expansion; add arms.NAME.expansion')
+        if self.kind in ("base", "lpt") and self.expansion is not None:
+            raise ValueError(f'kind = "{self.kind}" has no expansion; remove it or use kind = "statex"')
+        return self
+
+
+class MqarSuite(Section):
+    num_pairs: list[int] = [4, 8, 16, 32]
+    num_keys: int = Field(default=64, ge=2)
+    num_values: int = Field(default=64, ge=2)
+    num_items: int = Field(default=200, ge=1, description="sequences for each number of pairs")
+
+
+class PasskeySuite(Section):
+    lengths: list[int] | None = Field(default=None, description="tokens; default: what model and device allow")
+    num_depths: int = Field(default=5, ge=1)
+    num_items: int = Field(default=20, ge=1, description="questions in each cell of the grid")
+
+
+class TextSuite(Section):
+    length: int | None = Field(default=None, ge=2, description="tokens of a document that are scored")
+    num_documents: int = Field(default=100, ge=1)
+    theta: int = Field(default=0, ge=0, description="AR-hits: how often a bigram may occur in the training corpus")
+
+
+class Evaluation(Section):
+    suites: list[str] = ["mqar", "passkey", "ar_hits", "nll_by_position"]
+    batch_size: int = Field(default=16, ge=1)
+    seed: int = Field(default=1234, ge=0, description="of the items; all arms and seeds see the same ones")
+    text: TextSource | None = Field(default=None, description="default: the held-out share of data.text")
+    mqar: MqarSuite = MqarSuite()
+    passkey: PasskeySuite = PasskeySuite()
+    ar_hits: TextSuite = TextSuite()
+    nll_by_position: TextSuite = TextSuite()
+
+
+class Recipe(Section):
+    """A whole run: models, the arms that are compared on them, data, training, evaluation."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    output: str = Field(default="runs", description="the folder that runs are written to")
+    seeds: list[int] = Field(default=[0], min_length=1)
+    workers: int = Field(default=1, ge=1, description="models and seeds worked on at once, each with its share of cores")
+    models: dict[str, Model] = Field(min_length=1)
+    arms: dict[str, Arm] = Field(min_length=1)
+    data: Data = Data()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _arms_fit(self):
+        for name, arm in self.arms.items():
+            for model in arm.models or []:
+                if model not in self.models:
+                    raise ValueError(f"arms.{name}.models names {model!r}; known models: {', '.join(self.models)}")
+            self.arm_training(name)
+        if sorted(set(self.seeds)) != sorted(self.seeds):
+            raise ValueError("seeds has a seed twice; list each seed once")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The folder of this run, `output`/`name`."""
+        return Path(self.output) / self.name
+
+    def arm_training(self, arm: str) -> Training:
+        """The training section with the changes of one arm."""
+        changes = self.arms[arm].training
+        if unknown := sorted(set(changes) - set(Training.model_fields)):
+            raise ValueError(f"arms.{arm}.training has no key {unknown[0]!r}; known: {', '.join(Training.model_fields)}")
+        return Training.model_validate(self.training.model_dump() | changes)
+
+    def arms_of(self, model: str) -> dict[str, Arm]:
+        """The arms that are run on one of the models, in the recipe's order."""
+        return {name: arm for name, arm in self.arms.items() if arm.models is None or model in arm.models}
+
+
+def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:  # type: ignore[assignment]
+    """Read a recipe from a TOML file and apply `section.key=value` overrides, whose values are TOML.
+
+    Raises:
+        UserError: no such file, no valid TOML, an unknown key, or a value of the wrong type or range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("recipe", str(path), "there is no such file", "give the path of a TOML recipe")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError("recipe", str(path), f"is not valid TOML ({error})", "correct that line") from None
+    for override in overrides:
+        apply_override(values, override)
+    return parse_recipe(values, relative_to=path.parent)
+
+
+def parse_recipe(values: dict[str, Any], relative_to: Path | None = None) -> Recipe:
+    """Check the values of a recipe; file patterns of text sources become absolute, seen from `relative_to`."""
+    values = json.loads(json.dumps(values))
+    if relative_to is not None:
+        for section in (values.get("data"), values.get("evaluation")):
+            source = section.get("text") if isinstance(section, dict) else None
+            if isinstance(source, dict) and isinstance(source.get("files"), list):
+                source["files"] = [str(relative_to.resolve() / str(pattern)) for pattern in source["files"]]
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise user_error(error) from None
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one dotted key, `section.key=value`; a value that is not TOML is taken as a string."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise UserError("--set", override, "is not of the form section.key=value", "write for example seeds=[0,1,2]")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *sections, last = key.strip().split(".")
+    target = values
+    for section in sections:
+        target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise UserError("--set", override, f"{section} is not a section", "name a key inside a section")
+    target[last] = value

@@ -1,0 +1,65 @@
+"""One Result record for everything that is measured, kept as JSON lines."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """One figure with what is needed to judge it.
+
+    Args:
+        suite: what was run, for example "mqar".
+        metric: what is counted, for example "accuracy", "nll", "tokens_per_second".
+        value: the figure.
+        unit: "fraction", "nats", "bytes", "tokens/s", "ms", "elements", ...
+        low, high: the 95 % interval, None where a figure has none (a count of bytes).
+        n: the number of independent items (questions, documents, repetitions) behind it.
+        slice: what the figure is restricted to, for example {"num_pairs": 32}.
+        model: the model's name in the recipe, or its path.
+        arm: the arm of the recipe ("lpt", "reinit", ...), or "" outside a recipe.
+        seed: the training seed, None outside a recipe and where several seeds are combined.
+        baseline: the arm that was subtracted, for a paired difference; None for a plain figure.
+        state_bytes: recurrent state of the measured model at batch 1, in bytes.
+        device: the device's own name.
+        commit: commit of the source tree, or the version of the package.
+        note: a remark the report prints beside the figure, for example "past the training length".
+        details: anything else a program may want, for example the hash of the items.
+    """
+
+    suite: str
+    metric: str
+    value: float
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    slice: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    arm: str = ""
+    seed: int | None = None
+    baseline: str | None = None
+    state_bytes: int | None = None
+    device: str = ""
+    commit: str = ""
+    note: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def write_results(path: Path, results: Iterable[Result]) -> None:
+    """Write results to `path` as JSON lines, under another name first, so that a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_results(path: Path) -> list[Result]:
+    """Read the results of `path`; keys of a newer version are ignored."""
+    known = {item.name for item in fields(Result)}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = (json.loads(line) for line in lines if line.strip())
+    return [Result(**{key: value for key, value in row.items() if key in known}) for row in rows]
