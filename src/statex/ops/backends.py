@@ -1,0 +1,249 @@
+"""The public recurrences: check the arguments, then run the PyTorch or the Triton version.
+
+Shape letters: B batch, T time, H heads, K key dim, V value dim (gla); P head dim, N state size, G groups (ssd).
+"""
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from statex.ops.gla import chunk_gla, step_gla
+from statex.ops.ssd import chunk_ssd, step_ssd
+from statex.ops.validation import check_gla, check_gla_step, check_ssd, check_ssd_step
+
+logger = logging.getLogger("statex.ops")
+
+BACKENDS = ("auto", "torch", "triton")
+TORCH = {"gla": chunk_gla, "ssd": chunk_ssd, "gla_step": step_gla, "ssd_step": step_ssd}
+TRITON = {  # module and function, imported when first asked for
+    "gla": ("statex.ops.gla.triton", "triton_gla"),
+    "ssd": ("statex.ops.ssd.triton", "triton_ssd"),
+    "gla_step": ("statex.ops.gla.triton", "triton_gla_step"),
+    "ssd_step": ("statex.ops.ssd.triton", "triton_ssd_step"),
+}
+
+_default: ContextVar[str] = ContextVar("statex.ops.backend", default="auto")
+
+
+def gla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Gated linear attention: S_t = diag(exp(log_decay_t)) S_{t-1} + k_t^T v_t;  o_t = scale q_t S_t.
+
+    Source: arXiv 2312.06635, equation 3.
+
+    Args:
+        q, k, log_decay: [B, T, H, K]; log_decay <= 0, natural logarithm, one per key channel.
+        v: [B, T, H, V].
+        scale: factor on the output, K**-0.5 by default.
+        initial_state: [B, H, K, V], zeros by default.
+        output_final_state: whether to return the state after the last token.
+        cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
+            [S, H, K, V]. The state starts anew at each border.
+        backend: "auto", "torch" or "triton"; "auto" follows `use_backend`, else takes triton for CUDA tensors.
+
+    Returns:
+        output [B, T, H, V] in the dtype of v, and the final state (fp32; fp64 for fp64 inputs) or None.
+
+    Raises:
+        ValueError: a shape or dtype is wrong, or the backend is unknown or cannot run here.
+    """
+    check_gla(q, k, v, log_decay, initial_state, cu_seqlens)
+    return _choose("gla", backend, v)(
+        q,
+        k,
+        v,
+        log_decay,
+        scale=scale,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+    )
+
+
+def ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """State space duality (Mamba2): S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T;  y_t = S_t C_t + D x_t.
+
+    Source: arXiv 2405.21060, section 2.
+
+    Args:
+        x: [B, T, H, P].
+        dt: [B, T, H], after softplus and clamping: positive.
+        A: [H], negative.
+        B, C: [B, T, G, N], G divides H; head h reads group h // (H // G).
+        D: [H] or None.
+        initial_state: [B, H, P, N], zeros by default.
+        output_final_state: whether to return the state after the last token.
+        cu_seqlens: [S + 1] int, the borders of S segments packed in one row; the batch must be 1 and the states
+            are [S, H, P, N]. The state starts anew at each border.
+        backend: "auto", "torch" or "triton"; "auto" follows `use_backend`, else takes triton for CUDA tensors.
+
+    Returns:
+        output [B, T, H, P] in the dtype of x, and the final state (fp32; fp64 for fp64 inputs) or None.
+
+    Raises:
+        ValueError: a shape or dtype is wrong, or the backend is unknown or cannot run here.
+    """
+    check_ssd(x, dt, A, B, C, D, initial_state, cu_seqlens)
+    return _choose("ssd", backend, x)(
+        x,
+        dt,
+        A,
+        B,
+        C,
+        D=D,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+    )
+
+
+def gla_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """One token of `gla`, in place on the state.
+
+    Args:
+        q, k, log_decay: [B, H, K].
+        v: [B, H, V].
+        state: [B, H, K, V], updated in place.
+        scale: factor on the output, K**-0.5 by default.
+        backend: as in `gla`.
+
+    Returns:
+        output [B, H, V] in the dtype of v.
+
+    Raises:
+        ValueError: as `gla`.
+    """
+    check_gla_step(q, k, v, log_decay, state)
+    return _choose("gla_step", backend, v)(q, k, v, log_decay, state, scale=scale)
+
+
+def ssd_step(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor,
+    *,
+    D: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """One token of `ssd`, in place on the state.
+
+    Args:
+        x: [B, H, P].
+        dt: [B, H], after softplus and clamping.
+        A: [H], negative.
+        B, C: [B, G, N].
+        state: [B, H, P, N], updated in place.
+        D: [H] or None.
+        backend: as in `ssd`.
+
+    Returns:
+        output [B, H, P] in the dtype of x.
+
+    Raises:
+        ValueError: as `ssd`.
+    """
+    check_ssd_step(x, dt, A, B, C, state, D)
+    return _choose("ssd_step", backend, x)(x, dt, A, B, C, state, D=D)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """What `backend="auto"` means inside this context: "torch", "triton", or "auto" for the choice by device.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    token = _default.set(_known(name))
+    try:
+        yield
+    finally:
+        _default.reset(token)
+
+
+def _choose(op: str, backend: str, like: Tensor) -> Callable:
+    """The function that runs `op` on tensors such as `like`."""
+    name = _known(backend)
+    if name == "auto":
+        name = _default.get()
+    if name == "auto":
+        # The kernels have no fp64: there the result is wanted exact rather than fast.
+        fast = like.is_cuda and like.dtype != torch.float64 and callable(_triton(op))
+        name = "triton" if fast else "torch"
+    function = _require_triton(op, like) if name == "triton" else TORCH[op]
+    _log_once(op, name)
+    return function
+
+
+def _known(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"backend={name!r} is unknown; use one of {', '.join(BACKENDS)}")
+    return name
+
+
+def _require_triton(op: str, like: Tensor) -> Callable:
+    if not like.is_cuda:
+        raise ValueError(
+            f"backend='triton' needs CUDA tensors, got a tensor on {like.device}; "
+            "move the tensors to a GPU or use backend='torch'"
+        )
+    found = _triton(op)
+    if isinstance(found, Exception):
+        raise ValueError(
+            f"backend='triton' is not available for {op}: {found}; install statex[triton] or use backend='torch'"
+        ) from found
+    return found
+
+
+@functools.cache
+def _triton(op: str) -> Callable | Exception:
+    """The Triton version of `op`, or why there is none."""
+    module, function = TRITON[op]
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        return error
+
+
+@functools.cache
+def _log_once(op: str, backend: str) -> None:
+    logger.info("%s runs on the %s backend", op, backend)

@@ -1,0 +1,106 @@
+"""Gated linear attention in chunks: plain PyTorch with autograd, any device.
+
+Shape letters: B batch, T time, H heads, K key dim, V value dim; N chunks of C tokens.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from statex.ops.segments import compute_dtype, over_segments
+
+MAX_CHUNK = 64
+
+
+def chunk_gla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """S_t = diag(exp(log_decay_t)) S_{t-1} + k_t^T v_t;  o_t = scale q_t S_t  (arXiv 2312.06635, equation 3).
+
+    Args:
+        q, k, log_decay: [B, T, H, K]; log_decay <= 0, natural logarithm, one per key channel.
+        v: [B, T, H, V].
+        scale: factor on the output, K**-0.5 by default.
+        initial_state: [B, H, K, V], zeros by default.
+        output_final_state: whether to return the state after the last token.
+        cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
+            [S, H, K, V]. The state starts anew at each border.
+
+    Returns:
+        output [B, T, H, V] in the dtype of v, and the final state or None. The arithmetic and the states are
+        fp32 (fp64 for fp64 inputs).
+    """
+    if cu_seqlens is not None:
+        recurrence = partial(chunk_gla, scale=scale)
+        return over_segments(recurrence, (q, k, v, log_decay), cu_seqlens, initial_state, output_final_state)
+    num_tokens, key_dim = q.shape[1], q.shape[-1]
+    scale = key_dim**-0.5 if scale is None else scale
+    chunk = min(MAX_CHUNK, 1 << (num_tokens - 1).bit_length())
+    dtype = compute_dtype(v)
+    queries, keys, values, decays = (_into_chunks(x.to(dtype), chunk) for x in (scale * q.to(dtype), k, v, log_decay))
+    output, queries, keys, decays = _within_chunks(queries, keys, values, decays)
+    states, final_state = _across_chunks(keys.mT @ values, decays.exp(), initial_state)
+    output = torch.baddbmm(output.flatten(0, 2), queries.flatten(0, 2), states.flatten(0, 2)).view_as(output)
+    output = output.flatten(2, 3)[:, :, :num_tokens].transpose(1, 2)  # [B, T, H, V]
+    return output.to(v.dtype), final_state if output_final_state else None
+
+
+def _into_chunks(x: Tensor, chunk: int) -> Tensor:
+    """[B, T, H, D] -> [B, H, N, C, D], padded with zeros: such a token neither decays nor writes."""
+    x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % chunk)) if x.shape[1] % chunk else x
+    return x.unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4).contiguous()
+
+
+def _within_chunks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Attention inside each chunk, by merging neighbouring blocks of 1, 2, 4, ... tokens.
+
+    A block keeps q decayed from the block's start (its token included), k decayed to the block's end (its token
+    excluded) and its total log decay. Merging two blocks needs only products of these: no exponent is ever
+    positive and no two sums of decays are subtracted, so nothing overflows and nothing cancels.
+
+    Takes [B, H, N, C, K or V]; returns output [B, H, N, C, V], q and k for the whole chunk, and its log decay
+    [B, H, N, K].
+    """
+    output = (q * k).sum(-1, keepdim=True) * v
+    q = q * log_decay.exp()
+    chunk, size = q.shape[-2], 1
+    q, k, v, output, total = (x.unsqueeze(-2) for x in (q, k, v, output, log_decay))  # [..., blocks, size, ·]
+    while size < chunk:
+        q_left, q_right = _halves(q)
+        k_left, k_right = _halves(k)
+        v_left, _ = _halves(v)
+        output_left, output_right = _halves(output)
+        total_left, total_right = _halves(total)  # [..., blocks, 1, K]
+        output_right = output_right + q_right @ k_left.mT @ v_left
+        q = torch.cat((q_left, q_right * total_left.exp()), dim=-2)
+        k = torch.cat((k_left * total_right.exp(), k_right), dim=-2)
+        output = torch.cat((output_left, output_right), dim=-2)
+        v = v.flatten(-3, -2).unflatten(-2, (-1, 2 * size))
+        total = total_left + total_right
+        size *= 2
+    return output.squeeze(-3), q.squeeze(-3), k.squeeze(-3), total.squeeze((-3, -2))
+
+
+def _halves(x: Tensor) -> tuple[Tensor, ...]:
+    """[..., blocks, size, D] -> the blocks at even and those at odd positions."""
+    return x.unflatten(-3, (-1, 2)).unbind(-3)
+
+
+def _across_chunks(updates: Tensor, decays: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """State at the start of each chunk [B, H, N, K, V], and after the last; from updates [B, H, N, K, V]."""
+    state = torch.zeros_like(updates[:, :, 0]) if initial_state is None else initial_state.to(updates.dtype)
+    states = []
+    for update, decay in zip(updates.unbind(2), decays[..., None].unbind(2), strict=True):
+        states.append(state)
+        state = torch.addcmul(update, decay, state)
+    return torch.stack(states, dim=2), state

@@ -1,0 +1,32 @@
+"""Gated linear attention, one token, in place on the state.
+
+Shape letters: B batch, H heads, K key dim, V value dim.
+"""
+
+from torch import Tensor
+
+from statex.ops.segments import compute_dtype
+
+
+def step_gla(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, *, scale: float | None = None
+) -> Tensor:
+    """Advance `state` by one token and read it.
+
+    Args:
+        q, k, log_decay: [B, H, K].
+        v: [B, H, V].
+        state: [B, H, K, V], updated in place; fp32 (fp64 for fp64 inputs) keeps it as exact as `chunk_gla`.
+        scale: factor on the output, K**-0.5 by default.
+
+    Returns:
+        output [B, H, V] in the dtype of v.
+    """
+    dtype = compute_dtype(v)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    work = state.to(dtype)  # the state itself where it has that dtype already
+    work.mul_(log_decay.to(dtype).exp()[..., None])
+    work.addcmul_(k.to(dtype)[..., None], v.to(dtype)[..., None, :])
+    if work is not state:
+        state.copy_(work)
+    return ((scale * q.to(dtype))[..., None, :] @ work)[..., 0, :].to(v.dtype)

@@ -1,0 +1,72 @@
+"""What every recurrence shares: the dtype of the arithmetic, and sequences of several segments (cu_seqlens).
+
+Shape letters: B batch, T time, S number of segments.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """fp64 for fp64 inputs, fp32 for all others: the dtype of the arithmetic and of the states."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def over_segments(
+    recurrence: Callable[..., tuple[Tensor, Tensor | None]],
+    inputs: tuple[Tensor, ...],
+    cu_seqlens: Tensor,
+    initial_state: Tensor | None,
+    output_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Apply `recurrence` to each segment of one packed sequence.
+
+    Args:
+        recurrence: called as `recurrence(*inputs, initial_state=..., output_final_state=...)`; a token whose
+            inputs are all zero must leave its state as it is.
+        inputs: tensors of shape [1, T, ...].
+        cu_seqlens: [S + 1] borders, from 0 to T; segment s is cu_seqlens[s] : cu_seqlens[s + 1], possibly empty.
+        initial_state: [S, ...] or None for zeros.
+
+    Returns:
+        output [1, T, ...] and final states [S, ...] or None.
+
+    Segments whose lengths have the same power of two run as one batch, padded with zeros to the longest, so that
+    there are at most log2(T) calls and less than half of the work is padding.
+    """
+    borders = cu_seqlens.tolist()
+    num_tokens, device = inputs[0].shape[1], inputs[0].device
+    padded = [F.pad(x[0], [0, 0] * (x.ndim - 2) + [0, 1]) for x in inputs]  # token num_tokens is all zeros
+    outputs, tokens, states, order = [], [], [], []
+    for members in _buckets(borders):
+        starts = torch.tensor([borders[s] for s in members], device=device)
+        lengths = torch.tensor([borders[s + 1] - borders[s] for s in members], device=device)
+        position = torch.arange(max(1, int(lengths.max())), device=device)  # an empty segment is one of padding
+        valid = position < lengths[:, None]
+        index = torch.where(valid, starts[:, None] + position, num_tokens)
+        output, state = recurrence(
+            *(x[index] for x in padded),
+            initial_state=None if initial_state is None else initial_state[members],
+            output_final_state=output_final_state,
+        )
+        outputs.append(output[valid])
+        tokens.append(index[valid])
+        states.append(state)
+        order += members
+    output = torch.cat(outputs)[torch.cat(tokens).argsort()][None]
+    if not output_final_state:
+        return output, None
+    return output, torch.cat(states)[torch.tensor(order, device=device).argsort()]
+
+
+def _buckets(borders: list[int]) -> list[list[int]]:
+    """Segment indices grouped by the power of two of their length; an empty segment counts as one of length 1."""
+    buckets = defaultdict(list)
+    for s, (start, end) in enumerate(pairwise(borders)):
+        buckets[max(end - start, 1).bit_length()].append(s)
+    return list(buckets.values())

@@ -1,0 +1,118 @@
+"""State space duality (Mamba2) in chunks: plain PyTorch with autograd, any device.
+
+Shape letters: B batch, T time, H heads, P head dim, N state size, G groups; n chunks of c tokens, R = H / G.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from statex.ops.segments import compute_dtype, over_segments
+
+MAX_CHUNK = 64
+
+
+def chunk_ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T;  y_t = S_t C_t + D x_t  (arXiv 2405.21060, section 6).
+
+    Args:
+        x: [B, T, H, P].
+        dt: [B, T, H], after softplus and clamping: positive.
+        A: [H], negative.
+        B, C: [B, T, G, N], G divides H; head h reads group h // (H // G).
+        D: [H] or None.
+        initial_state: [B, H, P, N], zeros by default.
+        output_final_state: whether to return the state after the last token.
+        cu_seqlens: [S + 1] int, the borders of S segments packed in one row; the batch must be 1 and the states
+            are [S, H, P, N]. The state starts anew at each border.
+
+    Returns:
+        output [B, T, H, P] in the dtype of x, and the final state or None. The arithmetic and the states are
+        fp32 (fp64 for fp64 inputs).
+    """
+    if cu_seqlens is not None:
+
+        def recurrence(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, **states) -> tuple[Tensor, Tensor | None]:
+            return chunk_ssd(x, dt, A, B, C, D=D, **states)
+
+        return over_segments(recurrence, (x, dt, B, C), cu_seqlens, initial_state, output_final_state)
+    num_tokens, num_groups, dtype = x.shape[1], B.shape[2], compute_dtype(x)
+    chunk = min(MAX_CHUNK, 1 << (num_tokens - 1).bit_length())
+    dt, A = dt.to(dtype), A.to(dtype)
+    values = _into_chunks((dt[..., None] * x).unflatten(2, (num_groups, -1)), chunk)  # [B, G, n, c, R, P]
+    decays = _into_chunks((dt * A).unflatten(2, (num_groups, -1)), chunk)  # [B, G, n, c, R]
+    keys, queries = (_into_chunks(tensor.to(dtype), chunk) for tensor in (B, C))  # [B, G, n, c, N]
+    output, prefix, suffix, total = _within_chunks(queries, keys, values, decays)
+    updates = keys.mT @ (suffix[..., None] * values).flatten(-2)  # [B, G, n, N, R * P]
+    states, final_state = _across_chunks(updates, total.exp(), initial_state)
+    output = output + prefix[..., None] * (queries @ states).view_as(output)
+    output = output.flatten(2, 3)[:, :, :num_tokens].transpose(1, 2).flatten(2, 3)  # [B, T, H, P]
+    if D is not None:
+        output = output + D.to(dtype)[:, None] * x
+    return output.to(x.dtype), final_state if output_final_state else None
+
+
+def _into_chunks(x: Tensor, chunk: int) -> Tensor:
+    """[B, T, G, ...] -> [B, G, n, c, ...], padded with zeros: such a token neither decays nor writes."""
+    if x.shape[1] % chunk:
+        x = F.pad(x, [0, 0] * (x.ndim - 2) + [0, -x.shape[1] % chunk])
+    return x.unflatten(1, (-1, chunk)).movedim(3, 1).contiguous()
+
+
+def _within_chunks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Attention inside each chunk, by merging neighbouring blocks of 1, 2, 4, ... tokens.
+
+    A block keeps the decay from its start to each token (that token included), the decay after each token to its
+    end, and its total log decay. Merging two blocks needs only products of these: no exponent is ever positive and
+    no two sums of decays are subtracted, so nothing overflows and nothing cancels. The heads of a group share q k^T.
+
+    Takes q, k [B, G, n, c, N], v [B, G, n, c, R, P], log_decay [B, G, n, c, R]; returns the output, shaped as v,
+    both decays for the whole chunk [B, G, n, c, R], and its log decay [B, G, n, R].
+    """
+    head_shape = v.shape[-2:]
+    output = (q * k).sum(-1)[..., None, None] * v
+    chunk, size = q.shape[-2], 1
+    prefix, suffix, total = log_decay.exp(), torch.ones_like(log_decay), log_decay
+    while size < chunk:
+        blocks = (-1, 2, size)
+        (_, q_right), (k_left, _), (v_left, _), (output_left, output_right), prefixes, suffixes = (
+            tensor.unflatten(3, blocks).unbind(4) for tensor in (q, k, v, output, prefix, suffix)
+        )
+        total_left, total_right = total.unflatten(3, (-1, 2)).unbind(4)  # [B, G, n, blocks, R]
+        past = q_right @ k_left.mT @ (suffixes[0][..., None] * v_left).flatten(-2)
+        output_right = output_right + prefixes[1][..., None] * past.unflatten(-1, head_shape)
+        output = torch.stack((output_left, output_right), dim=4).flatten(3, 5)
+        prefix = torch.stack((prefixes[0], prefixes[1] * total_left.exp()[..., None, :]), dim=4).flatten(3, 5)
+        suffix = torch.stack((suffixes[0] * total_right.exp()[..., None, :], suffixes[1]), dim=4).flatten(3, 5)
+        total = total_left + total_right
+        size *= 2
+    return output, prefix, suffix, total.squeeze(3)
+
+
+def _across_chunks(updates: Tensor, decays: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """State at the start of each chunk [B, G, n, N, R * P], and after the last as [B, H, P, N].
+
+    Takes updates [B, G, n, N, R * P], decays [B, G, n, R] and the initial state [B, H, P, N].
+    """
+    num_groups, heads_per_group = decays.shape[1], decays.shape[-1]
+    updates = updates.unflatten(-1, (heads_per_group, -1))  # [B, G, n, N, R, P]
+    if initial_state is None:
+        state = torch.zeros_like(updates[:, :, 0])
+    else:
+        state = initial_state.to(updates.dtype).unflatten(1, (num_groups, -1)).movedim(-1, 2)
+    states = []
+    for update, decay in zip(updates.unbind(2), decays[:, :, :, None, :, None].unbind(2), strict=True):
+        states.append(state)
+        state = torch.addcmul(update, decay, state)
+    return torch.stack(states, dim=2).flatten(-2), state.movedim(2, -1).flatten(1, 2)

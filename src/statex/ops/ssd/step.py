@@ -1,0 +1,39 @@
+"""State space duality (Mamba2), one token, in place on the state.
+
+Shape letters: B batch, H heads, P head dim, N state size, G groups.
+"""
+
+from torch import Tensor
+
+from statex.ops.segments import compute_dtype
+
+
+def step_ssd(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, *, D: Tensor | None = None
+) -> Tensor:
+    """Advance `state` by one token and read it.
+
+    Args:
+        x: [B, H, P].
+        dt: [B, H], after softplus and clamping.
+        A: [H], negative.
+        B, C: [B, G, N].
+        state: [B, H, P, N], updated in place; fp32 (fp64 for fp64 inputs) keeps it as exact as `chunk_ssd`.
+        D: [H] or None.
+
+    Returns:
+        output [B, H, P] in the dtype of x.
+    """
+    output_dtype, dtype = x.dtype, compute_dtype(x)
+    x, dt, A, B, C = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
+    work = state.to(dtype)  # the state itself where it has that dtype already
+    groups = (B.shape[1], -1)
+    grouped = work.unflatten(1, groups)  # [B, G, H/G, P, N], a view
+    grouped.mul_((dt * A).exp().unflatten(1, groups)[..., None, None])
+    grouped.addcmul_((dt[..., None] * x).unflatten(1, groups)[..., None], B[:, :, None, None, :])
+    if work is not state:
+        state.copy_(work)
+    output = (grouped @ C[:, :, None, :, None]).squeeze(-1).flatten(1, 2)
+    if D is not None:
+        output = output + D.to(dtype)[:, None] * x
+    return output.to(output_dtype)
