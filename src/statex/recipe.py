@@ -67,6 +67,7 @@ class Tokenizer(Section):
     """The byte-level BPE tokenizer that is trained from the recipe's text when a model is made from scratch."""
 
     vocab_size: int = Field(default=512, ge=300, description="with the 256 bytes and the reserved recall tokens")
+    training_bytes: int = Field(default=5_000_000, ge=1, description="of text that it is trained on, at most")
 
 
 class Data(Section):
@@ -200,6 +201,7 @@ class TextSuite(Section):
     length: int | None = Field(default=None, ge=2, description="tokens of a document that are scored")
     num_documents: int = Field(default=100, ge=1)
     theta: int = Field(default=0, ge=0, description="AR-hits: how often a bigram may occur in the training corpus")
+    count_tokens: int = Field(default=2_000_000, ge=1, description="AR-hits: tokens of that corpus that are counted")
 
 
 class Evaluation(Section):

@@ -1,0 +1,162 @@
+"""The batches of a training stage: text, MQAR and passkey steps, mixed by weight.
+
+All of a step follows from the recipe and the step's number: its kind, its shape, every random draw, and through the
+number of text steps before it the place in the text. So arms with the same data see the same batches, training goes
+on from a step by constructing the batches with it, and the global batch does not depend on the number of ranks.
+"""
+
+import itertools
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from statex.data.packing import text_sequences
+from statex.data.recall import PasskeyBuilder, mqar_batch, passkey_batch
+from statex.data.tokenizer import recall_vocabulary
+from statex.errors import UserError
+from statex.recipe import Data, Training, Weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Kind = Literal["text", "mqar", "passkey"]
+KINDS: tuple[Kind, ...] = ("text", "mqar", "passkey")
+STEPS_PER_DRAW = 1024  # kinds are drawn for so many steps at once: one by one, 20 000 steps would take a second
+KIND_STREAM, RECALL_STREAM = 0, 1  # random streams of a seed that must not meet
+
+
+class TrainingBatches(IterableDataset):
+    """Micro-batches of one rank from optimizer step `start_step` on, without end.
+
+    Each is a dict of (n, T) tensors: `input_ids` and `labels` (int64, -100 where nothing is scored, not shifted), and
+    with `data.reset_state_at_documents` also `seq_idx` (int32, the document in its sequence that a token belongs to).
+    T is `training.sequence_length` for text and passkey steps and that of one of `data.recall.shapes` for mqar steps.
+    `gradient_accumulation_steps` micro-batches make a step; micro-batch m of rank r holds the sequences r + W m,
+    r + W m + W M, ... of the step's, with W ranks and M micro-batches. Use it with `DataLoader(..., batch_size=None)`
+    and at most one worker.
+
+    Args:
+        data, training: sections of the recipe.
+        tokenizer: of the model; it gives the ids of text and, by `recall_vocabulary`, of recall data.
+        rank, world_size: this process among those that train together.
+        start_step: the optimizer step to begin with.
+
+    Raises:
+        UserError: tokens_per_step does not divide among the ranks and micro-batches, a recall shape or the sequence
+            length does not fit, the text is missing or shorter than one sequence, or the vocabulary is too small.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        training: Training,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+    ):
+        super().__init__()
+        self.data, self.training, self.tokenizer = data, training, tokenizer
+        self.rank, self.world_size, self.start_step = rank, world_size, start_step
+        self.gradient_accumulation_steps = gradient_accumulation_steps(training, world_size)
+        weights = training.weights
+        if weights.text:
+            next(text_sequences(data, tokenizer, training.sequence_length))
+        if weights.mqar:
+            recall = data.recall
+            self.key_ids, self.value_ids = recall_vocabulary(tokenizer, recall.num_keys, recall.num_values)
+            self._check_shapes()
+        if weights.passkey:
+            self.passkey = PasskeyBuilder(tokenizer)
+            passkey_batch(0, 1, training.sequence_length, self.passkey)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            problem = "each worker would give the same batches"
+            raise UserError("dataloader_num_workers", worker.num_workers, problem, "use 0 or 1")
+        text = self._text_steps()
+        for step in itertools.count(self.start_step):
+            batch = next(text) if self.kind_of_step(step) == "text" else self._recall_step(step)
+            for m in range(self.gradient_accumulation_steps):
+                first = self.rank + self.world_size * m
+                rows = slice(first, None, self.world_size * self.gradient_accumulation_steps)
+                yield {name: tensor[rows].contiguous() for name, tensor in batch.items()}
+
+    def kind_of_step(self, step: int) -> Kind:
+        """What the batch of an optimizer step is made of."""
+        block, index = divmod(step, STEPS_PER_DRAW)
+        return KINDS[_kinds_of_block(self.training.weights, self.data.seed, block)[index]]
+
+    def _text_steps(self) -> Iterator[dict[str, Tensor]]:
+        """The global batches of the text steps that are left."""
+        T = self.training.sequence_length
+        N = self.training.tokens_per_step // T
+        done = sum(self.kind_of_step(step) == "text" for step in range(self.start_step))
+        sequences = text_sequences(self.data, self.tokenizer, T, start=done * N)
+        while True:
+            chosen = list(itertools.islice(sequences, N))
+            ids = torch.from_numpy(np.stack([sequence.input_ids for sequence in chosen]))
+            batch = {"input_ids": ids, "labels": ids.clone()}
+            if self.data.reset_state_at_documents:
+                batch["seq_idx"] = torch.from_numpy(np.stack([sequence.seq_idx for sequence in chosen]))
+            yield batch
+
+    def _recall_step(self, step: int) -> dict[str, Tensor]:
+        """The global batch of an mqar or passkey step."""
+        generator = np.random.default_rng([self.data.seed, RECALL_STREAM, step])
+        if self.kind_of_step(step) == "mqar":
+            shapes = self.data.recall.shapes
+            T, D = shapes[generator.integers(len(shapes))]
+            N = self.training.tokens_per_step // T
+            ids, labels = mqar_batch(generator, N, T, D, self.key_ids, self.value_ids)
+        else:
+            T = self.training.sequence_length
+            ids, labels = passkey_batch(generator, self.training.tokens_per_step // T, T, self.passkey)
+        batch = {"input_ids": ids, "labels": labels}
+        if self.data.reset_state_at_documents:
+            batch["seq_idx"] = torch.zeros(ids.shape, dtype=torch.int32)
+        return batch
+
+    def _check_shapes(self) -> None:
+        """A step of every recall shape must have a sequence for each micro-batch of each rank."""
+        needed = self.world_size * self.gradient_accumulation_steps
+        for length, _ in self.data.recall.shapes:
+            if self.training.tokens_per_step // length < needed:
+                problem = f"tokens_per_step gives fewer than {needed} sequences, one for each rank and micro-batch"
+                remedy = "use shorter shapes or more tokens_per_step"
+                raise UserError("data.recall.shapes", length, problem, remedy)
+
+
+def gradient_accumulation_steps(training: Training, world_size: int = 1) -> int:
+    """Micro-batches of a step on each rank.
+
+    Raises:
+        UserError: the step's sequences do not divide among the ranks and micro-batches.
+    """
+    N = training.tokens_per_step // training.sequence_length
+    if N % world_size:
+        problem = f"its {N} sequences of {training.sequence_length} tokens do not divide among {world_size} processes"
+        remedy = f"give a multiple of {training.sequence_length * world_size}"
+        raise UserError("training.tokens_per_step", training.tokens_per_step, problem, remedy)
+    per_rank = N // world_size
+    size = training.sequences_per_device or per_rank
+    if per_rank % size:
+        problem = f"does not divide the {per_rank} sequences of a step on each process"
+        remedy = f"give a divisor of {per_rank}"
+        raise UserError("training.sequences_per_device", size, problem, remedy)
+    return per_rank // size
+
+
+@lru_cache(maxsize=64)
+def _kinds_of_block(weights: Weights, seed: int, block: int) -> list[int]:
+    """The kinds of steps block * STEPS_PER_DRAW and following, as indices of KINDS."""
+    shares = np.array([getattr(weights, kind) for kind in KINDS])
+    generator = np.random.default_rng([seed, KIND_STREAM, block])
+    return generator.choice(len(KINDS), size=STEPS_PER_DRAW, p=shares / shares.sum()).tolist()

@@ -1,0 +1,188 @@
+"""Synthetic recall data: MQAR of token ids, and a passkey hidden in filler text.
+
+N: sequences. T: tokens of a sequence. D: pairs of a sequence. S: slots for queries, (T - 2 D) // 2.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from statex.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100  # the label of a position that is not scored, as in transformers
+POWER = 0.01  # Zoology's power_a: a gap of g slots has weight POWER * g ** (POWER - 1)
+
+FILLER = ("The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.")
+QUESTION = " What is the pass key? The passkey is"
+NUM_DIGITS = 5
+
+
+def mqar_batch(
+    seed: int | Sequence[int] | np.random.Generator,
+    num_sequences: int,
+    length: int,
+    num_pairs: int,
+    key_ids: np.ndarray,
+    value_ids: np.ndarray,
+) -> tuple[Tensor, Tensor]:
+    """Multi-query associative recall (Zoology, arXiv 2312.04927): `k1 v1 k2 v2 ... kD vD`, then queries `ki vi`.
+
+    The keys of a sequence are distinct, and so are its values. Each pair is asked for once; behind the pairs there are
+    S slots of two tokens, and the slots that are asked in are drawn without replacement with power-law weights, near
+    ones first. With T = 4 D the D queries fill all slots (the dense form). Tokens that are neither pair nor query are
+    random values, never keys: a key with another value behind it would define the key again.
+
+    Args:
+        seed: what all draws derive from: a generator, or the seed of a new one.
+        num_sequences, length, num_pairs: N, T and D, with 4 D <= T.
+        key_ids, value_ids: (num_keys,) and (num_values,), disjoint, from `recall_vocabulary`.
+
+    Returns:
+        input_ids and labels, (N, T) int64. `labels[n, t] == input_ids[n, t]` where t holds the answer of a query, -100
+        elsewhere: labels are not shifted, the model shifts them (transformers' convention).
+
+    Raises:
+        UserError: the pairs do not fit the length, the keys or the values.
+    """
+    N, T, D = num_sequences, length, num_pairs
+    if D < 1 or 4 * D > T or D > min(len(key_ids), len(value_ids)):
+        most = min(T // 4, len(key_ids), len(value_ids))
+        problem = f"does not fit length = {T}, {len(key_ids)} keys and {len(value_ids)} values"
+        raise UserError("num_pairs", D, problem, f"give 1 to {most} pairs, or a longer length")
+    generator = np.random.default_rng(seed)
+    keys = key_ids[_distinct(generator, N, len(key_ids), D)]  # (N, D)
+    values = value_ids[_distinct(generator, N, len(value_ids), D)]  # (N, D)
+
+    ids = value_ids[generator.integers(len(value_ids), size=(N, T))]
+    ids[:, 0 : 2 * D : 2] = keys
+    ids[:, 1 : 2 * D : 2] = values
+    queries = 2 * D + 2 * _query_slots(generator, N, (T - 2 * D) // 2, D)  # (N, D): position of each pair's query
+    np.put_along_axis(ids, queries, keys, axis=1)
+    np.put_along_axis(ids, queries + 1, values, axis=1)
+    labels = np.full((N, T), IGNORED)
+    np.put_along_axis(labels, queries + 1, values, axis=1)
+    return torch.from_numpy(ids), torch.from_numpy(labels)
+
+
+def _distinct(generator: np.random.Generator, N: int, size: int, count: int) -> np.ndarray:
+    """`count` different indices below `size` in each of N rows, (N, count)."""
+    return generator.random((N, size), dtype=np.float32).argsort(axis=1)[:, :count]
+
+
+def _query_slots(generator: np.random.Generator, N: int, S: int, D: int) -> np.ndarray:
+    """The slot of each pair's query, (N, D), all different in a row.
+
+    Adding Gumbel noise to log weights and taking the D largest is drawing without replacement by those weights.
+    """
+    log_weights = (POWER - 1) * np.log(np.arange(1, S + 1))
+    noisy = log_weights + generator.gumbel(size=(N, S))
+    return (-noisy).argsort(axis=1)[:, :D]
+
+
+@dataclass(frozen=True)
+class PasskeyItem:
+    """One question: `prompt_ids`, then a model should go on with `answer_ids`.
+
+    `num_tokens` is the length of both together, `depth` the share of the filler that stands before the needle.
+    """
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+    passkey: str
+    depth: float
+    num_tokens: int
+
+
+class PasskeyBuilder:
+    """Builds passkey questions of an exact number of tokens (EVALUATION: needle, filler, question), for training too.
+
+    The pieces are tokenised one by one and joined as ids, so that a length is met exactly; each begins with a space,
+    where byte-level tokenizers split anyway. A tokenizer that puts a token before each text does so here.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        self.tokenizer = tokenizer
+        self.prefix = [token for token in tokenizer("a")["input_ids"][:1] if token == tokenizer.bos_token_id]
+        sentences = [self._encode(f" {sentence}") for sentence in FILLER]
+        self.cycle = np.concatenate(sentences)  # one round of the filler
+        # Distances of the ends of sentences from the end of the filler, within the last round
+        self.borders = np.cumsum([0] + [len(sentence) for sentence in sentences[:0:-1]])
+        self.question = self._encode(QUESTION)
+
+    def build(self, length: int, depth: float, passkey: str) -> PasskeyItem:
+        """The question whose prompt and answer have `length` tokens together.
+
+        Args:
+            length: tokens of prompt and answer.
+            depth: where the needle stands, 0 (begin) to 1 (end); it is moved to the nearest end of a sentence.
+            passkey: the digits to be found.
+
+        Raises:
+            UserError: the length has no room for needle, question and answer, or the depth is outside 0 to 1.
+        """
+        if not 0 <= depth <= 1:
+            raise UserError("depth", depth, "is outside 0 to 1", "give a share of the context")
+        needle = self._encode(f" The passkey is {passkey}. Remember it. {passkey} is the passkey.")
+        answer = self._encode(f" {passkey}")
+        num_filler = length - len(self.prefix) - len(needle) - len(self.question) - len(answer)
+        if num_filler < 0:
+            problem = "is too short for the needle, the question and the answer"
+            raise UserError("length", length, problem, f"give at least {length - num_filler} tokens")
+        filler = np.resize(self.cycle[::-1], num_filler)[::-1]  # cut at its beginning, whole at its end
+        position = self._nearest_border(num_filler, depth)
+        prompt = np.concatenate([self.prefix, filler[:position], needle, filler[position:], self.question])
+        prompt_ids = prompt.astype(np.int64).tolist()
+        measured = position / num_filler if num_filler else 0.0
+        return PasskeyItem(prompt_ids, answer.tolist(), passkey, measured, len(prompt_ids) + len(answer))
+
+    @cached_property
+    def min_length(self) -> int:
+        """The shortest length that has room for five digits: a bound for checks, digits may differ by a token."""
+        needle = self._encode(" The passkey is 10000. Remember it. 10000 is the passkey.")
+        return len(self.prefix) + len(needle) + len(self.question) + len(self._encode(" 10000"))
+
+    def _nearest_border(self, num_filler: int, depth: float) -> int:
+        rounds = np.arange(num_filler // len(self.cycle) + 1)[:, None] * len(self.cycle)
+        positions = num_filler - (rounds + self.borders).ravel()
+        positions = np.append(positions[positions >= 0], 0)
+        return int(positions[np.abs(positions - depth * num_filler).argmin()])
+
+    def _encode(self, text: str) -> np.ndarray:
+        return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+
+
+def random_passkey(generator: np.random.Generator) -> str:
+    """Five digits, the first of them not 0."""
+    return str(generator.integers(10 ** (NUM_DIGITS - 1), 10**NUM_DIGITS))
+
+
+def passkey_batch(
+    seed: int | Sequence[int] | np.random.Generator, num_sequences: int, length: int, builder: PasskeyBuilder
+) -> tuple[Tensor, Tensor]:
+    """Passkey questions with their answers, for training, at random depths.
+
+    Only the answer has labels. The rest is filler that a model knows by heart after a few steps, and a passkey that
+    nothing could predict at its first mention: in the mean loss they would drown the few tokens that need recall.
+
+    Returns:
+        input_ids and labels, (num_sequences, length) int64, labels -100 outside the answers and not shifted.
+
+    Raises:
+        UserError: the length has no room for needle, question and answer.
+    """
+    generator = np.random.default_rng(seed)
+    input_ids = torch.empty(num_sequences, length, dtype=torch.int64)
+    labels = torch.full((num_sequences, length), IGNORED)
+    for n in range(num_sequences):
+        item = builder.build(length, float(generator.random()), random_passkey(generator))
+        input_ids[n] = torch.tensor(item.prompt_ids + item.answer_ids)
+        labels[n, len(item.prompt_ids) :] = torch.tensor(item.answer_ids)
+    return input_ids, labels
