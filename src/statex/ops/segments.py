@@ -70,3 +70,17 @@ def _buckets(borders: list[int]) -> list[list[int]]:
     for s, (start, end) in enumerate(pairwise(borders)):
         buckets[max(end - start, 1).bit_length()].append(s)
     return list(buckets.values())
+
+
+def cu_seqlens_of(seq_idx: Tensor) -> Tensor:
+    """Borders of the documents of packed rows, laid end to end.
+
+    Args:
+        seq_idx: [B, T] int, which document of its row each token belongs to.
+
+    Returns:
+        cu_seqlens [S + 1] over the B * T tokens; a row's first token always begins a document.
+    """
+    begins = torch.ones_like(seq_idx, dtype=torch.bool)
+    begins[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
+    return F.pad(begins.flatten().nonzero().squeeze(1), (0, 1), value=seq_idx.numel())

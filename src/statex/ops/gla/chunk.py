@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from statex.ops.segments import compute_dtype, over_segments
 
 MAX_CHUNK = 64
+SAFE_DECAY = 16
 
 
 def chunk_gla(
@@ -62,7 +63,7 @@ def _into_chunks(x: Tensor, chunk: int) -> Tensor:
 
 
 def _within_chunks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attention inside each chunk, by merging neighbouring blocks of 1, 2, 4, ... tokens.
+    """Attention inside each chunk: blocks of a safe size directly, then neighbouring blocks are merged.
 
     A block keeps q decayed from the block's start (its token included), k decayed to the block's end (its token
     excluded) and its total log decay. Merging two blocks needs only products of these: no exponent is ever
@@ -71,29 +72,49 @@ def _within_chunks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[
     Takes [B, H, N, C, K or V]; returns output [B, H, N, C, V], q and k for the whole chunk, and its log decay
     [B, H, N, K].
     """
-    output = (q * k).sum(-1, keepdim=True) * v
-    q = q * log_decay.exp()
-    chunk, size = q.shape[-2], 1
-    q, k, v, output, total = (x.unsqueeze(-2) for x in (q, k, v, output, log_decay))  # [..., blocks, size, ·]
+    chunk, size = q.shape[-2], _safe_block(log_decay)
+    q, k, v, log_decay = (x.unflatten(-2, (-1, size)) for x in (q, k, v, log_decay))  # [..., blocks, size, D]
+    output, q, k, total = _within_blocks(q, k, v, log_decay)
     while size < chunk:
-        q_left, q_right = _halves(q)
-        k_left, k_right = _halves(k)
-        v_left, _ = _halves(v)
-        output_left, output_right = _halves(output)
-        total_left, total_right = _halves(total)  # [..., blocks, 1, K]
+        (q_left, q_right), (k_left, k_right), (v_left, _), (output_left, output_right), (left, right) = (
+            x.unflatten(-3, (-1, 2)).unbind(-3) for x in (q, k, v, output, total)
+        )
         output_right = output_right + q_right @ k_left.mT @ v_left
-        q = torch.cat((q_left, q_right * total_left.exp()), dim=-2)
-        k = torch.cat((k_left * total_right.exp(), k_right), dim=-2)
         output = torch.cat((output_left, output_right), dim=-2)
+        q = torch.cat((q_left, q_right * left.exp()), dim=-2)
+        k = torch.cat((k_left * right.exp(), k_right), dim=-2)
         v = v.flatten(-3, -2).unflatten(-2, (-1, 2 * size))
-        total = total_left + total_right
+        total = left + right
         size *= 2
     return output.squeeze(-3), q.squeeze(-3), k.squeeze(-3), total.squeeze((-3, -2))
 
 
-def _halves(x: Tensor) -> tuple[Tensor, ...]:
-    """[..., blocks, size, D] -> the blocks at even and those at odd positions."""
-    return x.unflatten(-3, (-1, 2)).unbind(-3)
+def _safe_block(log_decay: Tensor) -> int:
+    """The size of block in which decays may be factored, from log_decay [..., C, K].
+
+    It is the largest over which no channel decays by more than exp(-SAFE_DECAY), so that the factors are moderate
+    and lose no digits; 1 where single tokens forget nearly everything.
+    """
+    size = chunk = log_decay.shape[-2]
+    while size >= min(chunk, SAFE_DECAY):
+        if log_decay.detach().unflatten(-2, (-1, size)).sum(-2).min() >= -min(chunk, SAFE_DECAY):
+            return size
+        size //= 2
+    return 1
+
+
+def _within_blocks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `_within_chunks` keeps of each block [..., size, D], from a safe size on; the total is [..., 1, K]."""
+    size = q.shape[-2]
+    if size == 1:
+        return (q * k).sum(-1, keepdim=True) * v, q * log_decay.exp(), k, log_decay
+    decay = log_decay.cumsum(-2)
+    middle = decay[..., -1:, :] / 2
+    q = q * (decay - middle).exp()
+    k = k * (middle - decay).exp()
+    output = (q @ k.mT) * q.new_ones(size, size).tril() @ v
+    half = middle.exp()
+    return output, q * half, k * half, 2 * middle
 
 
 def _across_chunks(updates: Tensor, decays: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:

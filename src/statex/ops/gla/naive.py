@@ -33,10 +33,8 @@ def naive_gla(
     output_dtype, dtype = v.dtype, compute_dtype(v)
     scale = key_dim**-0.5 if scale is None else scale
     q, k, v, log_decay = (x.to(dtype) for x in (q, k, v, log_decay))
-    if initial_state is None:
-        state = v.new_zeros(batch, num_heads, key_dim, v.shape[-1])
-    else:
-        state = initial_state.to(dtype)  # [B, H, K, V]
+    zeros = v.new_zeros(batch, num_heads, key_dim, v.shape[-1])
+    state = zeros if initial_state is None else initial_state.to(dtype)  # [B, H, K, V]
     outputs = []
     for q_t, k_t, v_t, decay_t in zip(*(x.unbind(1) for x in (q, k, v, log_decay.exp())), strict=True):
         state = decay_t[..., None] * state + k_t[..., None] * v_t[..., None, :]

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from statex.ops.segments import compute_dtype, over_segments
 
 MAX_CHUNK = 64
+BLOCK = 32
 
 
 def chunk_ssd(
@@ -71,7 +72,7 @@ def _into_chunks(x: Tensor, chunk: int) -> Tensor:
 
 
 def _within_chunks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attention inside each chunk, by merging neighbouring blocks of 1, 2, 4, ... tokens.
+    """Attention inside each chunk: blocks directly, then neighbouring blocks are merged.
 
     A block keeps the decay from its start to each token (that token included), the decay after each token to its
     end, and its total log decay. Merging two blocks needs only products of these: no exponent is ever positive and
@@ -81,9 +82,8 @@ def _within_chunks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[
     both decays for the whole chunk [B, G, n, c, R], and its log decay [B, G, n, R].
     """
     head_shape = v.shape[-2:]
-    output = (q * k).sum(-1)[..., None, None] * v
-    chunk, size = q.shape[-2], 1
-    prefix, suffix, total = log_decay.exp(), torch.ones_like(log_decay), log_decay
+    chunk, size = q.shape[-2], min(BLOCK, q.shape[-2])
+    output, prefix, suffix, total = _within_blocks(*(x.unflatten(3, (-1, size)) for x in (q, k, v, log_decay)))
     while size < chunk:
         blocks = (-1, 2, size)
         (_, q_right), (k_left, _), (v_left, _), (output_left, output_right), prefixes, suffixes = (
@@ -98,6 +98,25 @@ def _within_chunks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[
         total = total_left + total_right
         size *= 2
     return output, prefix, suffix, total.squeeze(3)
+
+
+def _within_blocks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `_within_chunks` keeps of each block: [B, G, n, blocks, size, ...] -> [B, G, n, c, ...]."""
+    size = q.shape[-2]
+    spans = _spans(size, q.dtype, q.device)  # [size (to), size (from), size]
+    log_decay = log_decay.transpose(-1, -2)  # [B, G, n, blocks, R, size]
+    decays = (log_decay @ spans.flatten(0, 1).T).exp().unflatten(-1, (size, size))
+    weights = (q @ k.mT * q.new_ones(size, size).tril())[..., None, :, :] * decays
+    output = (weights @ v.transpose(-2, -3)).transpose(-2, -3)
+    prefix = (decays[..., 0] * log_decay[..., :1].exp()).transpose(-1, -2)
+    suffix = decays[..., -1, :].transpose(-1, -2)
+    return output.flatten(3, 4), prefix.flatten(3, 4), suffix.flatten(3, 4), log_decay.sum(-1)
+
+
+def _spans(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[t, s, j]: 1 where s < j <= t, so that a product with log decays sums those that token t sees of token s."""
+    j = torch.arange(size, device=device)
+    return ((j > j[:, None]) & (j <= j[:, None, None])).to(dtype)
 
 
 def _across_chunks(updates: Tensor, decays: Tensor, initial_state: Tensor | None) -> tuple[Tensor, Tensor]:

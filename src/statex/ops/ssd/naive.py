@@ -36,10 +36,8 @@ def naive_ssd(
     num_groups, state_size = B.shape[2:]
     x, dt, A, B, C = (tensor.to(dtype) for tensor in (x, dt, A, B, C))
     B, C = (tensor.repeat_interleave(num_heads // num_groups, dim=2) for tensor in (B, C))  # [B, T, H, N]
-    if initial_state is None:
-        state = x.new_zeros(batch, num_heads, head_dim, state_size)
-    else:
-        state = initial_state.to(dtype)  # [B, H, P, N]
+    zeros = x.new_zeros(batch, num_heads, head_dim, state_size)
+    state = zeros if initial_state is None else initial_state.to(dtype)  # [B, H, P, N]
     outputs = []
     for x_t, dt_t, B_t, C_t in zip(*(tensor.unbind(1) for tensor in (x, dt, B, C)), strict=True):
         state = (dt_t * A).exp()[..., None, None] * state + (dt_t[..., None] * x_t)[..., None] * B_t[..., None, :]

@@ -1,0 +1,323 @@
+"""Gated linear attention on the GPU: Triton forward and backward, and the one-token step.
+
+Shape letters: B batch, T time, H heads, K key dim, V value dim, S segments, N chunks of C tokens (of all segments
+together). The kernels see batch rows as segments of one long row.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+from torch import Tensor
+
+from statex.ops.gla import triton_kernels as kernels
+from statex.ops.gla.triton_step import triton_gla_step
+
+__all__ = ["triton_gla", "triton_gla_step"]
+
+BLOCK = 64  # tokens; the kernels' own
+
+
+def triton_gla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """S_t = diag(exp(log_decay_t)) S_{t-1} + k_t^T v_t;  o_t = scale q_t S_t  (arXiv 2312.06635, equation 3).
+
+    Arguments and results are those of `chunk_gla`, on CUDA. bf16 inputs use bf16 products with fp32 sums and keep
+    a bf16 copy of the state for each chunk; the state itself is carried, given and returned in fp32. fp16 and fp32
+    inputs are computed in fp32.
+    """
+    dtype = v.dtype
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    work = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    q, k, v = (x.to(work).contiguous() for x in (q, k, v))
+    initial = None if initial_state is None else initial_state.float().contiguous()
+    layout = _layout(q.shape[0], q.shape[1], cu_seqlens, chunk_size(q.shape[-1], v.shape[-1], q.shape[1]), q.device)
+    output, final_state = _Gla.apply(q, k, v, log_decay.contiguous(), initial, scale, output_final_state, layout)
+    return output.to(dtype), final_state
+
+
+def chunk_size(key_dim: int, value_dim: int, num_tokens: int) -> int:
+    """Tokens between two kept states: the larger the state, the fewer of them."""
+    chunk = 256 if key_dim * value_dim >= 512 * 1024 else 128
+    return max(BLOCK, min(chunk, triton.next_power_of_2(num_tokens)))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tokens are divided: `chunk_table` and `segment_table` as the kernels read them."""
+
+    chunk: int
+    num_chunks: int
+    num_segments: int
+    chunk_table: Tensor
+    segment_table: Tensor
+
+
+def _layout(batch: int, num_tokens: int, cu_seqlens: Tensor | None, chunk: int, device: torch.device) -> Layout:
+    if cu_seqlens is None:
+        return _even_layout(batch, num_tokens, chunk, device)
+    return _make_layout(cu_seqlens.tolist(), chunk, device)
+
+
+@lru_cache(maxsize=32)
+def _even_layout(batch: int, num_tokens: int, chunk: int, device: torch.device) -> Layout:
+    return _make_layout([num_tokens * b for b in range(batch + 1)], chunk, device)
+
+
+def _make_layout(borders: list[int], chunk: int, device: torch.device) -> Layout:
+    chunks, segments = [], []
+    for start, end in zip(borders, borders[1:], strict=False):
+        segments.append((start, end, len(chunks)))
+        chunks += [(at, min(chunk, end - at)) for at in range(start, end, chunk)]
+    tables = (torch.tensor(rows, dtype=torch.int32).reshape(len(rows), -1).to(device) for rows in (chunks, segments))
+    return Layout(chunk, len(chunks), len(segments), *tables)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tile sizes of the kernels for one shape and dtype; the table is in `_tiles`."""
+
+    part: int  # tokens of a tile, at most a chunk
+    prepare: int  # key channels of a tile of the prepare kernel
+    state: tuple[int, int, int]  # key channels, value channels, warps
+    output: tuple[int, int, int, int]  # key channels a step, value channels, warps, stages
+    through: tuple[int, int, int, int]  # key channels, value channels a step, warps, stages
+    inside: int  # key channels of a tile of the inside gradient kernel
+
+
+def _tiles(key_dim: int, value_dim: int, heads: int, chunk: int, dtype: torch.dtype) -> Tiles:
+    def fit(size: int, largest: int) -> int:
+        return max(16, min(largest, triton.next_power_of_2(size)))
+
+    part = min(chunk, 128)
+    if dtype == torch.float32:
+        narrow_k, narrow_v = fit(key_dim, 32), fit(value_dim, 32)
+        state = (fit(key_dim, 64), fit(value_dim, 64), 4)
+        return Tiles(64, narrow_k, state, (narrow_k, fit(value_dim, 64), 4, 2), (fit(key_dim, 64), narrow_v, 4, 2), 32)
+    narrow_k, narrow_v = fit(key_dim, 64), fit(value_dim, 64)
+    many = heads * key_dim * value_dim >= 96 * 128 * 128
+    large = 128 if many else 64
+    state_k, state_v = fit(key_dim, large), fit(value_dim, large)
+    state = (state_k, state_v, 8 if state_k * state_v >= 128 * 128 else 4)
+    output_v, through_k = fit(value_dim, 256 if part == 128 else 128), fit(key_dim, 256 if part == 128 else 128)
+    return Tiles(
+        part,
+        narrow_k,
+        state,
+        (narrow_k, output_v, 8 if part * output_v >= 128 * 128 else 4, 3),
+        (through_k, narrow_v, 8 if part * through_k >= 128 * 128 else 4, 3),
+        narrow_k,
+    )
+
+
+class _Gla(torch.autograd.Function):
+    """Forward and backward over the kernels; q, k, v, log_decay are [B, T, H, ...], contiguous."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, log_decay, initial, scale, output_final_state, layout):
+        prepared = _prepare(q, k, log_decay, scale, layout)
+        final = _state_like(v, k, layout) if output_final_state else None
+        states = _states(prepared, v, initial, final, layout)
+        output = _read(prepared, states, v, layout)
+        ctx.save_for_backward(q, k, v, log_decay, initial, *prepared)
+        ctx.scale, ctx.layout = scale, layout
+        return output, final
+
+    @staticmethod
+    def backward(ctx, d_output, d_final):
+        q, k, v, log_decay, initial, *prepared = ctx.saved_tensors
+        layout, prepared = ctx.layout, Prepared(*prepared)
+        d_output = d_output.contiguous()
+        final = _state_like(v, k, layout) if d_final is not None else None
+        d_initial = torch.empty_like(initial) if initial is not None and ctx.needs_input_grad[4] else None
+        states = _states(prepared, v, initial, final, layout)
+        d_states, overlap = _state_gradients(prepared, d_output, d_final, d_initial, states, final, layout)
+        dq_state = _through_state(d_output, states, q.shape[-1], layout)
+        del states
+        dk_state = _through_state(v, d_states, q.shape[-1], layout)
+        dv = _read(prepared, d_states, d_output, layout, transposed=True)
+        del d_states
+        d_attention = _attention_gradient(d_output, v, layout)
+        through = (dq_state, dk_state, overlap)
+        dq, dk, d_decay = _inside_gradients(q, k, log_decay, prepared, d_attention, through, ctx.scale, layout)
+        return dq, dk, dv, d_decay, d_initial, None, None, None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the prepare kernels make of q, k and the decays; docstrings there."""
+
+    q_decayed: Tensor  # [N * C, H, K]
+    k_decayed: Tensor  # [N * C, H, K]
+    block_decay: Tensor  # [N * C / 64, H, K]
+    before: Tensor  # [N * C / 64, H, K]
+    after: Tensor  # [N * C / 64, H, K]
+    attention: Tensor  # [N * C, H, C]
+
+    def __iter__(self):
+        return iter((self.q_decayed, self.k_decayed, self.block_decay, self.before, self.after, self.attention))
+
+
+def _precision(dtype: torch.dtype) -> str:
+    return "tf32x3" if dtype == torch.float32 else "tf32"  # bf16 products ignore it
+
+
+def _state_like(v: Tensor, k: Tensor, layout: Layout) -> Tensor:
+    return v.new_empty(layout.num_segments, v.shape[2], k.shape[-1], v.shape[-1], dtype=torch.float32)
+
+
+def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layout) -> Prepared:
+    heads, key_dim = q.shape[2:]
+    tokens, chunk = layout.num_chunks * layout.chunk, layout.chunk
+    blocks, precision = chunk // BLOCK, _precision(q.dtype)
+    tiles = _tiles(key_dim, key_dim, heads, chunk, q.dtype)
+    q_decayed, k_decayed = q.new_empty(2, tokens, heads, key_dim).unbind()
+    table = q.new_empty(3, tokens // BLOCK, heads, key_dim, dtype=torch.float32)
+    block_decay, before, after = table.unbind()
+    attention = q.new_empty(tokens, heads, chunk)
+    grid = (layout.num_chunks * blocks, heads)
+    kernels.prepare_kernel[grid](
+        q, k, log_decay, layout.chunk_table, q_decayed, k_decayed, block_decay, attention, scale,
+        H=heads, K=key_dim, C=chunk, BK=tiles.prepare, PRECISION=precision, num_warps=4, num_stages=1,
+    )  # fmt: skip
+    wide = max(16, min(1024, triton.next_power_of_2(key_dim)))
+    kernels.prefix_kernel[(layout.num_chunks, heads, triton.cdiv(key_dim, wide))](
+        block_decay, before, after, H=heads, K=key_dim, C=chunk, BK=wide
+    )
+    if blocks > 1:
+        kernels.between_blocks_kernel[(layout.num_chunks * (blocks * (blocks - 1) // 2), heads)](
+            q_decayed, k_decayed, before, block_decay, attention,
+            H=heads, K=key_dim, C=chunk, BK=tiles.prepare, PRECISION=precision, num_warps=4, num_stages=3,
+        )  # fmt: skip
+    return Prepared(q_decayed, k_decayed, block_decay, before, after, attention)
+
+
+def _states(prepared: Prepared, v: Tensor, initial: Tensor | None, final: Tensor | None, layout: Layout) -> Tensor:
+    """State at the start of each chunk, [N, H, K, V]; fills `final`."""
+    states = v.new_empty(layout.num_chunks, v.shape[2], prepared.k_decayed.shape[-1], v.shape[-1])
+    _walk(prepared.k_decayed, v, prepared.block_decay, initial, states, final, layout)
+    return states
+
+
+def _state_gradients(
+    prepared: Prepared,
+    d_output: Tensor,
+    d_final: Tensor | None,
+    d_initial: Tensor | None,
+    states: Tensor,
+    final: Tensor | None,
+    layout: Layout,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the state at the end of each chunk [N, H, K, V], and its product with that state, summed over
+    the value channels of each tile; fills `d_initial`."""
+    d_states = torch.empty_like(states)
+    if d_final is not None:
+        d_final = d_final.float().contiguous()
+    overlap = _walk(
+        prepared.q_decayed, d_output, prepared.block_decay, d_final, d_states, d_initial, layout, (states, final)
+    )
+    return d_states, overlap
+
+
+def _walk(
+    x: Tensor,
+    y: Tensor,
+    block_decay: Tensor,
+    first: Tensor | None,
+    states: Tensor,
+    last: Tensor | None,
+    layout: Layout,
+    other: tuple[Tensor, Tensor | None] | None = None,
+) -> Tensor | None:
+    _, heads, key_dim, value_dim = states.shape
+    tile_k, tile_v, warps = _tiles(key_dim, value_dim, heads * layout.num_segments, layout.chunk, y.dtype).state
+    tiles_v = triton.cdiv(value_dim, tile_v)
+    other_states, other_last = other if other is not None else (None, None)
+    overlap = None
+    if other is not None:
+        overlap = y.new_empty(tiles_v, layout.num_chunks, heads, key_dim, dtype=torch.float32)
+    kernels.state_kernel[(triton.cdiv(key_dim, tile_k) * tiles_v, layout.num_segments * heads)](
+        x, y, block_decay, layout.segment_table, first, states, last, other_states, other_last, overlap,
+        H=heads, K=key_dim, V=value_dim, C=layout.chunk, NUM_CHUNKS=layout.num_chunks, BK=tile_k, BV=tile_v,
+        REVERSE=other is not None, HAS_FIRST=first is not None, HAS_LAST=last is not None,
+        HAS_OTHER_LAST=other_last is not None, PRECISION=_precision(y.dtype),
+        num_warps=warps, num_stages=4 if y.dtype == torch.bfloat16 else 2,
+    )  # fmt: skip
+    return overlap
+
+
+def _read(prepared: Prepared, states: Tensor, y: Tensor, layout: Layout, transposed: bool = False) -> Tensor:
+    """The output; or, transposed, the gradient of v from the gradients of the output and of the states."""
+    _, heads, key_dim, value_dim = states.shape
+    tiles = _tiles(key_dim, value_dim, heads, layout.chunk, y.dtype)
+    tile_k, tile_v, warps, stages = tiles.output
+    out = torch.empty_like(y)
+    x, table = (prepared.k_decayed, prepared.after) if transposed else (prepared.q_decayed, prepared.before)
+    grid = (triton.cdiv(value_dim, tile_v), layout.num_chunks * (layout.chunk // tiles.part), heads)
+    kernels.output_kernel[grid](
+        x, table, states, prepared.attention, y, out, layout.chunk_table,
+        H=heads, K=key_dim, V=value_dim, C=layout.chunk, BM=tiles.part, BK=tile_k, BV=tile_v,
+        BN=64 if y.dtype == torch.bfloat16 else 32,
+        TRANSPOSED=transposed, PRECISION=_precision(y.dtype), num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return out
+
+
+def _through_state(y: Tensor, states: Tensor, key_dim: int, layout: Layout) -> Tensor:
+    _, heads, key_dim, value_dim = states.shape
+    tiles = _tiles(key_dim, value_dim, heads, layout.chunk, y.dtype)
+    tile_k, tile_v, warps, stages = tiles.through
+    out = y.new_empty(layout.num_chunks * layout.chunk, heads, key_dim, dtype=torch.float32)
+    grid = (triton.cdiv(key_dim, tile_k), layout.num_chunks * (layout.chunk // tiles.part), heads)
+    kernels.through_state_kernel[grid](
+        y, states, out, layout.chunk_table,
+        H=heads, K=key_dim, V=value_dim, C=layout.chunk, BM=tiles.part, BK=tile_k, BV=tile_v,
+        PRECISION=_precision(y.dtype), num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return out
+
+
+def _attention_gradient(d_output: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    heads, value_dim = v.shape[2:]
+    tiles = _tiles(value_dim, value_dim, heads, layout.chunk, v.dtype)
+    parts = layout.chunk // tiles.part
+    d_attention = v.new_empty(layout.num_chunks * layout.chunk, heads, layout.chunk)
+    kernels.attention_gradient_kernel[(layout.num_chunks * (parts * (parts + 1) // 2), heads)](
+        d_output, v, d_attention, layout.chunk_table,
+        H=heads, V=value_dim, C=layout.chunk, BM=tiles.part, BV=tiles.prepare, PRECISION=_precision(v.dtype),
+        num_warps=8 if tiles.part == 128 else 4, num_stages=3,
+    )  # fmt: skip
+    return d_attention
+
+
+def _inside_gradients(
+    q: Tensor,
+    k: Tensor,
+    log_decay: Tensor,
+    prepared: Prepared,
+    d_attention: Tensor,
+    through: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+    layout: Layout,
+) -> tuple[Tensor, Tensor, Tensor]:
+    heads, key_dim = q.shape[2:]
+    tile = _tiles(key_dim, key_dim, heads, layout.chunk, q.dtype).inside
+    dq, dk, d_decay = torch.empty_like(q), torch.empty_like(k), torch.empty_like(log_decay)
+    kernels.inside_gradient_kernel[(triton.cdiv(key_dim, tile), layout.num_chunks, heads)](
+        q, k, log_decay, prepared.q_decayed, prepared.k_decayed, d_attention, *through,
+        prepared.before, prepared.after, prepared.block_decay, layout.chunk_table, dq, dk, d_decay,
+        scale, layout.num_chunks,
+        H=heads, K=key_dim, C=layout.chunk, BK=tile, TILES_V=through[2].shape[0], PRECISION=_precision(q.dtype),
+        num_warps=4, num_stages=1,
+    )  # fmt: skip
+    return dq, dk, d_decay

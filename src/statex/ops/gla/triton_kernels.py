@@ -1,0 +1,388 @@
+"""Triton kernels of gated linear attention for large states; docs/kernels.md describes the algorithm.
+
+Shape letters: T time, H heads, K key dim, V value dim, C tokens a chunk (a state is kept for each), N chunks of
+all segments together, S segments; a block is 64 tokens. Tensors of the caller are [T, H, K or V] (batch and
+segments laid out one after the other); tensors marked "padded" are [N * C, H, ...], each segment padded with
+zeros to whole chunks. Decays are in natural logarithms.
+
+chunk_table [N, 2]: first token of the chunk, number of tokens. segment_table [S, 3]: first token, one past the
+last token, first chunk.
+"""
+
+import triton
+import triton.language as tl
+
+BLOCK = tl.constexpr(64)
+
+
+@triton.jit
+def _sum_of_block(x, rows):
+    """Inclusive sums along the tokens of one block, and the total: [64, BK] -> [64, BK], [BK]."""
+    sums = tl.cumsum(x, 0)
+    total = tl.sum(tl.where((rows == BLOCK - 1)[:, None], sums, 0.0), 0)
+    return sums, total
+
+
+@triton.jit
+def _merge_factor(sums, rows, size, BK: tl.constexpr):
+    """exp of the decay between each token and the middle of its pair of neighbouring `size`-token blocks.
+
+    In the later block of a pair: the decay from the middle up to the token; in the earlier one: from the token
+    (excluded) to the middle. Their product is the decay between two tokens; no exponent is positive.
+    """
+    middle = (rows // (2 * size)) * (2 * size) + size - 1
+    at_middle = tl.gather(sums, tl.broadcast_to(middle[:, None], (BLOCK, BK)), 0)
+    return tl.exp(-tl.abs(sums - at_middle))
+
+
+@triton.jit
+def _is_pair(rows, size):
+    """[64, 64]: token i lies in the later and token j in the earlier block of one pair."""
+    later = (rows & size) != 0
+    same = (rows // (2 * size))[:, None] == (rows // (2 * size))[None, :]
+    return same & later[:, None] & (~later)[None, :]
+
+
+@triton.jit
+def prepare_kernel(
+    q, k, log_decay, chunk_table,
+    q_decayed, k_decayed, block_decay, attention,
+    scale,
+    H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One block of one head: scaled q decayed from the block's start, k decayed to its end (both padded), the
+    block's total decay [N * C / 64, H, K], and attention inside the block (padded [N * C, H, C])."""
+    block, head = tl.program_id(0), tl.program_id(1)
+    chunk, block_of_chunk = block // (C // BLOCK), block % (C // BLOCK)
+    start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
+    rows = tl.arange(0, BLOCK)
+    in_chunk = block_of_chunk * BLOCK + rows
+    token = (start + in_chunk).to(tl.int64)
+    padded = (chunk * C + in_chunk).to(tl.int64)
+    valid = in_chunk < length
+    result = tl.zeros((BLOCK, BLOCK), tl.float32)
+    diagonal = tl.zeros((BLOCK,), tl.float32)
+    for k0 in range(0, K, BK):
+        cols = k0 + tl.arange(0, BK)
+        mask = valid[:, None] & (cols < K)[None, :]
+        at = ((token * H + head) * K)[:, None] + cols[None, :]
+        q_in = tl.load(q + at, mask=mask, other=0.0)
+        k_in = tl.load(k + at, mask=mask, other=0.0)
+        sums, total = _sum_of_block(tl.load(log_decay + at, mask=mask, other=0.0).to(tl.float32), rows)
+        queries, keys = q_in.to(tl.float32) * scale, k_in.to(tl.float32)
+        at = ((padded * H + head) * K)[:, None] + cols[None, :]
+        tl.store(q_decayed + at, (queries * tl.exp(sums)).to(q_in.dtype), mask=(cols < K)[None, :])
+        tl.store(k_decayed + at, (keys * tl.exp(total[None, :] - sums)).to(q_in.dtype), mask=(cols < K)[None, :])
+        tl.store(block_decay + (block * H + head).to(tl.int64) * K + cols, total, mask=cols < K)
+        diagonal += tl.sum(queries * keys, 1)
+        for level in tl.static_range(6):
+            size: tl.constexpr = 32 >> level
+            later = ((rows & size) != 0)[:, None]
+            both = tl.where(later, queries, keys) * _merge_factor(sums, rows, size, BK)
+            both = both.to(q_in.dtype)
+            product = tl.dot(both, tl.trans(both), input_precision=PRECISION)
+            result += tl.where(_is_pair(rows, size), product, 0.0)
+    result = tl.where(rows[:, None] == rows[None, :], diagonal[:, None], result)
+    at = ((padded * H + head) * C)[:, None] + (block_of_chunk * BLOCK + rows)[None, :]
+    tl.store(attention + at, result.to(attention.dtype.element_ty))
+
+
+@triton.jit
+def prefix_kernel(block_decay, before, after, H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr):
+    """Decay of the blocks of the same chunk before and after each block: [N * C / 64, H, K]."""
+    chunk, head, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    cols = tile * BK + tl.arange(0, BK)
+    blocks: tl.constexpr = C // BLOCK
+    at = (chunk * blocks * H + head).to(tl.int64) * K + cols
+    total = tl.zeros((BK,), tl.float32)
+    for i in range(blocks):
+        tl.store(before + at + i * H * K, total, mask=cols < K)
+        total += tl.load(block_decay + at + i * H * K, mask=cols < K, other=0.0)
+    total = tl.zeros((BK,), tl.float32)
+    for j in range(blocks):
+        i = blocks - 1 - j
+        tl.store(after + at + i * H * K, total, mask=cols < K)
+        total += tl.load(block_decay + at + i * H * K, mask=cols < K, other=0.0)
+
+
+@triton.jit
+def between_blocks_kernel(
+    q_decayed, k_decayed, before, block_decay, attention,
+    H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Attention of one block to an earlier block of its chunk."""
+    blocks: tl.constexpr = C // BLOCK
+    pairs: tl.constexpr = blocks * (blocks - 1) // 2
+    chunk, head = tl.program_id(0) // pairs, tl.program_id(1)
+    pair = tl.program_id(0) % pairs
+    i = 1 + (pair >= 1).to(tl.int32) + (pair >= 3).to(tl.int32)  # (1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)
+    j = pair - i * (i - 1) // 2
+    rows = tl.arange(0, BLOCK)
+    to_row = chunk * C + i * BLOCK + rows
+    from_row = chunk * C + j * BLOCK + rows
+    result = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for k0 in range(0, K, BK):
+        cols = k0 + tl.arange(0, BK)
+        mask = (cols < K)[None, :]
+        at = ((to_row.to(tl.int64) * H + head) * K)[:, None] + cols[None, :]
+        queries = tl.load(q_decayed + at, mask=mask, other=0.0)
+        at = ((from_row.to(tl.int64) * H + head) * K)[:, None] + cols[None, :]
+        keys = tl.load(k_decayed + at, mask=mask, other=0.0)
+        at = (chunk * blocks * H + head).to(tl.int64) * K + cols
+        decay = tl.load(before + at + i * H * K, mask=cols < K, other=0.0)
+        decay -= tl.load(before + at + j * H * K, mask=cols < K, other=0.0)
+        decay -= tl.load(block_decay + at + j * H * K, mask=cols < K, other=0.0)
+        queries = (queries.to(tl.float32) * tl.exp(tl.minimum(decay, 0.0))[None, :]).to(keys.dtype)
+        result += tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+    at = ((to_row.to(tl.int64) * H + head) * C)[:, None] + (j * BLOCK + rows)[None, :]
+    tl.store(attention + at, result.to(attention.dtype.element_ty))
+
+
+@triton.jit
+def state_kernel(
+    x, y, block_decay, segment_table, first, states, last, other_states, other_last, overlap,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,
+    BK: tl.constexpr, BV: tl.constexpr,
+    REVERSE: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr, HAS_OTHER_LAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Walk one [BK, BV] tile of a segment's state over time, keeping it in registers.
+
+    Forward: x is k_decayed and y is v; states gets the state at the start of each chunk [N, H, K, V].
+    Reverse: x is q_decayed and y the gradient of the output; states gets the gradient of the state at the end of
+    each chunk, and overlap [V / BV, N, H, K] that gradient times the state there (other_states, other_last).
+    """
+    tile_k, tile_v = tl.program_id(0) // tl.cdiv(V, BV), tl.program_id(0) % tl.cdiv(V, BV)
+    segment, head = tl.program_id(1) // H, tl.program_id(1) % H
+    first_token, end_token = tl.load(segment_table + 3 * segment), tl.load(segment_table + 3 * segment + 1)
+    first_chunk = tl.load(segment_table + 3 * segment + 2)
+    blocks: tl.constexpr = C // BLOCK
+    num_chunks = (end_token - first_token + C - 1) // C
+    num_blocks = num_chunks * blocks
+    rows, cols_k, cols_v = tl.arange(0, BLOCK), tile_k * BK + tl.arange(0, BK), tile_v * BV + tl.arange(0, BV)
+    inside = (cols_k < K)[:, None] & (cols_v < V)[None, :]
+    in_state = cols_k[:, None] * V + cols_v[None, :]
+    segment_state = (segment * H + head).to(tl.int64) * K * V + in_state
+    state = tl.zeros((BK, BV), tl.float32)
+    if HAS_FIRST:
+        state += tl.load(first + segment_state, mask=inside, other=0.0).to(tl.float32)
+    for step in range(num_blocks):
+        block = num_blocks - 1 - step if REVERSE else step
+        chunk = first_chunk + block // blocks
+        if step % blocks == 0:
+            at = (chunk * H + head).to(tl.int64) * K * V + in_state
+            tl.store(states + at, state.to(states.dtype.element_ty), mask=inside)
+            if REVERSE:
+                other = tl.zeros((BK, BV), tl.float32)
+                if step > 0:
+                    at = ((chunk + 1) * H + head).to(tl.int64) * K * V + in_state
+                    other += tl.load(other_states + at, mask=inside, other=0.0).to(tl.float32)
+                elif HAS_OTHER_LAST:
+                    other += tl.load(other_last + segment_state, mask=inside, other=0.0)
+                at = ((tile_v * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * K + cols_k
+                tl.store(overlap + at, tl.sum(other * state, 1), mask=cols_k < K)
+        padded = (first_chunk * C + block * BLOCK + rows).to(tl.int64)
+        at = ((padded * H + head) * K)[None, :] + cols_k[:, None]
+        x_tile = tl.load(x + at, mask=(cols_k < K)[:, None], other=0.0)
+        token = first_token + block * BLOCK + rows
+        at = ((token.to(tl.int64) * H + head) * V)[:, None] + cols_v[None, :]
+        y_tile = tl.load(y + at, mask=(token < end_token)[:, None] & (cols_v < V)[None, :], other=0.0)
+        at = ((first_chunk * blocks + block) * H + head).to(tl.int64) * K + cols_k
+        decay = tl.exp(tl.load(block_decay + at, mask=cols_k < K, other=0.0))
+        state = tl.dot(x_tile, y_tile, state * decay[:, None], input_precision=PRECISION)
+    if HAS_LAST:
+        tl.store(last + segment_state, state, mask=inside)
+
+
+@triton.jit
+def _block_factor(table, chunk, first_block, head, rows, cols, H: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
+                  BM: tl.constexpr):  # fmt: skip
+    """exp of a [N * C / 64, H, K] table of decays, for BM tokens: [BM, BK]."""
+    at = ((chunk * (C // BLOCK) + first_block) * H + head).to(tl.int64) * K + cols
+    factor = tl.exp(tl.load(table + at, mask=cols < K, other=0.0))[None, :]
+    if BM > 64:
+        second = tl.exp(tl.load(table + at + H * K, mask=cols < K, other=0.0))[None, :]
+        factor = tl.where((rows < BLOCK)[:, None], factor, second)
+    return factor
+
+
+@triton.jit
+def output_kernel(
+    x, decay_table, states, attention, y, out, chunk_table,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
+    TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """x (decayed by the table) times the chunk's state, plus attention times y, for BM tokens of one chunk.
+
+    The output from q_decayed, v and the states; or, TRANSPOSED, the gradient of v from k_decayed, the gradient of
+    the output and the gradients of the states.
+    """
+    tile_v, head = tl.program_id(0), tl.program_id(2)
+    chunk, part = tl.program_id(1) // (C // BM), tl.program_id(1) % (C // BM)
+    start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
+    rows, cols_v = tl.arange(0, BM), tile_v * BV + tl.arange(0, BV)
+    in_chunk = part * BM + rows
+    result = tl.zeros((BM, BV), tl.float32)
+    x_row = (((chunk * C + in_chunk).to(tl.int64) * H + head) * K)[:, None]
+    state = states + (chunk * H + head).to(tl.int64) * K * V
+    for k0 in range(0, K, BK):
+        cols = k0 + tl.arange(0, BK)
+        x_tile = tl.load(x + x_row + cols[None, :], mask=(cols < K)[None, :], other=0.0)
+        inside = (cols < K)[:, None] & (cols_v < V)[None, :]
+        state_tile = tl.load(state + cols[:, None] * V + cols_v[None, :], mask=inside, other=0.0)
+        factor = _block_factor(decay_table, chunk, part * (BM // 64), head, rows, cols, H, K, C, BM)
+        x_tile = (x_tile.to(tl.float32) * factor).to(state_tile.dtype)
+        result = tl.dot(x_tile, state_tile, result, input_precision=PRECISION)
+    first = part * BM if TRANSPOSED else 0
+    last = C if TRANSPOSED else (part + 1) * BM
+    for n0 in range(first, last, BN):
+        other = n0 + tl.arange(0, BN)
+        if TRANSPOSED:
+            at = (((chunk * C + other).to(tl.int64) * H + head) * C)[None, :] + in_chunk[:, None]
+            causal = other[None, :] >= in_chunk[:, None]
+        else:
+            at = (((chunk * C + in_chunk).to(tl.int64) * H + head) * C)[:, None] + other[None, :]
+            causal = other[None, :] <= in_chunk[:, None]
+        weights = tl.load(attention + at, mask=causal, other=0.0)
+        token = (start + other).to(tl.int64)
+        at = ((token * H + head) * V)[:, None] + cols_v[None, :]
+        y_tile = tl.load(y + at, mask=(other < length)[:, None] & (cols_v < V)[None, :], other=0.0)
+        result = tl.dot(weights.to(y_tile.dtype), y_tile, result, input_precision=PRECISION)
+    token = (start + in_chunk).to(tl.int64)
+    at = ((token * H + head) * V)[:, None] + cols_v[None, :]
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=(in_chunk < length)[:, None] & (cols_v < V)[None, :])
+
+
+@triton.jit
+def attention_gradient_kernel(
+    d_out, v, d_attention, chunk_table,
+    H: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """d_out v^T for BM x BM tokens of one chunk, on and below the diagonal; zero above it (padded [N * C, H, C])."""
+    parts: tl.constexpr = C // BM
+    pairs: tl.constexpr = parts * (parts + 1) // 2
+    chunk, head = tl.program_id(0) // pairs, tl.program_id(1)
+    pair = tl.program_id(0) % pairs
+    i = (pair >= 1).to(tl.int32) + (pair >= 3).to(tl.int32) + (pair >= 6).to(tl.int32)  # (0, 0), (1, 0), (1, 1), ...
+    j = pair - i * (i + 1) // 2
+    start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
+    to_row, from_row = i * BM + tl.arange(0, BM), j * BM + tl.arange(0, BM)
+    result = tl.zeros((BM, BM), tl.float32)
+    for v0 in range(0, V, BV):
+        cols = v0 + tl.arange(0, BV)
+        at = (((start + to_row).to(tl.int64) * H + head) * V)[:, None] + cols[None, :]
+        gradient = tl.load(d_out + at, mask=(to_row < length)[:, None] & (cols < V)[None, :], other=0.0)
+        at = (((start + from_row).to(tl.int64) * H + head) * V)[:, None] + cols[None, :]
+        values = tl.load(v + at, mask=(from_row < length)[:, None] & (cols < V)[None, :], other=0.0)
+        result = tl.dot(gradient, tl.trans(values), result, input_precision=PRECISION)
+    result = tl.where(to_row[:, None] >= from_row[None, :], result, 0.0)
+    at = (((chunk * C + to_row).to(tl.int64) * H + head) * C)[:, None] + from_row[None, :]
+    tl.store(d_attention + at, result.to(d_attention.dtype.element_ty))
+
+
+@triton.jit
+def through_state_kernel(
+    y, states, out, chunk_table,
+    H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """y states^T for BM tokens of one chunk, padded [N * C, H, K]: the gradients of q and k through the state,
+    decays not yet applied."""
+    tile_k, head = tl.program_id(0), tl.program_id(2)
+    chunk, part = tl.program_id(1) // (C // BM), tl.program_id(1) % (C // BM)
+    start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
+    in_chunk, cols_k = part * BM + tl.arange(0, BM), tile_k * BK + tl.arange(0, BK)
+    y_row = (((start + in_chunk).to(tl.int64) * H + head) * V)[:, None]
+    state = states + (chunk * H + head).to(tl.int64) * K * V
+    result = tl.zeros((BM, BK), tl.float32)
+    for v0 in range(0, V, BV):
+        cols = v0 + tl.arange(0, BV)
+        y_tile = tl.load(y + y_row + cols[None, :], mask=(in_chunk < length)[:, None] & (cols < V)[None, :], other=0.0)
+        inside = (cols_k < K)[None, :] & (cols < V)[:, None]
+        state_tile = tl.load(state + cols_k[None, :] * V + cols[:, None], mask=inside, other=0.0)
+        result = tl.dot(y_tile, state_tile, result, input_precision=PRECISION)
+    at = (((chunk * C + in_chunk).to(tl.int64) * H + head) * K)[:, None] + cols_k[None, :]
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=(cols_k < K)[None, :])
+
+
+@triton.jit
+def inside_gradient_kernel(
+    q, k, log_decay, q_decayed, k_decayed, d_attention, dq_state, dk_state, overlap,
+    before, after, block_decay, chunk_table, dq, dk, d_log_decay,
+    scale, NUM_CHUNKS,
+    H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, TILES_V: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of q, k and log_decay for one chunk and BK key channels, its blocks from last to first.
+
+    The gradient of a log decay is the sum over all pairs (source, reader) around its token; going back over a
+    token changes that sum by q dq - k dk, where the token's own q k product counts for neither.
+    """
+    tile, chunk, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    blocks: tl.constexpr = C // BLOCK
+    start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
+    rows, cols = tl.arange(0, BLOCK), tile * BK + tl.arange(0, BK)
+    table = (chunk * blocks * H + head).to(tl.int64) * K + cols
+    crossing = tl.zeros((BK,), tl.float32)
+    for tile_v in range(TILES_V):
+        at = ((tile_v * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * K + cols
+        crossing += tl.load(overlap + at, mask=cols < K, other=0.0)
+    for step in range(blocks):
+        i = blocks - 1 - step
+        in_chunk = i * BLOCK + rows
+        mask = (in_chunk < length)[:, None] & (cols < K)[None, :]
+        at = (((start + in_chunk).to(tl.int64) * H + head) * K)[:, None] + cols[None, :]
+        q_in = tl.load(q + at, mask=mask, other=0.0)
+        k_in = tl.load(k + at, mask=mask, other=0.0)
+        queries, keys = q_in.to(tl.float32) * scale, k_in.to(tl.float32)
+        sums, total = _sum_of_block(tl.load(log_decay + at, mask=mask, other=0.0).to(tl.float32), rows)
+        before_i = tl.load(before + table + i * H * K, mask=cols < K, other=0.0)
+        after_i = tl.load(after + table + i * H * K, mask=cols < K, other=0.0)
+        padded = (chunk * C + in_chunk).to(tl.int64)
+        at_padded = ((padded * H + head) * K)[:, None] + cols[None, :]
+        dq_tile = tl.load(dq_state + at_padded, mask=(cols < K)[None, :], other=0.0) * tl.exp(before_i)[None, :]
+        dk_tile = tl.load(dk_state + at_padded, mask=(cols < K)[None, :], other=0.0) * tl.exp(after_i)[None, :]
+        weights_row = ((padded * H + head) * C)[:, None]
+        for j in range(0, i):
+            decay = before_i - tl.load(before + table + j * H * K, mask=cols < K, other=0.0)
+            decay -= tl.load(block_decay + table + j * H * K, mask=cols < K, other=0.0)
+            weights = tl.load(d_attention + weights_row + (j * BLOCK + rows)[None, :])
+            other = ((chunk * C + j * BLOCK + rows).to(tl.int64) * H + head) * K
+            other_keys = tl.load(k_decayed + other[:, None] + cols[None, :], mask=(cols < K)[None, :], other=0.0)
+            product = tl.dot(weights.to(q_in.dtype), other_keys, input_precision=PRECISION)
+            dq_tile += product * tl.exp(tl.minimum(decay, 0.0))[None, :]
+        for j in range(i + 1, blocks):
+            decay = tl.load(before + table + j * H * K, mask=cols < K, other=0.0) - before_i - total
+            other = (chunk * C + j * BLOCK + rows).to(tl.int64) * H + head
+            weights = tl.load(d_attention + (other * C)[None, :] + in_chunk[:, None])
+            other_queries = tl.load(
+                q_decayed + (other * K)[:, None] + cols[None, :], mask=(cols < K)[None, :], other=0.0
+            )
+            product = tl.dot(weights.to(q_in.dtype), other_queries, input_precision=PRECISION)
+            dk_tile += product * tl.exp(tl.minimum(decay, 0.0))[None, :]
+        dq_tile *= tl.exp(sums)
+        dk_tile *= tl.exp(total[None, :] - sums)
+        weights = tl.load(d_attention + weights_row + (i * BLOCK + rows)[None, :])
+        mirrored = tl.load(d_attention + ((padded * H + head) * C)[None, :] + (i * BLOCK + rows)[:, None])
+        own = tl.sum(tl.where(rows[:, None] == rows[None, :], weights.to(tl.float32), 0.0), 1)[:, None]
+        weights += mirrored  # symmetric: a pair of blocks gives both the later's dq and the earlier's dk
+        for level in tl.static_range(6):
+            size: tl.constexpr = 32 >> level
+            later = (rows & size) != 0
+            crosswise = later[:, None] != later[None, :]
+            same = (rows // (2 * size))[:, None] == (rows // (2 * size))[None, :]
+            factor = _merge_factor(sums, rows, size, BK)
+            both = (tl.where(later[:, None], queries, keys) * factor).to(q_in.dtype)
+            picked = tl.where(same & crosswise, weights, 0.0).to(q_in.dtype)
+            product = tl.dot(picked, both, input_precision=PRECISION) * factor
+            dq_tile += tl.where(later[:, None], product, 0.0)
+            dk_tile += tl.where(later[:, None], 0.0, product)
+        change = queries * dq_tile - keys * dk_tile
+        d_decay = crossing[None, :] + tl.cumsum(change, 0, reverse=True)
+        crossing += tl.sum(change, 0)
+        dq_tile = (dq_tile + own * keys) * scale
+        dk_tile += own * queries
+        tl.store(dq + at, dq_tile.to(dq.dtype.element_ty), mask=mask)
+        tl.store(dk + at, dk_tile.to(dk.dtype.element_ty), mask=mask)
+        tl.store(d_log_decay + at, d_decay.to(d_log_decay.dtype.element_ty), mask=mask)
