@@ -92,7 +92,7 @@ def prefix_kernel(block_decay, before, after, H: tl.constexpr, K: tl.constexpr, 
     """Decay of the blocks of the same chunk before and after each block: [N * C / 64, H, K]."""
     chunk, head, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     cols = tile * BK + tl.arange(0, BK)
-    blocks: tl.constexpr = C // BLOCK
+    blocks: tl.constexpr = C // 64
     at = (chunk * blocks * H + head).to(tl.int64) * K + cols
     total = tl.zeros((BK,), tl.float32)
     for i in range(blocks):
@@ -111,15 +111,15 @@ def between_blocks_kernel(
     H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attention of one block to an earlier block of its chunk."""
-    blocks: tl.constexpr = C // BLOCK
+    blocks: tl.constexpr = C // 64
     pairs: tl.constexpr = blocks * (blocks - 1) // 2
     chunk, head = tl.program_id(0) // pairs, tl.program_id(1)
     pair = tl.program_id(0) % pairs
     i = 1 + (pair >= 1).to(tl.int32) + (pair >= 3).to(tl.int32)  # (1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)
     j = pair - i * (i - 1) // 2
     rows = tl.arange(0, BLOCK)
-    to_row = chunk * C + i * BLOCK + rows
-    from_row = chunk * C + j * BLOCK + rows
+    to_row = chunk * C + rows + i * BLOCK
+    from_row = chunk * C + rows + j * BLOCK
     result = tl.zeros((BLOCK, BLOCK), tl.float32)
     for k0 in range(0, K, BK):
         cols = k0 + tl.arange(0, BK)
@@ -134,7 +134,7 @@ def between_blocks_kernel(
         decay -= tl.load(block_decay + at + j * H * K, mask=cols < K, other=0.0)
         queries = (queries.to(tl.float32) * tl.exp(tl.minimum(decay, 0.0))[None, :]).to(keys.dtype)
         result += tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-    at = ((to_row.to(tl.int64) * H + head) * C)[:, None] + (j * BLOCK + rows)[None, :]
+    at = ((to_row.to(tl.int64) * H + head) * C)[:, None] + (rows + j * BLOCK)[None, :]
     tl.store(attention + at, result.to(attention.dtype.element_ty))
 
 
@@ -156,7 +156,7 @@ def state_kernel(
     segment, head = tl.program_id(1) // H, tl.program_id(1) % H
     first_token, end_token = tl.load(segment_table + 3 * segment), tl.load(segment_table + 3 * segment + 1)
     first_chunk = tl.load(segment_table + 3 * segment + 2)
-    blocks: tl.constexpr = C // BLOCK
+    blocks: tl.constexpr = C // 64
     num_chunks = (end_token - first_token + C - 1) // C
     num_blocks = num_chunks * blocks
     rows, cols_k, cols_v = tl.arange(0, BLOCK), tile_k * BK + tl.arange(0, BK), tile_v * BV + tl.arange(0, BV)
@@ -320,7 +320,7 @@ def inside_gradient_kernel(
     token changes that sum by q dq - k dk, where the token's own q k product counts for neither.
     """
     tile, chunk, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    blocks: tl.constexpr = C // BLOCK
+    blocks: tl.constexpr = C // 64
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     rows, cols = tl.arange(0, BLOCK), tile * BK + tl.arange(0, BK)
     table = (chunk * blocks * H + head).to(tl.int64) * K + cols
@@ -330,7 +330,7 @@ def inside_gradient_kernel(
         crossing += tl.load(overlap + at, mask=cols < K, other=0.0)
     for step in range(blocks):
         i = blocks - 1 - step
-        in_chunk = i * BLOCK + rows
+        in_chunk = rows + i * BLOCK
         mask = (in_chunk < length)[:, None] & (cols < K)[None, :]
         at = (((start + in_chunk).to(tl.int64) * H + head) * K)[:, None] + cols[None, :]
         q_in = tl.load(q + at, mask=mask, other=0.0)
@@ -347,14 +347,14 @@ def inside_gradient_kernel(
         for j in range(0, i):
             decay = before_i - tl.load(before + table + j * H * K, mask=cols < K, other=0.0)
             decay -= tl.load(block_decay + table + j * H * K, mask=cols < K, other=0.0)
-            weights = tl.load(d_attention + weights_row + (j * BLOCK + rows)[None, :])
-            other = ((chunk * C + j * BLOCK + rows).to(tl.int64) * H + head) * K
+            weights = tl.load(d_attention + weights_row + (rows + j * BLOCK)[None, :])
+            other = ((rows + (chunk * C + j * 64)).to(tl.int64) * H + head) * K
             other_keys = tl.load(k_decayed + other[:, None] + cols[None, :], mask=(cols < K)[None, :], other=0.0)
             product = tl.dot(weights.to(q_in.dtype), other_keys, input_precision=PRECISION)
             dq_tile += product * tl.exp(tl.minimum(decay, 0.0))[None, :]
         for j in range(i + 1, blocks):
             decay = tl.load(before + table + j * H * K, mask=cols < K, other=0.0) - before_i - total
-            other = (chunk * C + j * BLOCK + rows).to(tl.int64) * H + head
+            other = (rows + (chunk * C + j * 64)).to(tl.int64) * H + head
             weights = tl.load(d_attention + (other * C)[None, :] + in_chunk[:, None])
             other_queries = tl.load(
                 q_decayed + (other * K)[:, None] + cols[None, :], mask=(cols < K)[None, :], other=0.0
@@ -363,8 +363,8 @@ def inside_gradient_kernel(
             dk_tile += product * tl.exp(tl.minimum(decay, 0.0))[None, :]
         dq_tile *= tl.exp(sums)
         dk_tile *= tl.exp(total[None, :] - sums)
-        weights = tl.load(d_attention + weights_row + (i * BLOCK + rows)[None, :])
-        mirrored = tl.load(d_attention + ((padded * H + head) * C)[None, :] + (i * BLOCK + rows)[:, None])
+        weights = tl.load(d_attention + weights_row + (rows + i * BLOCK)[None, :])
+        mirrored = tl.load(d_attention + ((padded * H + head) * C)[None, :] + (rows + i * BLOCK)[:, None])
         own = tl.sum(tl.where(rows[:, None] == rows[None, :], weights.to(tl.float32), 0.0), 1)[:, None]
         weights += mirrored  # symmetric: a pair of blocks gives both the later's dq and the earlier's dk
         for level in tl.static_range(6):
@@ -379,8 +379,8 @@ def inside_gradient_kernel(
             dq_tile += tl.where(later[:, None], product, 0.0)
             dk_tile += tl.where(later[:, None], 0.0, product)
         change = queries * dq_tile - keys * dk_tile
-        d_decay = crossing[None, :] + tl.cumsum(change, 0, reverse=True)
         crossing += tl.sum(change, 0)
+        d_decay = crossing[None, :] - tl.cumsum(change, 0) + change
         dq_tile = (dq_tile + own * keys) * scale
         dk_tile += own * queries
         tl.store(dq + at, dq_tile.to(dq.dtype.element_ty), mask=mask)
