@@ -198,10 +198,14 @@ class PasskeySuite(Section):
 
 
 class TextSuite(Section):
-    length: int | None = Field(default=None, ge=2, description="tokens of a document that are scored")
-    num_documents: int = Field(default=100, ge=1)
-    theta: int = Field(default=0, ge=0, description="AR-hits: how often a bigram may occur in the training corpus")
-    count_tokens: int = Field(default=2_000_000, ge=1, description="AR-hits: tokens of that corpus that are counted")
+    length: int | None = Field(default=None, ge=2, description="tokens of a window of a document that is scored")
+    num_windows: int = Field(default=100, ge=1, description="one of each long enough document, then second ones, ...")
+
+
+class ArHitsSuite(TextSuite):
+    theta: int = Field(default=0, ge=0, description="how often the n-gram of a hit may occur in the training text")
+    ngram: int = Field(default=2, ge=2, le=4, description="3 or 4 suit vocabularies below some thousand tokens")
+    count_tokens: int = Field(default=2_000_000, ge=1, description="tokens of the training text that are counted")
 
 
 class Evaluation(Section):
@@ -211,7 +215,7 @@ class Evaluation(Section):
     text: TextSource | None = Field(default=None, description="default: the held-out share of data.text")
     mqar: MqarSuite = MqarSuite()
     passkey: PasskeySuite = PasskeySuite()
-    ar_hits: TextSuite = TextSuite()
+    ar_hits: ArHitsSuite = ArHitsSuite()
     nll_by_position: TextSuite = TextSuite()
 
 

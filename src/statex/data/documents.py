@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Part = Literal["training", "held_out", "all"]
 
+READERS = {".jsonl": "json", ".parquet": "parquet"}  # a file's ending and its reader in `datasets`
+
 # Folders of the standard library that are not library code: installed packages, tests, and tables of data
 SKIPPED_FOLDERS = frozenset(
     ["site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "encodings", "pydoc_data"]
@@ -71,7 +73,7 @@ def _read(source: TextSource, field: str) -> "datasets.IterableDataset":
     import datasets
 
     if source.hub is not None:
-        stream = _documents_of_rows(_open_hub(source, field), source, field)
+        stream = _open_hub(source, field)
     elif source.standard_library:
         root = Path(sysconfig.get_path("stdlib"))
         stream = _open_text_files(standard_library_files(), root, field)
@@ -100,13 +102,13 @@ def _open_hub(source: TextSource, field: str) -> "datasets.IterableDataset":
 
     assert source.hub is not None
     try:
-        stream = datasets.load_dataset(source.hub, source.hub_config, split=source.split, streaming=True)
-        next(iter(stream), None)
+        rows = datasets.load_dataset(source.hub, source.hub_config, split=source.split, streaming=True)
+        first = next(iter(rows), None)
     except (OSError, RuntimeError, ValueError) as error:  # not found, no network, no such configuration or split
-        reason = f"cannot be read from the hub ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        problem = f"cannot be read from the hub ({_first_line(error)})"
         remedy = "check the name, hub_config, split and the network, or give local files"
-        raise UserError(f"{field}.hub", source.hub, reason, remedy) from error
-    return stream
+        raise UserError(f"{field}.hub", source.hub, problem, remedy) from error
+    return _documents_of_rows(rows, first, source, field)
 
 
 def _open_files(source: TextSource, field: str) -> "list[datasets.IterableDataset]":
@@ -117,18 +119,22 @@ def _open_files(source: TextSource, field: str) -> "list[datasets.IterableDatase
     paths = list(dict.fromkeys(paths))
     root = Path(os.path.commonpath([path.parent for path in paths]))
     streams = []
-    for suffix, reader in ((".jsonl", "json"), (".parquet", "parquet")):
+    for suffix, reader in READERS.items():
         if chosen := [str(path) for path in paths if path.suffix == suffix]:
             try:
                 rows = datasets.load_dataset(reader, data_files=chosen, split="train", streaming=True)
-                next(iter(rows), None)
+                first = next(iter(rows), None)
             except (OSError, RuntimeError, ValueError) as error:
-                reason = f"cannot be read as {suffix[1:]} ({str(error).strip().splitlines()[0]})"
-                raise UserError(f"{field}.files", chosen, reason, "repair or leave out the file") from error
-            streams.append(_documents_of_rows(rows, source, field))
-    if plain := [path for path in paths if path.suffix not in (".jsonl", ".parquet")]:
+                problem = f"cannot be read as {suffix} ({_first_line(error)})"
+                raise UserError(f"{field}.files", chosen, problem, "repair the file or leave it out") from error
+            streams.append(_documents_of_rows(rows, first, source, field))
+    if plain := [path for path in paths if path.suffix not in READERS]:
         streams.append(_open_text_files(plain, root, field))
     return streams
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _matches(pattern: str, field: str) -> list[Path]:
@@ -152,21 +158,22 @@ def _text_files(paths: list[str], root: str, field: str) -> Iterator[dict[str, s
         try:
             text = Path(path).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            reason = f"is not UTF-8 text (byte {error.start})"
-            raise UserError(f"{field}.files", path, reason, "convert it or leave it out") from None
+            problem = f"is not UTF-8 text (byte {error.start})"
+            raise UserError(f"{field}.files", path, problem, "convert it or leave it out") from None
         yield {"id": Path(path).relative_to(root).as_posix(), "text": text}
 
 
-def _documents_of_rows(rows: "datasets.IterableDataset", source: TextSource, field: str) -> "datasets.IterableDataset":
-    """Rows with any columns to {"id", "text"}."""
-    first = next(iter(rows), None)
+def _documents_of_rows(
+    rows: "datasets.IterableDataset", first: dict[str, Any] | None, source: TextSource, field: str
+) -> "datasets.IterableDataset":
+    """Rows with any columns, of which `first` is the first, to {"id", "text"}."""
     if first is None:
         return rows
     if source.field not in first:
         known = ", ".join(map(str, first))
         raise UserError(f"{field}.field", source.field, "there is no such column", f"give one of: {known}")
     kwargs = {"column": source.field, "field": field}
-    return rows.map(_document_of_row, fn_kwargs=kwargs, remove_columns=[name for name in first if name != "text"])
+    return rows.map(_document_of_row, fn_kwargs=kwargs, remove_columns=list(first))
 
 
 def _document_of_row(row: dict[str, Any], column: str, field: str) -> dict[str, str]:

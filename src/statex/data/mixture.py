@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from statex.data.packing import text_sequences
+from statex.data.packing import check_text, text_sequences
 from statex.data.recall import PasskeyBuilder, mqar_batch, passkey_batch
 from statex.data.tokenizer import recall_vocabulary
 from statex.errors import UserError
@@ -67,14 +67,17 @@ class TrainingBatches(IterableDataset):
         self.gradient_accumulation_steps = gradient_accumulation_steps(training, world_size)
         weights = training.weights
         if weights.text:
-            next(text_sequences(data, tokenizer, training.sequence_length))
+            check_text(data, tokenizer, training.sequence_length)
         if weights.mqar:
             recall = data.recall
             self.key_ids, self.value_ids = recall_vocabulary(tokenizer, recall.num_keys, recall.num_values)
             self._check_shapes()
         if weights.passkey:
             self.passkey = PasskeyBuilder(tokenizer)
-            passkey_batch(0, 1, training.sequence_length, self.passkey)
+            if training.sequence_length < self.passkey.min_length:
+                problem = "is too short for passkey sequences"
+                remedy = f"give at least {self.passkey.min_length} or set weights.passkey to 0"
+                raise UserError("training.sequence_length", training.sequence_length, problem, remedy)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()

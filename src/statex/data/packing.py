@@ -40,11 +40,16 @@ def text_sequences(
     yield from pack(_endless_documents(documents, tokenizer, length, skip=start * length), length)
 
 
+def check_text(data: Data, tokenizer: "PreTrainedTokenizerBase", length: int) -> None:
+    """Raise what `text_sequences` would, without reading more of the text than one sequence takes."""
+    next(pack(_endless_documents(open_documents(data.text), tokenizer, length, skip=0), length))
+
+
 def _endless_documents(
     documents: "datasets.IterableDataset", tokenizer: "PreTrainedTokenizerBase", length: int, skip: int
 ) -> Iterator[np.ndarray]:
     """Token documents of all epochs, without the first `skip` tokens."""
-    encode = document_encoder(tokenizer)
+    encode = DocumentEncoder(tokenizer)
     epoch = 0
     while True:
         documents.set_epoch(epoch)
@@ -83,13 +88,13 @@ def pack(documents: Iterable[np.ndarray], length: int) -> Iterator[Packed]:
                 ids, sizes, room = [], [], length
 
 
-class document_encoder:  # noqa: N801 - used as a function
+class DocumentEncoder:
     """Turns documents {"text"} into token documents, (T,) int64, each with the end-of-text token behind it.
 
     Text that spells a special token is encoded as the ordinary text it is.
 
     Raises:
-        UserError: the tokenizer has no end-of-text token.
+        UserError: the tokenizer has no end-of-text token or is none of the tokenizers library.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
@@ -98,9 +103,13 @@ class document_encoder:  # noqa: N801 - used as a function
         if tokenizer.eos_token_id is None:
             problem = "has no eos_token to stand between documents"
             raise UserError("tokenizer", tokenizer.name_or_path, problem, "set tokenizer.eos_token")
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            problem = "is not a fast tokenizer (a tokenizer.json of the tokenizers library)"
+            raise UserError("tokenizer", tokenizer.name_or_path, problem, "convert it to a fast one")
         self.end = tokenizer.eos_token_id
         # A copy, for these settings would change what the caller's tokenizer does
-        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.backend = Tokenizer.from_str(backend.to_str())
         self.backend.encode_special_tokens = True
         self.backend.no_truncation()
         self.backend.no_padding()

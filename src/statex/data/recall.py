@@ -5,7 +5,6 @@ N: sequences. T: tokens of a sequence. D: pairs of a sequence. S: slots for quer
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +20,7 @@ IGNORED = -100  # the label of a position that is not scored, as in transformers
 POWER = 0.01  # Zoology's power_a: a gap of g slots has weight POWER * g ** (POWER - 1)
 
 FILLER = ("The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.")
+NEEDLE = (" The passkey is", ". Remember it.", " is the passkey.")  # the passkey stands at both joints
 QUESTION = " What is the pass key? The passkey is"
 NUM_DIGITS = 5
 
@@ -53,8 +53,8 @@ def mqar_batch(
         UserError: the pairs do not fit the length, the keys or the values.
     """
     N, T, D = num_sequences, length, num_pairs
-    if D < 1 or 4 * D > T or D > min(len(key_ids), len(value_ids)):
-        most = min(T // 4, len(key_ids), len(value_ids))
+    most = min(T // 4, len(key_ids), len(value_ids))
+    if not 1 <= D <= most:
         problem = f"does not fit length = {T}, {len(key_ids)} keys and {len(value_ids)} values"
         raise UserError("num_pairs", D, problem, f"give 1 to {most} pairs, or a longer length")
     generator = np.random.default_rng(seed)
@@ -115,7 +115,9 @@ class PasskeyBuilder:
         self.cycle = np.concatenate(sentences)  # one round of the filler
         # Distances of the ends of sentences from the end of the filler, within the last round
         self.borders = np.cumsum([0] + [len(sentence) for sentence in sentences[:0:-1]])
+        self.needle = [self._encode(text) for text in NEEDLE]
         self.question = self._encode(QUESTION)
+        self.num_fixed = sum(map(len, [self.prefix, *self.needle, self.question]))
 
     def build(self, length: int, depth: float, passkey: str) -> PasskeyItem:
         """The question whose prompt and answer have `length` tokens together.
@@ -130,24 +132,24 @@ class PasskeyBuilder:
         """
         if not 0 <= depth <= 1:
             raise UserError("depth", depth, "is outside 0 to 1", "give a share of the context")
-        needle = self._encode(f" The passkey is {passkey}. Remember it. {passkey} is the passkey.")
         answer = self._encode(f" {passkey}")
-        num_filler = length - len(self.prefix) - len(needle) - len(self.question) - len(answer)
+        num_filler = length - self.num_fixed - 3 * len(answer)  # twice in the needle, once behind the question
         if num_filler < 0:
             problem = "is too short for the needle, the question and the answer"
             raise UserError("length", length, problem, f"give at least {length - num_filler} tokens")
         filler = np.resize(self.cycle[::-1], num_filler)[::-1]  # cut at its beginning, whole at its end
         position = self._nearest_border(num_filler, depth)
-        prompt = np.concatenate([self.prefix, filler[:position], needle, filler[position:], self.question])
-        prompt_ids = prompt.astype(np.int64).tolist()
+        before, between, after = self.needle
+        needle = [before, answer, between, answer, after]
+        pieces = [self.prefix, filler[:position], *needle, filler[position:], self.question]
+        prompt_ids = np.concatenate(pieces).astype(np.int64).tolist()
         measured = position / num_filler if num_filler else 0.0
         return PasskeyItem(prompt_ids, answer.tolist(), passkey, measured, len(prompt_ids) + len(answer))
 
-    @cached_property
+    @property
     def min_length(self) -> int:
-        """The shortest length that has room for five digits: a bound for checks, digits may differ by a token."""
-        needle = self._encode(" The passkey is 10000. Remember it. 10000 is the passkey.")
-        return len(self.prefix) + len(needle) + len(self.question) + len(self._encode(" 10000"))
+        """A length that has room for any passkey of five digits, each digit and the space a token of its own."""
+        return self.num_fixed + 3 * (NUM_DIGITS + 1)
 
     def _nearest_border(self, num_filler: int, depth: float) -> int:
         rounds = np.arange(num_filler // len(self.cycle) + 1)[:, None] * len(self.cycle)

@@ -100,7 +100,7 @@ def recall_vocabulary(
     count = num_keys + num_values
     if count > len(ordinary):
         problem = f"with num_values = {num_values} it is more than the {len(ordinary)} ordinary tokens of the tokenizer"
-        raise UserError("recall.num_keys", num_keys, problem, "lower num_keys or num_values")
+        raise UserError("num_keys", num_keys, problem, "lower num_keys or num_values")
     chosen = ordinary[np.arange(count) * len(ordinary) // count]
     is_key = np.zeros(count, dtype=bool)
     is_key[np.arange(num_keys) * count // num_keys] = True
@@ -111,5 +111,5 @@ def _reserved_ids(vocabulary: dict[str, int], token, count: int, field: str) -> 
     if token(count - 1) not in vocabulary:
         known = next(i for i in range(count) if token(i) not in vocabulary)
         problem = f"the tokenizer has only {known} reserved tokens for it"
-        raise UserError(f"recall.{field}", count, problem, f"give at most {known}")
+        raise UserError(field, count, problem, f"give at most {known}")
     return np.array([vocabulary[token(i)] for i in range(count)], dtype=np.int64)

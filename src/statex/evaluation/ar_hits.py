@@ -1,0 +1,74 @@
+"""AR-hits on real text: the tokens that the context itself has shown (Zoology, arXiv 2312.04927).
+
+A token is a hit if its bigram (or longer n-gram) occurred earlier in the context and at most theta times in the
+training text, so that only memory of the context can have told it. Hits whose latest occurrence is far back are the
+long-gap slice of JRT (arXiv 2407.05483). Without theta most tokens are hits, and the measure says nothing.
+"""
+
+import numpy as np
+
+from statex.evaluation.context import Cell, Context, Suite
+from statex.evaluation.records import Score, digest
+from statex.evaluation.text import CountTable, Window, count_table, held_out_windows, ngram_keys, scored_windows
+from statex.recipe import ArHitsSuite
+
+LONG_GAP = 1024
+"""Tokens since the latest occurrence from which a hit counts as long-gap."""
+
+
+def ngram_gaps(keys: np.ndarray) -> np.ndarray:
+    """(T,) how many tokens back each n-gram of (T,) occurred last, 0 where it had not."""
+    order = np.argsort(keys, kind="stable")
+    same = keys[order][1:] == keys[order][:-1]
+    gaps = np.zeros(len(keys), dtype=np.int64)
+    gaps[order[1:][same]] = (order[1:] - order[:-1])[same]
+    return gaps
+
+
+def find_hits(ids: np.ndarray, table: CountTable, settings: ArHitsSuite) -> tuple[np.ndarray, np.ndarray]:
+    """(T,) which of the tokens after the first of (T + 1,) are hits, and (T,) their gaps, 0 where there is none."""
+    keys = ngram_keys(ids, settings.ngram, table.vocab_size)
+    unseen = len(ids) - 1 - len(keys)  # the first tokens end no n-gram
+    gaps = np.concatenate([np.zeros(unseen, np.int64), ngram_gaps(keys)])
+    rare = np.concatenate([np.zeros(unseen, bool), table.lookup(keys) <= settings.theta])
+    return (gaps > 0) & rare, gaps
+
+
+def cells(context: Context) -> list[Cell]:
+    return [Cell("windows")]
+
+
+def score(context: Context, cell: Cell) -> list[Score]:
+    settings = context.evaluation.ar_hits
+    windows = held_out_windows(context, "ar_hits", settings, context.training_length)
+    table = count_table(context, settings)
+    return [_score_window(cell, window, nll, table, settings) for window, nll in scored_windows(context, windows)]
+
+
+def _score_window(cell: Cell, window: Window, nll: np.ndarray, table: CountTable, settings: ArHitsSuite) -> Score:
+    hits, gaps = find_hits(window.ids, table, settings)
+    parts = {
+        "nll": np.ones_like(hits),
+        "hit_nll": hits,
+        "other_nll": ~hits,
+        "long_gap_nll": hits & (gaps >= LONG_GAP),
+    }
+    parts = {name: part for name, part in parts.items() if part.any()}
+    return Score(
+        item=f"{cell.name}/{window.name}",
+        cluster=window.document,
+        slice={},
+        scores={name: float(nll[part].mean()) for name, part in parts.items()} | {"hit_share": float(hits.mean())},
+        weights={name: float(part.sum()) for name, part in parts.items()} | {"hit_share": float(len(nll))},
+        digest=digest(window.ids, table.digest, f"{settings.theta} {settings.ngram}"),
+        measured={"tokens": len(nll), "count_table_hash": table.digest, "count_tokens": table.num_tokens},
+    )
+
+
+SUITE = Suite(
+    name="ar_hits",
+    units={"hit_nll": "nats", "other_nll": "nats", "long_gap_nll": "nats", "hit_share": "fraction", "nll": "nats"},
+    groups=((),),
+    cells=cells,
+    score=score,
+)

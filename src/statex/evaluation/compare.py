@@ -1,0 +1,129 @@
+"""Arms against each other, item by item: paired differences per seed and over seeds, and plain figures over seeds."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from statex.errors import UserError
+from statex.evaluation.context import Suite
+from statex.evaluation.records import Score, digest_of, group, read_scores, sums
+from statex.evaluation.statistics import Estimate, Sums, items_needed, over_seeds
+from statex.evaluation.suites import SUITES
+from statex.evaluation.summary import length_note, result_of
+from statex.results import Result
+
+Runs = dict[tuple[str, int], list[Score]]
+"""(arm, seed) -> scores of one suite, or of one cell of it."""
+
+
+def compare_arms(
+    folders: Mapping[tuple[str, int], Path], baseline: str = "lpt", *, model: str = "", **identity: Any
+) -> list[Result]:
+    """Compare the arms of one model that were evaluated on the same items.
+
+    For each suite, metric and slice: the paired difference of each arm to the baseline, for each seed and over all
+    seeds that both have (`seed` None, `baseline` set), and each arm's figure over its seeds (`seed` None, only where
+    an arm has several). `details` of a difference has `items_needed`: how many items would show a difference of this
+    size with 80 % power.
+
+    Args:
+        folders: (arm, seed) -> the folder `evaluate` wrote, with `items/`.
+        baseline: the arm that is subtracted; without it in `folders` there are only plain figures.
+        model, identity: fields of every Result (model, device, commit).
+
+    Raises:
+        UserError: a folder has no items, or two have different ones.
+    """
+    for key, folder in folders.items():
+        if not (Path(folder) / "items").is_dir():
+            raise UserError("folders", str(folder), f"has no items of {key}", "evaluate it first")
+    training_lengths = {_training_length(Path(folder)) for folder in folders.values()}
+    training_length = training_lengths.pop() if len(training_lengths) == 1 else None
+    results = []
+    for suite in SUITES.values():
+        paths = {key: Path(folder) / "items" / f"{suite.name}.jsonl" for key, folder in folders.items()}
+        runs = {key: read_scores(path) for key, path in paths.items() if path.exists()}
+        require_same_items(suite.name, runs)
+        for cell in _cells(suite, runs):
+            results += _compare_cell(suite, *cell, baseline, training_length, {"model": model} | identity)
+    return results
+
+
+def require_same_items(suite: str, runs: Runs) -> None:
+    """Refuse runs that were not asked exactly the same."""
+    hashes = {key: digest_of(scores) for key, scores in runs.items()}
+    if len(set(hashes.values())) > 1:
+        first = next(iter(hashes))
+        other = next(key for key, value in hashes.items() if value != hashes[first])
+        raise UserError(
+            f"items of {suite}",
+            f"{other[0]}, seed {other[1]}",
+            f"are not those of {first[0]}, seed {first[1]}",
+            "evaluate all arms with the same settings, tokenizer and text",
+        )
+
+
+def _cells(suite: Suite, runs: Runs) -> list[tuple[dict[str, Any], Runs]]:
+    """(slice, scores of each run in it) for every group of the suite."""
+    cells = []
+    for keys in suite.groups:
+        parts = {key: group(scores, keys) for key, scores in runs.items()}
+        for values in next(iter(parts.values()), {}):
+            where = dict(zip(keys, values, strict=True))
+            cells.append((where, {key: part[values] for key, part in parts.items()}))
+    return cells
+
+
+def _compare_cell(
+    suite: Suite,
+    where: dict[str, Any],
+    runs: Runs,
+    baseline: str,
+    training_length: int | None,
+    identity: dict[str, Any],
+) -> list[Result]:
+    results = []
+    arms = list(dict.fromkeys(arm for arm, _ in runs))
+    note = length_note(where, training_length)
+    for metric, unit in suite.units.items():
+        measured = {key: sums(scores, metric)[1] for key, scores in runs.items()}
+        measured = {key: value for key, value in measured.items() if value.weights.sum() > 0}
+        for arm in arms:
+            seeds = [seed for name, seed in measured if name == arm]
+            if len(seeds) > 1:
+                figure = over_seeds([measured[arm, seed] for seed in seeds])
+                results.append(
+                    result_of(suite.name, metric, unit, where, figure, note=note, arm=arm, seed=None, **identity)
+                )
+            if arm != baseline:
+                for seed, figure, details in _differences(measured, arm, baseline):
+                    results.append(
+                        result_of(
+                            suite.name, metric, unit, where, figure, note=note, details=details,
+                            arm=arm, seed=seed, baseline=baseline, **identity,
+                        )
+                    )  # fmt: skip
+    return results
+
+
+def _differences(
+    measured: dict[tuple[str, int], Sums], arm: str, baseline: str
+) -> list[tuple[int | None, Estimate, dict[str, Any]]]:
+    """(seed or None for all together, difference, details) of one arm to the baseline."""
+    seeds = [seed for name, seed in measured if name == arm and (baseline, seed) in measured]
+    if not seeds:
+        return []
+    ours = [measured[arm, seed] for seed in seeds]
+    theirs = [measured[baseline, seed] for seed in seeds]
+    each = [over_seeds([one], [other]) for one, other in zip(ours, theirs, strict=True)]
+    rows: list[tuple[int | None, Estimate]] = [*zip(seeds, each, strict=True), (None, over_seeds(ours, theirs))]
+    return [
+        (seed, figure, {"items_needed": items_needed(figure), "seeds": seeds if seed is None else [seed]})
+        for seed, figure in rows
+    ]
+
+
+def _training_length(folder: Path) -> int | None:
+    path = folder / "evaluation.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("training_length") if path.exists() else None

@@ -1,0 +1,68 @@
+"""Passkey: five digits hidden in repeated filler, by length and depth.
+
+An answer is right if every one of its tokens is the model's first choice, which is the same as greedy decoding giving
+exactly these tokens. Its NLL says something where accuracy is near 0.
+"""
+
+import numpy as np
+import torch
+
+from statex.data.recall import PasskeyBuilder, PasskeyItem, random_passkey
+from statex.evaluation.context import Cell, Context, Suite
+from statex.evaluation.lengths import grid_depths, grid_lengths
+from statex.evaluation.records import Score, digest
+
+
+def cells(context: Context) -> list[Cell]:
+    settings = context.evaluation.passkey
+    return [
+        Cell(f"length-{length}-depth-{depth}", {"length": length, "depth": depth})
+        for length in grid_lengths(context, "passkey", settings.lengths)
+        for depth in grid_depths(settings.num_depths)
+    ]
+
+
+def build_items(context: Context, cell: Cell) -> list[PasskeyItem]:
+    """The cell's questions, the same for every model with this tokenizer."""
+    builder = PasskeyBuilder(context.require_tokenizer("passkey"))
+    length, depth = cell.slice["length"], cell.slice["depth"]
+    generator = np.random.default_rng([context.evaluation.seed, length, round(10_000 * depth)])
+    return [
+        builder.build(length, depth, random_passkey(generator)) for _ in range(context.evaluation.passkey.num_items)
+    ]
+
+
+def score(context: Context, cell: Cell) -> list[Score]:
+    items, scores, batch = build_items(context, cell), [], context.evaluation.batch_size
+    for start in range(0, len(items), batch):
+        part = items[start : start + batch]
+        ids = torch.tensor([item.prompt_ids + item.answer_ids for item in part])
+        targets = torch.full_like(ids, -100)
+        for row, item in zip(targets, part, strict=True):
+            row[len(item.prompt_ids) :] = torch.tensor(item.answer_ids)
+        nll, right = context.reader.score(ids[:, :-1], targets[:, 1:])
+        for number, item in enumerate(part):
+            scores.append(
+                Score(
+                    item=f"{cell.name}/{start + number}",
+                    cluster=f"{cell.name}/{start + number}",
+                    slice=cell.slice,
+                    scores={
+                        "accuracy": float(int(right[number].sum()) == len(item.answer_ids)),
+                        "answer_nll": float(nll[number].sum()) / len(item.answer_ids),
+                    },
+                    digest=digest(item.prompt_ids, item.answer_ids),
+                    measured={"tokens": item.num_tokens, "depth": item.depth},
+                )
+            )
+        context.advance(len(part))
+    return scores
+
+
+SUITE = Suite(
+    name="passkey",
+    units={"accuracy": "fraction", "answer_nll": "nats"},
+    groups=(("length", "depth"), ("length",)),
+    cells=cells,
+    score=score,
+)

@@ -1,0 +1,88 @@
+"""Scores of single items, kept as JSON lines, so that any two models can be compared item by item."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from statex.evaluation.statistics import Sums
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one item gave.
+
+    Args:
+        item: its name, the same for every model that is asked the same.
+        cluster: what it must be drawn together with: its document, its sequence, itself.
+        slice: the cell it belongs to, for example {"length": 1024, "depth": 0.5}.
+        scores: every metric measured on it.
+        weights: how much it counts in a metric's mean, where that is not 1: the number of its tokens.
+        digest: hash of what was asked and expected, in tokens.
+        measured: figures of the item itself, for example its length in tokens.
+    """
+
+    item: str
+    cluster: str
+    slice: dict[str, Any]
+    scores: dict[str, float]
+    weights: dict[str, float] = field(default_factory=dict)
+    digest: str = ""
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
+def write_scores(path: Path, scores: Iterable[Score]) -> None:
+    """Write scores as JSON lines, under another name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(asdict(score)) + "\n" for score in scores), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_scores(path: Path) -> list[Score]:
+    """Read the scores of `path`; keys of a newer version are ignored."""
+    known = {item.name for item in fields(Score)}
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return [Score(**{key: value for key, value in row.items() if key in known}) for row in rows]
+
+
+def digest(*parts: Sequence[int] | str) -> str:
+    """A short hash of token ids or text."""
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else np.asarray(part, dtype=np.int64).tobytes()
+        state.update(len(data).to_bytes(8, "little") + data)
+    return state.hexdigest()[:16]
+
+
+def digest_of(scores: Iterable[Score]) -> str:
+    """One hash of all items: equal exactly where two models were asked the same."""
+    return digest(*(f"{score.item} {score.digest}" for score in sorted(scores, key=lambda score: score.item)))
+
+
+def group(scores: Iterable[Score], keys: Sequence[str]) -> dict[tuple, list[Score]]:
+    """Scores by the values of some of their slice's keys, in the order they come; those without a key are left out."""
+    cells: dict[tuple, list[Score]] = {}
+    for score in scores:
+        if all(key in score.slice for key in keys):
+            cells.setdefault(tuple(score.slice[key] for key in keys), []).append(score)
+    return cells
+
+
+def sums(scores: Iterable[Score], metric: str) -> tuple[list[str], Sums]:
+    """The clusters that have a metric, sorted, and its weighted sums in each."""
+    totals: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    for score in scores:
+        if metric not in score.scores:
+            continue
+        weight = score.weights.get(metric, 1.0)
+        totals[score.cluster] = totals.get(score.cluster, 0.0) + weight * score.scores[metric]
+        weights[score.cluster] = weights.get(score.cluster, 0.0) + weight
+    clusters = sorted(totals)
+    return clusters, Sums(np.array([totals[key] for key in clusters]), np.array([weights[key] for key in clusters]))

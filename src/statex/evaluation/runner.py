@@ -1,0 +1,141 @@
+"""`evaluate`: run suites on a model, keep every item's scores, and return results with intervals."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from statex.errors import UserError
+from statex.evaluation.context import Context, Suite
+from statex.evaluation.reader import Reader
+from statex.evaluation.records import Score, read_scores, write_scores
+from statex.evaluation.suites import find_suite
+from statex.evaluation.summary import summarize
+from statex.measure import device_name, source_commit
+from statex.recipe import Evaluation, TextSource
+from statex.results import Result
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    evaluation: Evaluation,
+    *,
+    output: Path | None = None,
+    text: TextSource | None = None,
+    count_text: TextSource | None = None,
+    training_length: int | None = None,
+    shared: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    identity: dict[str, Any] | None = None,
+) -> list[Result]:
+    """Run the suites of `evaluation.suites` and return their results.
+
+    Args:
+        model: any causal language model of the Hugging Face interface, on the device it shall run on.
+        tokenizer: the model's; None for a model of bare ids, which only some suites can ask.
+        output: a folder for the scores of every item, `items/<suite>.jsonl`, and `evaluation.json`, the resolved
+            settings; a second call with the same settings continues from there. None keeps nothing.
+        text: where held-out documents come from; default: `evaluation.text`, else Python's standard library.
+        count_text: whose training part AR-hits counts bigrams in; default: `text`.
+        training_length: tokens of a training sequence; figures past it are marked.
+        shared: a folder for what the evaluations of several models share: the count table of AR-hits.
+        progress: called with the suite's name, the cells done and their number.
+        identity: fields of every Result: model, arm, seed, state_bytes.
+
+    Raises:
+        UserError: an unknown suite, text or a tokenizer that is missing, text too short for a length, a prompt longer
+            than the model can read, or an `output` that was made with other settings.
+    """
+    suites = [find_suite(name) for name in evaluation.suites]
+    text = text or evaluation.text or TextSource(standard_library=True)
+    reader = Reader(model)
+    context = Context(
+        reader, tokenizer, evaluation, text, count_text or text, training_length, reader.real_limit(), shared
+    )
+    if output is not None:
+        claim_folder(output, settings_of(context))
+    facts = {"device": device_name(reader.device), "commit": source_commit()} | (identity or {})
+    results = []
+    for suite in suites:
+        scores = _scores(suite, context, output, progress or (lambda *_: None))
+        results += summarize(suite, scores, training_length=training_length, **facts)
+    return results
+
+
+def _scores(
+    suite: Suite, context: Context, output: Path | None, progress: Callable[[str, int, int], None]
+) -> list[Score]:
+    """The scores of all of a suite's items; cells that are on disk are read, the others scored and written."""
+    path = output / "items" / f"{suite.name}.jsonl" if output is not None else None
+    scores = read_scores(path) if path is not None and path.exists() else []
+    done = {score.item.partition("/")[0] for score in scores}
+    cells = suite.cells(context)
+    for number, cell in enumerate(cells):
+        progress(suite.name, number, len(cells))
+        if cell.name in done:
+            continue
+        scores += suite.score(context, cell)
+        if path is not None:
+            write_scores(path, scores)
+    progress(suite.name, len(cells), len(cells))
+    return scores
+
+
+def settings_of(context: Context) -> dict[str, Any]:
+    """Everything the scores depend on, but for the choice of suites: each suite's do not depend on the others."""
+    return {
+        "evaluation": context.evaluation.model_dump(mode="json", exclude={"suites", "text"}),
+        "text": context.text.model_dump(mode="json"),
+        "count_text": context.count_text.model_dump(mode="json"),
+        "training_length": context.training_length,
+        "model": fingerprint(context.reader.model),
+    }
+
+
+def claim_folder(output: Path, settings: dict[str, Any]) -> None:
+    """Write the settings to `output`, or check that it was made with the same ones.
+
+    Raises:
+        UserError: another model, text or other settings made it.
+    """
+    path = output / "evaluation.json"
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for key, now in settings.items():
+            if before.get(key) != now:
+                raise UserError(
+                    "output", str(output), f"was made with another {_difference(key, before.get(key), now)}",
+                    "choose another folder, or remove this one",
+                )  # fmt: skip
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    """The dotted name of the first value that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for inner in now:
+            if before.get(inner) != now[inner]:
+                return _difference(f"{key}.{inner}", before.get(inner), now[inner])
+    return f"{key} ({before!r}, now {now!r})"
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of the model's class, tensor names and shapes, and a sample of each tensor's values."""
+    state = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in model.state_dict().items():
+        flat = tensor.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)].double().cpu().numpy()
+        state.update(f"{name} {tuple(tensor.shape)}".encode() + sample.tobytes())
+    return state.hexdigest()[:16]

@@ -1,0 +1,192 @@
+"""Intervals: Wilson, bootstrap over clusters, paired differences, several training seeds. Numpy only.
+
+A figure is a weighted mean over items, sum(w v) / sum(w); items of one cluster (a document, a sequence) are drawn
+together. Letters: n clusters, S seeds, R bootstrap replicates.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from statex.errors import UserError
+
+NORMAL_QUANTILE = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution."""
+POWER_QUANTILE = 0.8416212335729143
+"""The 80 % quantile: what a planned comparison must exceed its threshold by to be seen in 4 of 5 runs."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its 95 % interval.
+
+    Args:
+        value: the weighted mean, or the difference of two.
+        low, high: the 95 % interval; NaN where one item alone gives none.
+        n: the number of independent items (clusters) behind it.
+        method: how the interval was made, in a few words.
+        standard_error: of `value`, as the same method gives it.
+        seeds: the number of training seeds behind it, 1 where only items vary.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str
+    standard_error: float
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Weighted sums of one metric by cluster, in a fixed order of clusters.
+
+    Args:
+        totals: (n,) sum of w v in each cluster.
+        weights: (n,) sum of w in each cluster, not negative.
+    """
+
+    totals: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        weight = self.weights.sum()
+        return float(self.totals.sum() / weight) if weight > 0 else math.nan
+
+
+def wilson(successes: float, n: int, quantile: float = NORMAL_QUANTILE) -> Estimate:
+    """The Wilson interval of a share (E. B. Wilson 1927), right also where the share is 0 or 1.
+
+    Args:
+        successes: how many of the `n` independent items succeeded; a fraction of an item counts as such.
+    """
+    if n < 1:
+        raise UserError("n", n, "an interval needs at least one item", "raise num_items")
+    share = successes / n
+    denominator = 1 + quantile**2 / n
+    centre = (share + quantile**2 / (2 * n)) / denominator
+    half = quantile * math.sqrt(share * (1 - share) / n + quantile**2 / (4 * n * n)) / denominator
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return Estimate(share, low, high, n, "Wilson", math.sqrt(share * (1 - share) / n))
+
+
+def bootstrap_mean(sums: Sums, *, fraction: bool = False, replicates: int = 2000, seed: int = 0) -> Estimate:
+    """Weighted mean with a bootstrap interval over clusters.
+
+    The interval is the expanded percentile interval (T. Hesterberg, The American Statistician 2015), which corrects
+    the plain one for being too narrow with few clusters.
+
+    Args:
+        fraction: the metric lies between 0 and 1; where all clusters agree, and resampling says nothing, the interval
+            is Wilson's with the clusters as items.
+    """
+    n = len(sums.weights)
+    value = sums.mean
+    if fraction and n and np.ptp(sums.totals / np.maximum(sums.weights, 1e-300)) == 0 and value in (0.0, 1.0):
+        return wilson(value * n, n)
+    draws = _resampled_means(sums, _counts(n, replicates, seed))
+    return _estimate(value, draws, n, "bootstrap over items")
+
+
+def bootstrap_difference(ours: Sums, theirs: Sums, *, replicates: int = 2000, seed: int = 0) -> Estimate:
+    """The difference of two weighted means on the same clusters, each replicate drawing the same ones for both."""
+    n = len(ours.weights)
+    if n != len(theirs.weights):
+        raise UserError("items", (n, len(theirs.weights)), "two arms have different items", "evaluate both on the same")
+    counts = _counts(n, replicates, seed)
+    draws = _resampled_means(ours, counts) - _resampled_means(theirs, counts)
+    return _estimate(ours.mean - theirs.mean, draws, n, "paired bootstrap over items")
+
+
+def over_seeds(runs: list[Sums], baseline: list[Sums] | None = None) -> Estimate:
+    """Mean over training seeds, or the mean paired difference, with seeds and items both as sources of variance.
+
+    With S >= 2 seeds, all evaluated on the same n clusters, value = mean over seeds and
+    variance = s^2 / S + V_items - V_both, where s^2 is the variance between the seeds' own figures, V_items the
+    variance over clusters of the figure averaged over seeds, and V_both what these two count twice (random effects of
+    seeds and items, crossed, by the usual analysis of variance on the linearised means). The interval is
+    Student's with Satterthwaite's degrees of freedom: a bootstrap over 3 seeds would be far too narrow.
+    With one seed the interval is over items only, and `method` says so.
+
+    Args:
+        runs: one `Sums` a seed.
+        baseline: the other arm's, in the same order of seeds.
+    """
+    if len(runs) == 1:
+        alone = bootstrap_mean(runs[0]) if baseline is None else bootstrap_difference(runs[0], baseline[0])
+        return Estimate(alone.value, alone.low, alone.high, alone.n, "one seed: over items only", alone.standard_error)
+    values = np.array([run.mean for run in runs])
+    influence = np.stack([_influence(run) for run in runs])  # S, n
+    if baseline is not None:
+        values = values - np.array([run.mean for run in baseline])
+        influence = influence - np.stack([_influence(run) for run in baseline])
+    seeds, n = influence.shape
+    between = float(values.var(ddof=1)) / seeds
+    items = float(influence.mean(axis=0).var(ddof=1)) / n if n > 1 else 0.0
+    residual = influence - influence.mean(axis=0)
+    both = float((residual**2).sum()) / ((seeds - 1) * max(n - 1, 1)) / (seeds * n)
+    variance = max(between + items - both, between, items)
+    freedom = math.inf
+    if variance > 0:
+        freedom = variance**2 / (between**2 / (seeds - 1) + items**2 / max(n - 1, 1))
+    half = student_quantile(freedom) * math.sqrt(variance)
+    value = float(values.mean())
+    return Estimate(
+        value, value - half, value + half, n, "seeds and items as random effects", math.sqrt(variance), seeds
+    )
+
+
+def items_needed(estimate: Estimate) -> int | None:
+    """How many items would show a difference of this size with 80 % power; None where none was seen."""
+    if estimate.value == 0 or not math.isfinite(estimate.standard_error):
+        return None
+    ratio = (NORMAL_QUANTILE + POWER_QUANTILE) * estimate.standard_error / abs(estimate.value)
+    return max(1, math.ceil(estimate.n * ratio**2))
+
+
+def student_quantile(freedom: float) -> float:
+    """The 97.5 % quantile of Student's distribution, for any real number of degrees of freedom from 1."""
+    if freedom > 1e6:
+        return NORMAL_QUANTILE
+    freedom = max(freedom, 1.0)
+    angles = np.linspace(0.0, math.pi / 2, 20_001)
+    density = np.cos(angles) ** (freedom - 1)  # P(|T| < sqrt(freedom) tan(a)) is its integral from 0 to a, normalised
+    area = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    angle = float(np.interp(0.95, area / area[-1], angles))
+    return math.sqrt(freedom) * math.tan(angle)
+
+
+def _counts(n: int, replicates: int, seed: int) -> np.ndarray:
+    """(R, n) how often each cluster is drawn in each replicate."""
+    if n == 0:
+        raise UserError("items", 0, "there is nothing to average", "raise num_items or num_documents")
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=replicates)
+
+
+def _resampled_means(sums: Sums, counts: np.ndarray) -> np.ndarray:
+    """(R,) weighted means of the replicates; NaN where a replicate drew no weight."""
+    weights = counts @ sums.weights
+    totals = counts @ sums.totals
+    return np.divide(totals, weights, out=np.full(len(weights), np.nan), where=weights > 0)
+
+
+def _estimate(value: float, draws: np.ndarray, n: int, method: str) -> Estimate:
+    draws = draws[np.isfinite(draws)]
+    if n < 2 or len(draws) == 0 or not math.isfinite(value):
+        return Estimate(value, math.nan, math.nan, n, f"{method}: too few for an interval", math.nan)
+    quantile = student_quantile(n - 1) * math.sqrt(n / (n - 1))
+    tail = 0.5 * math.erfc(quantile / math.sqrt(2))
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Estimate(value, float(low), float(high), n, method, float(draws.std(ddof=1)) * math.sqrt(n / (n - 1)))
+
+
+def _influence(sums: Sums) -> np.ndarray:
+    """(n,) each cluster's linear share in the weighted mean, times n; their mean is 0."""
+    total = sums.weights.sum()
+    if total <= 0:
+        raise UserError("items", 0, "there is nothing to average", "raise num_items or num_documents")
+    return (sums.totals - sums.weights * sums.mean) * (len(sums.weights) / total)

@@ -1,0 +1,31 @@
+"""The table of suites."""
+
+from statex.errors import UserError
+from statex.evaluation import ar_hits, mqar, nll_by_position, passkey
+from statex.evaluation.context import Suite
+
+SUITES: dict[str, Suite] = {
+    "mqar": mqar.SUITE,
+    "passkey": passkey.SUITE,
+    "ar_hits": ar_hits.SUITE,
+    "nll_by_position": nll_by_position.SUITE,
+}
+
+SUITE_GROUPS: dict[str, list[str]] = {"offline": list(SUITES)}
+"""Names that stand for several suites."""
+
+
+def find_suite(name: str) -> Suite:
+    """The suite of this name.
+
+    Raises:
+        UserError: there is none; the known ones are listed.
+    """
+    if name not in SUITES:
+        raise UserError("evaluation.suites", name, "is not a suite", f"known suites: {', '.join(SUITES)}")
+    return SUITES[name]
+
+
+def expand_names(names: list[str]) -> list[str]:
+    """Names with every group's replaced by those of its suites, none twice."""
+    return list(dict.fromkeys(suite for name in names for suite in SUITE_GROUPS.get(name, [name])))

@@ -1,0 +1,27 @@
+"""The families of recurrent models that can be expanded, one file each."""
+
+from typing import Any
+
+from statex.errors import UserError
+from statex.families.base import Family, Segment, StateGeometry, TensorRows
+from statex.families.gla import GLAFamily
+from statex.families.mamba2 import Mamba2Family
+
+FAMILIES: dict[str, Family] = {family.model_type: family for family in (GLAFamily(), Mamba2Family())}
+
+
+def family_of(config: Any) -> Family:
+    """The family of a model's configuration, expanded or not.
+
+    Raises:
+        UserError: no known family.
+    """
+    model_type = getattr(config, "base_model_type", config.model_type)
+    if model_type not in FAMILIES:
+        raise UserError(
+            "model_type", model_type, "is no family that statex can expand", f"known families: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[model_type]
+
+
+__all__ = ["FAMILIES", "Family", "Segment", "StateGeometry", "TensorRows", "family_of"]

@@ -1,0 +1,106 @@
+"""What a family of recurrent models has to tell: where its mixers are, how big their states are, whose rows are whose."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+Fill = Literal["fresh", "zero", "copy"]
+
+
+@dataclass(frozen=True)
+class StateGeometry:
+    """The recurrent state of one layer: `num_heads` matrices of `key_dim` x `value_dim`."""
+
+    num_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def elements(self) -> int:
+        """Numbers in the state of one sequence, without the convolution's."""
+        return self.num_heads * self.key_dim * self.value_dim
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A named run of rows of a tensor: `num_blocks` blocks (heads, groups), each growing from `before` to `after` rows.
+
+    Args:
+        name: what the rows belong to: "q", "k", "B", ...
+        num_blocks: how many blocks there are; growth happens inside each.
+        before, after: rows of a block.
+        fill: what a block's new rows are: "fresh" (initialised), "zero", or "copy" (the old rows over again).
+        order: new block b takes the rows of old block order[b]; None keeps the order.
+        noise: of "copy": standard deviation of what is added to new rows, as a share of the old rows' own.
+        scale: factor on all rows of the segment.
+    """
+
+    name: str
+    num_blocks: int
+    before: int
+    after: int
+    fill: Fill = "fresh"
+    order: tuple[int, ...] | None = None
+    noise: float = 0.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class TensorRows:
+    """How a tensor's rows along `dim` become the expanded tensor's."""
+
+    segments: tuple[Segment, ...]
+    dim: int = 0
+
+
+class Family(ABC):
+    """One architecture. Modules are named from the language model (`AutoModelForCausalLM`) down."""
+
+    model_type: str
+    mixer_path: str
+    """Path of a layer's token mixer, with {} for its index."""
+    norm_path: str
+    """Path of the norm before it, likewise."""
+    kept_by_reinit: tuple[str, ...] = ()
+    """Tensors of the mixer that a re-initialisation leaves alone."""
+
+    @abstractmethod
+    def recurrent_layers(self, config: PreTrainedConfig) -> list[int]:
+        """Indices of the layers that have a matrix state."""
+
+    @abstractmethod
+    def geometry(self, config: PreTrainedConfig) -> StateGeometry:
+        """State of a recurrent layer before any expansion."""
+
+    @abstractmethod
+    def default_factor(self, config: PreTrainedConfig) -> int:
+        """The paper's factor."""
+
+    @abstractmethod
+    def expanded_geometry(self, config: PreTrainedConfig, factor: int, init: str) -> StateGeometry:
+        """State of an expanded layer.
+
+        Raises:
+            UserError: the factor does not fit the configuration.
+        """
+
+    @abstractmethod
+    def build_mixer(
+        self, mixer_class: type[nn.Module], config: Any, layer_idx: int, geometry: StateGeometry, rank: int | None
+    ) -> nn.Module:
+        """A mixer with a state of this geometry, its weights as its constructor leaves them."""
+
+    @abstractmethod
+    def inherited_rows(self, config: Any, after: StateGeometry) -> dict[str, TensorRows]:
+        """Tensors whose rows change under `inherit`; all others keep their weights."""
+
+    @abstractmethod
+    def preserving_rows(self, config: Any, after: StateGeometry, rank: int | None) -> dict[str, TensorRows]:
+        """Tensors whose rows change under `preserve`; new tensors appear with `before` = 0, all others are kept.
+
+        Raises:
+            UserError: the function cannot be preserved under this configuration.
+        """

@@ -1,0 +1,116 @@
+"""GLA: heads are merged (reinit, inherit), or each head's key dimension grows (preserve).
+
+Letters: H heads, K and V key and value dimension of a head, f factor.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from statex.errors import UserError
+from statex.families.base import Family, Segment, StateGeometry, TensorRows
+
+# Feature maps with f(0) = 0 and f'(0) != 0: zero query rows then add nothing at step 0 and still learn
+PRESERVABLE_FEATURE_MAPS = (None, "linear", "silu", "swish", "gelu", "tanh", "elu", "leaky_relu", "mish")
+
+
+class GLAFamily(Family):
+    """Gated linear attention, arXiv 2312.06635; merging: arXiv 2509.22630, section 3."""
+
+    model_type = "statex_gla"
+    mixer_path = "model.layers.{}.attn"
+    norm_path = "model.layers.{}.attn_norm"
+
+    def recurrent_layers(self, config: Any) -> list[int]:
+        return list(range(config.num_hidden_layers))
+
+    def geometry(self, config: Any) -> StateGeometry:
+        H = config.num_heads
+        return StateGeometry(H, config.key_dim // H, config.value_dim // H)
+
+    def default_factor(self, config: Any) -> int:
+        return config.num_kv_heads
+
+    def expanded_geometry(self, config: Any, factor: int, init: str) -> StateGeometry:
+        before = self.geometry(config)
+        if init == "preserve":
+            return StateGeometry(before.num_heads, factor * before.key_dim, before.value_dim)
+        if factor < 2 or config.num_kv_heads % factor:
+            divisors = [n for n in range(2, config.num_kv_heads + 1) if config.num_kv_heads % n == 0]
+            remedy = f"use one of {divisors}" if divisors else 'there are no heads to merge; use init = "preserve"'
+            heads = "num_heads" if config.num_kv_heads == config.num_heads else "num_kv_heads"
+            raise UserError("factor", factor, f"does not divide {heads} = {config.num_kv_heads}", remedy)
+        return StateGeometry(before.num_heads // factor, factor * before.key_dim, factor * before.value_dim)
+
+    def build_mixer(
+        self, mixer_class: type[nn.Module], config: Any, layer_idx: int, geometry: StateGeometry, rank: int | None
+    ) -> nn.Module:
+        return mixer_class(
+            config,
+            layer_idx,
+            num_heads=geometry.num_heads,
+            num_kv_heads=config.num_kv_heads * geometry.num_heads // config.num_heads,
+            key_dim=geometry.key_dim,
+            rank=rank,
+        )
+
+    def inherited_rows(self, config: Any, after: StateGeometry) -> dict[str, TensorRows]:
+        before = self.geometry(config)
+        H, K, V = before.num_heads, before.key_dim, before.value_dim
+        norm = Segment("output norm", 1, V, after.value_dim, fill="copy")
+        rows = {"g_norm_swish_gate.weight": TensorRows((norm,)), "g_norm.weight": TensorRows((norm,))}
+        order = merged_query_order(H, config.num_kv_heads, H // after.num_heads)
+        if order != tuple(range(H)):
+            queries = TensorRows((Segment("q", H, K, K, order=order),))
+            values = Segment("output", H, V, V, order=order)
+            rows |= {
+                "q_proj.weight": queries,
+                "q_conv1d.weight": queries,
+                "g_proj.weight": TensorRows((values,)),
+                "o_proj.weight": TensorRows((values,), dim=1),
+            }
+        return rows
+
+    def preserving_rows(self, config: Any, after: StateGeometry, rank: int | None) -> dict[str, TensorRows]:
+        if config.feature_map not in PRESERVABLE_FEATURE_MAPS:
+            raise UserError(
+                "init",
+                "preserve",
+                f"the feature map {config.feature_map!r} is not 0 at 0, or has no slope there",
+                'use init = "reinit" or "inherit"',
+            )
+        H, H_kv, K = config.num_heads, config.num_kv_heads, self.geometry(config).key_dim
+        new = after.key_dim - K
+        decay = TensorRows((Segment("decay", H_kv, K, after.key_dim),))
+        rows = {
+            "gk_proj.1.weight": decay,
+            "gk_proj.1.bias": decay,
+            "q_conv1d.weight": TensorRows((Segment("q", H, K, after.key_dim),)),
+            "k_conv1d.weight": TensorRows((Segment("k", H_kv, K, after.key_dim),)),
+        }
+        if rank is None:
+            return rows | {
+                "q_proj.weight": TensorRows((Segment("q", H, K, after.key_dim, fill="zero"),)),
+                "k_proj.weight": TensorRows((Segment("k", H_kv, K, after.key_dim),)),
+            }
+        return rows | {
+            "q_low_rank.0.weight": TensorRows((Segment("q", 1, 0, rank),)),
+            "q_low_rank.1.weight": TensorRows((Segment("q", H, 0, new, fill="zero"),)),
+            "k_low_rank.0.weight": TensorRows((Segment("k", 1, 0, rank),)),
+            "k_low_rank.1.weight": TensorRows((Segment("k", H_kv, 0, new),)),
+        }
+
+
+def merged_query_order(num_heads: int, num_kv_heads: int, factor: int) -> tuple[int, ...]:
+    """Which old query head comes where, so that in each merged head every query still faces its own key head.
+
+    Query head h reads key head h // g with g = num_heads / num_kv_heads. Merging `factor` key heads into one gives g
+    merged query heads for it, the r-th made of the r-th query head of each of those key heads.
+    """
+    g = num_heads // num_kv_heads
+    return tuple(
+        kv_head * g + r
+        for first in range(0, num_kv_heads, factor)
+        for r in range(g)
+        for kv_head in range(first, first + factor)
+    )

@@ -1,0 +1,1 @@
+"""Model classes: the Hugging Face-native GLA, and the expanded forms of every family."""

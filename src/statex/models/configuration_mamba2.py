@@ -1,0 +1,24 @@
+"""Configuration of an expanded Mamba2: transformers' own plus the plan."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
+
+from statex.models.registration import register_models
+
+
+@strict
+class StatexMamba2Config(Mamba2Config):
+    """transformers' Mamba2Config with a plan.
+
+    Args:
+        expansion: the plan of a state expansion (statex.expansion.plan), replayed when the model is built.
+    """
+
+    model_type = "statex_mamba2"
+    base_model_type = "mamba2"
+
+    expansion: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        register_models()
+        super().__post_init__(**kwargs)

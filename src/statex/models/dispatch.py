@@ -1,0 +1,154 @@
+"""Run transformers' recurrent models on statex's ops: the functions that their modules call, on our recurrences.
+
+Shape letters: B batch, T time, H heads, P head dim, N state size, G groups, D channels, W taps.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from statex.ops import ssd, ssd_step
+from statex.ops.segments import cu_seqlens_of
+from statex.ops.short_convolution import short_convolution
+
+MAMBA2_MODULES = tuple(
+    f"transformers.models.{name}.modeling_{name}"
+    for name in ("mamba2", "bamba", "granitemoehybrid", "zamba2", "nemotron_h", "falcon_h1")
+)
+
+
+def mamba2_chunk_scan(
+    hidden_states: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    chunk_size: int = 0,
+    D: torch.Tensor | None = None,
+    dt_bias: torch.Tensor | None = None,
+    initial_states: torch.Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    return_final_states: bool = False,
+    seq_idx: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> Any:
+    """transformers' function of that name: hidden_states [B,T,H,P], dt [B,T,H], A [H], B and C [B,T,G,N].
+
+    Returns the output [B,T,H,P], with the final state [B,H,P,N] where asked. `seq_idx` [B,T] starts a fresh state at
+    each document. `chunk_size` is the caller's hint, which ours does not need.
+    """
+    dt = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
+    dt = F.softplus(dt) if dt_softplus else dt
+    if tuple(dt_limit) != (0.0, float("inf")):
+        dt = dt.clamp(*dt_limit)
+    if seq_idx is None:
+        output, state = ssd(
+            hidden_states, dt, A, B, C, D=D, initial_state=initial_states, output_final_state=return_final_states
+        )
+        return (output, state) if return_final_states else output
+    packed = [x.reshape(1, -1, *x.shape[2:]) for x in (hidden_states, dt)]
+    packed_B, packed_C = (x.reshape(1, -1, *x.shape[2:]) for x in (B, C))
+    output, _ = ssd(*packed, A, packed_B, packed_C, D=D, cu_seqlens=cu_seqlens_of(seq_idx))
+    return output.view_as(hidden_states)
+
+
+def mamba2_selective_state_update(
+    state: torch.Tensor,
+    hidden_states: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor | None = None,
+    z: torch.Tensor | None = None,
+    dt_bias: torch.Tensor | None = None,
+    dt_softplus: bool = False,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """transformers' function of that name, one token: state [B,H,P,N] in place, hidden_states and dt [B,H,P].
+
+    dt, A [H,P,N], D and dt_bias [H,P] are broadcast by the caller along P and N; ours takes one number a head.
+    """
+    dt = dt[..., 0].float()
+    if dt_bias is not None:
+        dt = dt + dt_bias[..., 0].float()
+    dt = F.softplus(dt) if dt_softplus else dt
+    skip = D[..., 0] if D is not None else None
+    output = ssd_step(hidden_states, dt, A[:, 0, 0], B, C, state, D=skip)
+    return output if z is None else output * F.silu(z)
+
+
+def causal_conv1d_fn(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    seq_idx: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """transformers' function of that name: hidden_states [B,D,T], weight [D,W]."""
+    _require_silu(activation)
+    return short_convolution(hidden_states.mT, weight, bias, seq_idx=seq_idx).mT.to(hidden_states.dtype)
+
+
+def causal_conv1d_update(
+    hidden_states: torch.Tensor,
+    conv_state: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """transformers' function of that name, one token: hidden_states [B,D,1], conv_state [B,D,W] in place."""
+    _require_silu(activation)
+    conv_state.copy_(torch.cat([conv_state[..., 1:], hidden_states.to(conv_state.dtype)], dim=-1))
+    output = (conv_state * weight).sum(-1, keepdim=True)
+    if bias is not None:
+        output = output + bias[:, None]
+    return F.silu(output).to(hidden_states.dtype)
+
+
+def mamba2_split_conv1d_scan_combined(*args: Any, **kwargs: Any) -> None:
+    """transformers' function of that name: None, so that the mixer takes the functions above one by one."""
+
+
+def _require_silu(activation: str | None) -> None:
+    if activation not in ("silu", "swish"):
+        raise ValueError(f"hidden_act = {activation!r}: statex's short convolution has SiLU only; use transformers' own.")
+
+
+REPLACEMENTS = {
+    function.__name__: function
+    for function in (
+        mamba2_chunk_scan,
+        mamba2_selective_state_update,
+        causal_conv1d_fn,
+        causal_conv1d_update,
+        mamba2_split_conv1d_scan_combined,
+    )
+}
+
+
+@contextmanager
+def statex_ops() -> Iterator[None]:
+    """Within it, every Mamba2-type model of transformers runs on statex's ops, whatever its device; reversible.
+
+    Training with gradient checkpointing must run its backward pass within it, too.
+    """
+    replaced = []
+    for module_name in MAMBA2_MODULES:
+        module = sys.modules.get(module_name)
+        for name, function in REPLACEMENTS.items():
+            if module is not None and hasattr(module, name):
+                replaced.append((module, name, getattr(module, name)))
+                setattr(module, name, function)
+    try:
+        yield
+    finally:
+        for module, name, original in reversed(replaced):
+            setattr(module, name, original)

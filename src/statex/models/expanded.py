@@ -1,0 +1,57 @@
+"""The public `expand` and `reinitialize`: plan, operate, and make the model one that describes itself."""
+
+from typing import Any
+
+from torch import nn
+
+from statex.errors import UserError
+from statex.expansion.config import ExpansionConfig
+from statex.expansion.plan import ExpansionPlan, plan_expansion, plan_reinitialization
+from statex.expansion.surgery import apply_plan
+from statex.models.replay import ReplayExpansion
+
+
+def expand(model: nn.Module, config: ExpansionConfig | None = None, **fields: Any) -> ExpansionPlan:
+    """Enlarge the recurrent state of some layers of a pre-trained model, in place (arXiv 2509.22630).
+
+    Args:
+        model: a causal language model of a known family (`statex.FAMILIES`), on any device, the meta device included.
+        config: what to expand; or its fields as keywords, for example `expand(model, every=6, init="reinit")`.
+
+    Returns:
+        The plan that was carried out. It is stored in `model.config`, so that `save_pretrained` and
+        `AutoModelForCausalLM.from_pretrained` (after `import statex`) need nothing else.
+
+    Raises:
+        UserError: unknown family, layer out of range, factor that does not fit, a model expanded before, or fields
+            out of range. The model is unchanged then.
+    """
+    if config is not None and fields:
+        raise UserError("config", config, "excludes further fields", "give an ExpansionConfig or its fields, not both")
+    plan = plan_expansion(model, config or ExpansionConfig(**fields))
+    apply_plan(model, plan)
+    if not isinstance(model, ReplayExpansion):
+        _expanded_class(plan.model_type).adopt(model)
+    return plan
+
+
+def reinitialize(model: nn.Module, layers: list[int], seed: int = 0) -> ExpansionPlan:
+    """The control of an expansion: the same token mixers made fresh, in place, their state not enlarged.
+
+    Args:
+        model: as for `expand`.
+        layers: indices of the layers.
+        seed: of the fresh parameters; an expansion with `init="reinit"` and the same seed draws from the same stream.
+
+    Returns:
+        The plan, also recorded in `model.config`.
+    """
+    plan = plan_reinitialization(model, layers, seed)
+    apply_plan(model, plan)
+    return plan
+
+
+def _expanded_class(model_type: str) -> Any:
+    from statex.models.mamba2 import StatexMamba2ForCausalLM
+
+    return {"mamba2": StatexMamba2ForCausalLM}[model_type]

@@ -1,0 +1,1 @@
+"""Gated linear attention as a Hugging Face model, with the parameter names of flash-linear-attention's checkpoints."""

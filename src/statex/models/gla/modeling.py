@@ -1,0 +1,369 @@
+"""GLA as a Hugging Face model (arXiv 2312.06635), on statex's own recurrences, on any device.
+
+Shape letters: B batch, T time, H heads, K key dim of a head, V value dim of a head, D width of the residual stream.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from statex.models.gla.configuration import GLAConfig
+from statex.models.replay import ReplayExpansion
+from statex.ops import gla, gla_step
+from statex.ops.segments import cu_seqlens_of
+from statex.ops.short_convolution import short_convolution
+
+GATE_LOGIT_NORMALIZER = 16  # fixed in FLA's model, not part of its configuration
+GATE_LOW_RANK_DIM = 16
+
+
+class ShortConvolution(nn.Module):
+    """The weight of a causal depthwise convolution, stored as torch's Conv1d does: [channels, 1, taps]."""
+
+    def __init__(self, num_channels: int, num_taps: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_channels, 1, num_taps))
+
+
+class GatedLinearAttention(nn.Module):
+    """The token mixer: S_t = diag(a_t) S_{t-1} + k_t^T v_t, o_t = q_t S_t, with a_t = sigmoid(W2 W1 x_t + b)^(1/16).
+
+    Args:
+        config: the model's configuration.
+        layer_idx: which layer this is.
+        num_heads, num_kv_heads, key_dim: of this layer, where they differ from the configuration's; `key_dim` is one
+            head's.
+        rank: the key dimensions beyond the configuration's come from low-rank projections of this rank.
+    """
+
+    def __init__(
+        self,
+        config: GLAConfig,
+        layer_idx: int,
+        *,
+        num_heads: int | None = None,
+        num_kv_heads: int | None = None,
+        key_dim: int | None = None,
+        rank: int | None = None,
+    ):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.num_heads = num_heads or config.num_heads
+        self.num_kv_heads = num_kv_heads or config.num_kv_heads
+        base_key_dim = config.key_dim // self.num_heads
+        self.key_dim = key_dim or base_key_dim
+        self.value_dim = config.value_dim // self.num_heads
+        self.scale = base_key_dim**-0.5  # a grown head keeps its scale, so that it computes the same function
+        self.clamp_min = config.clamp_min
+        self.feature_map = ACT2FN[config.feature_map] if config.feature_map is not None else None
+        self.use_short_conv = config.use_short_conv
+        self.use_output_gate = config.use_output_gate
+
+        D, H, H_kv = config.hidden_size, self.num_heads, self.num_kv_heads
+        projected_key_dim = base_key_dim if rank else self.key_dim
+        self.q_proj = nn.Linear(D, H * projected_key_dim, bias=False)
+        self.k_proj = nn.Linear(D, H_kv * projected_key_dim, bias=False)
+        self.v_proj = nn.Linear(D, H_kv * self.value_dim, bias=False)
+        self.rank = rank
+        if rank:
+            self.q_low_rank = _low_rank(D, rank, H * (self.key_dim - base_key_dim))
+            self.k_low_rank = _low_rank(D, rank, H_kv * (self.key_dim - base_key_dim))
+        if config.use_output_gate:
+            self.g_proj = nn.Linear(D, config.value_dim, bias=False)
+            self.gate_activation = ACT2FN[config.hidden_act]
+        if config.use_short_conv:
+            self.q_conv1d = ShortConvolution(H * self.key_dim, config.conv_size)
+            self.k_conv1d = ShortConvolution(H_kv * self.key_dim, config.conv_size)
+            self.v_conv1d = ShortConvolution(H_kv * self.value_dim, config.conv_size)
+        self.gk_proj = nn.Sequential(
+            nn.Linear(D, GATE_LOW_RANK_DIM, bias=False), nn.Linear(GATE_LOW_RANK_DIM, H_kv * self.key_dim)
+        )
+        self.o_proj = nn.Linear(config.value_dim, D, bias=False)
+        norm = nn.RMSNorm(self.value_dim, eps=config.norm_eps, elementwise_affine=bool(config.elementwise_affine))
+        fused = config.fuse_norm and config.use_output_gate and config.hidden_act == "swish"
+        self.norm_name = "g_norm_swish_gate" if fused else "g_norm"
+        self.add_module(self.norm_name, norm)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        seq_idx: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mix tokens: [B, T, D] to [B, T, D].
+
+        `attention_mask` is [B, T], 0 at padding, which neither writes to the state nor lets it decay. `seq_idx`
+        [B, T] with `cu_seqlens` start a fresh state at each document of a packed row.
+        """
+        B, T, _ = hidden_states.shape
+        if attention_mask is not None:
+            hidden_states = hidden_states * attention_mask[..., None].to(hidden_states.dtype)
+        cache = past_key_values.layers[self.layer_idx] if past_key_values is not None else None
+
+        q, k, v = self._queries_keys_values(hidden_states, cache, seq_idx)  # [B, T, H or H_kv, K or V]
+        log_decay = F.logsigmoid(self.gk_proj(hidden_states).float()) / GATE_LOGIT_NORMALIZER
+        if self.clamp_min is not None:
+            log_decay = log_decay.clamp_min(self.clamp_min)
+        log_decay = log_decay.unflatten(-1, (self.num_kv_heads, self.key_dim))
+        if self.feature_map is not None:
+            q, k = self.feature_map(q), self.feature_map(k)
+        if attention_mask is not None:  # a convolution or feature map may have made something of padding's zeros
+            mask = attention_mask[..., None, None]
+            k, log_decay = k * mask.to(k.dtype), log_decay * mask.to(log_decay.dtype)
+        if self.num_kv_heads != self.num_heads:
+            groups = self.num_heads // self.num_kv_heads
+            k, v, log_decay = (x.repeat_interleave(groups, dim=2) for x in (k, v, log_decay))
+
+        output = self._recurrence(q, k, v, log_decay, cache, cu_seqlens)  # [B, T, H, V]
+        output = self._output_norm(output.float())
+        if self.use_output_gate:
+            gate = self.g_proj(hidden_states).float().view(B, T, self.num_heads, self.value_dim)
+            output = output * self.gate_activation(gate)
+        return self.o_proj(output.flatten(2).to(v.dtype))
+
+    def _queries_keys_values(self, hidden_states, cache, seq_idx):
+        q, k, v = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        if self.rank:
+            q = _join_heads(q, self.q_low_rank(hidden_states), self.num_heads)
+            k = _join_heads(k, self.k_low_rank(hidden_states), self.num_kv_heads)
+        if self.use_short_conv:
+            sizes = [q.shape[-1], k.shape[-1], v.shape[-1]]
+            convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
+            weight = torch.cat([convolution.weight.squeeze(1) for convolution in convolutions])
+            qkv = torch.cat([q, k, v], dim=-1)
+            left_context = None
+            if cache is not None:
+                left_context = _update_convolution_state(cache, qkv, weight.shape[1])
+            q, k, v = short_convolution(qkv, weight, left_context=left_context, seq_idx=seq_idx).split(sizes, dim=-1)
+        return (
+            q.unflatten(-1, (self.num_heads, self.key_dim)),
+            k.unflatten(-1, (self.num_kv_heads, self.key_dim)),
+            v.unflatten(-1, (self.num_kv_heads, self.value_dim)),
+        )
+
+    def _output_norm(self, output: torch.Tensor) -> torch.Tensor:
+        norm = getattr(self, self.norm_name)
+        weight = norm.weight.float() if norm.weight is not None else None
+        return F.rms_norm(output, (self.value_dim,), weight, norm.eps)
+
+    def _recurrence(self, q, k, v, log_decay, cache, cu_seqlens):
+        if cu_seqlens is not None:
+            B, T = q.shape[:2]
+            packed = (x.reshape(1, B * T, *x.shape[2:]) for x in (q, k, v, log_decay))
+            return gla(*packed, scale=self.scale, cu_seqlens=cu_seqlens)[0].view(B, T, *v.shape[2:])
+        if cache is None:
+            return gla(q, k, v, log_decay, scale=self.scale)[0]
+        state = cache.recurrent_states[0] if cache.is_recurrent_states_initialized[0] else None
+        if state is not None and q.shape[1] == 1:
+            output = gla_step(*(x.squeeze(1) for x in (q, k, v, log_decay)), state, scale=self.scale)
+            return output.unsqueeze(1)
+        output, state = gla(q, k, v, log_decay, scale=self.scale, initial_state=state, output_final_state=True)
+        cache.update_recurrent_state(state)
+        cache.has_previous_state[0] = True  # set by the convolution's update, where there is one
+        return output
+
+
+def _low_rank(num_inputs: int, rank: int, num_outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(num_inputs, rank, bias=False), nn.Linear(rank, num_outputs, bias=False))
+
+
+def _join_heads(base: torch.Tensor, new: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Put each head's new channels behind its old ones: [..., H * K0] and [..., H * K1] to [..., H * (K0 + K1)]."""
+    heads = [x.unflatten(-1, (num_heads, -1)) for x in (base, new)]
+    return torch.cat(heads, dim=-1).flatten(-2)
+
+
+def _update_convolution_state(cache: Any, x: torch.Tensor, num_taps: int) -> torch.Tensor | None:
+    """Keep the last `num_taps` inputs of x [B, T, channels]; return those kept before, None at the beginning.
+
+    Transformers' caches hold them as [B, channels, taps], with zeros before the first.
+    """
+    if cache.has_previous_state[0]:
+        previous = cache.conv_states[0].mT.clone()
+        cache.update_conv_state(x[:, -num_taps:].mT)
+        return previous
+    cache.update_conv_state(F.pad(x, (0, 0, max(0, num_taps - x.shape[1]), 0))[:, -num_taps:].mT)
+    return None
+
+
+class GLAMLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: GLAConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class GLABlock(GradientCheckpointingLayer):
+    """Norm, token mixer, norm, MLP, each half with its residual."""
+
+    def __init__(self, config: GLAConfig, layer_idx: int):
+        super().__init__()
+        self.attn_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.attn = GatedLinearAttention(config, layer_idx)
+        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = GLAMLP(config)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        hidden_states = hidden_states + self.attn(self.attn_norm(hidden_states), **kwargs)
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states))
+
+
+class GLAPreTrainedModel(PreTrainedModel):
+    config_class = GLAConfig
+    config: GLAConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GLABlock"]  # noqa: RUF012 (transformers' own form)
+    _is_stateful = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ShortConvolution):
+            # torch's own initialisation of a Conv1d: uniform within 1 / sqrt(taps)
+            nn.init.uniform_(module.weight, -(module.weight.shape[-1] ** -0.5), module.weight.shape[-1] ** -0.5)
+
+
+class GLAModel(GLAPreTrainedModel):
+    """Embeddings, blocks and the last norm."""
+
+    def __init__(self, config: GLAConfig):
+        super().__init__(config)
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList([GLABlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embeddings = value
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        seq_idx: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Args:
+        input_ids: [B, T], or `inputs_embeds` [B, T, D].
+        attention_mask: [B, any >= T], 0 at padding; its last T columns are used.
+        past_key_values: the states of the tokens before, updated in place.
+        seq_idx: [B, T], which document of a packed row each token belongs to; the state starts anew at each.
+            It excludes `past_key_values` and padding.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("input_ids: give exactly one of input_ids and inputs_embeds")
+        hidden_states = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        use_cache = use_cache if use_cache is not None else (self.config.use_cache and not self.training)
+        if seq_idx is not None:
+            if past_key_values is not None:
+                raise ValueError("seq_idx: packed documents cannot continue from past_key_values; leave one out")
+            use_cache = False
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        T = hidden_states.shape[1]
+        mask = attention_mask[:, -T:] if attention_mask is not None and T > 1 else None
+        cu_seqlens = cu_seqlens_of(seq_idx) if seq_idx is not None else None
+        all_hidden_states = [hidden_states] if output_hidden_states else None
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=mask,
+                past_key_values=past_key_values if use_cache else None,
+                seq_idx=seq_idx,
+                cu_seqlens=cu_seqlens,
+            )
+            if all_hidden_states is not None:
+                all_hidden_states.append(hidden_states)
+        hidden_states = self.norm(hidden_states)
+        if all_hidden_states is not None:
+            all_hidden_states[-1] = hidden_states
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden_states,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=tuple(all_hidden_states) if all_hidden_states is not None else None,
+        )
+
+
+class GLAForCausalLM(ReplayExpansion, GLAPreTrainedModel, GenerationMixin):
+    """GLA with its language-model head. A plan in `config.expansion` is replayed when the model is built."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012
+
+    def __init__(self, config: GLAConfig):
+        super().__init__(config)
+        self.model = GLAModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.replay_expansion()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embeddings = value
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
+        """Leave the cache to the first forward: generate would ask one made in advance for a length it has not."""
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor | None:
+        """The padding mask as it is, [B, any]: a recurrence has no use for a causal one."""
+        return attention_mask
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        seq_idx: torch.Tensor | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """As GLAModel.forward; `labels` [B, T] are shifted inside, -100 is ignored; logits are [B, T, vocabulary]."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            seq_idx=seq_idx,
+        )
+        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, positions])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
+        )

@@ -1,0 +1,54 @@
+"""The expanded Mamba2: transformers' own class, a stored plan replayed, mixers on statex's ops."""
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from transformers.models.mamba2.modeling_mamba2 import Mamba2ForCausalLM, Mamba2Mixer
+
+from statex.models.configuration_mamba2 import StatexMamba2Config
+from statex.models.dispatch import REPLACEMENTS
+from statex.models.replay import ReplayExpansion
+
+
+def on_statex_ops(forward: Callable) -> Callable:
+    """The same forward with the recurrent functions of its module exchanged for ours, its module left alone."""
+    inner: Any = inspect.unwrap(forward)
+    rebound = types.FunctionType(
+        inner.__code__, inner.__globals__ | REPLACEMENTS, inner.__name__, inner.__defaults__, inner.__closure__
+    )
+    rebound.__kwdefaults__ = inner.__kwdefaults__
+    return rebound
+
+
+class StatexMamba2Mixer(Mamba2Mixer):
+    """transformers' mixer; its scan, step and convolution are statex's."""
+
+    forward = on_statex_ops(Mamba2Mixer.forward)
+
+
+class StatexMamba2ForCausalLM(ReplayExpansion, Mamba2ForCausalLM):
+    """Mamba2 with the state of some layers expanded, as the plan in `config.expansion` says."""
+
+    config_class = StatexMamba2Config
+
+    def __init__(self, config: StatexMamba2Config):
+        super().__init__(config)
+        self.replay_expansion()
+        self.use_statex_mixers()
+        self.post_init()
+
+    def use_statex_mixers(self) -> None:
+        """Put all mixers, expanded or not, on statex's ops."""
+        for module in self.modules():
+            if type(module) is Mamba2Mixer:
+                module.__class__ = StatexMamba2Mixer
+
+    @classmethod
+    def adopt(cls, model: nn.Module) -> None:
+        """Turn a Mamba2ForCausalLM with a plan in its configuration into this class, in place."""
+        model.__class__ = cls
+        model.config.__class__ = StatexMamba2Config  # type: ignore[assignment]
+        model.use_statex_mixers()  # type: ignore[operator]

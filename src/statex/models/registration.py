@@ -1,0 +1,26 @@
+"""Make our names known to transformers' Auto classes: configurations at import, models when a configuration is built.
+
+Importing the model classes takes a second or so; importing their configurations does not.
+"""
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+
+def register_configurations() -> None:
+    """Add statex_gla and statex_mamba2 to AutoConfig; no other name is touched."""
+    from statex.models.configuration_mamba2 import StatexMamba2Config
+    from statex.models.gla.configuration import GLAConfig
+
+    for config_class in (GLAConfig, StatexMamba2Config):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+
+
+def register_models() -> None:
+    """Add the model classes of those configurations to AutoModelForCausalLM."""
+    from statex.models.configuration_mamba2 import StatexMamba2Config
+    from statex.models.gla.configuration import GLAConfig
+    from statex.models.gla.modeling import GLAForCausalLM
+    from statex.models.mamba2 import StatexMamba2ForCausalLM
+
+    AutoModelForCausalLM.register(GLAConfig, GLAForCausalLM, exist_ok=True)
+    AutoModelForCausalLM.register(StatexMamba2Config, StatexMamba2ForCausalLM, exist_ok=True)

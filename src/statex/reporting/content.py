@@ -1,0 +1,91 @@
+"""What a report consists of, before it becomes HTML or Markdown. Texts may hold `code` and **strong** words."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: a figure, under it its interval (and n, where the column does not tell it), and a mark."""
+
+    text: str
+    interval: str = ""
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's title and, beneath it, what all its cells share; figures are aligned right, words left."""
+
+    title: str
+    beneath: str = ""
+    words: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    caption: str
+    columns: list[Column]
+    rows: list[list[Cell]]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing: `name` becomes its file name, `text` says in words what it shows."""
+
+    name: str
+    svg: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Drawings side by side, stacked where the page is narrow; `small` ones stand four in a row on a wide page."""
+
+    caption: str
+    panels: list[Panel]
+    small: bool = False
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `tone` is "" (prose), "lead" (the conclusion) or "note" (a reservation)."""
+
+    text: str
+    tone: str = ""
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+
+
+@dataclass(frozen=True)
+class Code:
+    text: str
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Blocks that are hidden until they are asked for."""
+
+    title: str
+    blocks: list["Block"]
+
+
+Block = Table | Figure | Text | Heading | Code | Folded
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    blocks: list[Block]
+
+
+@dataclass(frozen=True)
+class Document:
+    """The report of one run: title, a line under it, and its sections."""
+
+    title: str
+    subtitle: str
+    sections: list[Section]

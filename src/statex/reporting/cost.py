@@ -1,0 +1,159 @@
+"""The sections about cost and origin: state and parameters, speed and memory, seeds, versions, recipe."""
+
+from statex.reporting.content import Block, Cell, Code, Column, Folded, Heading, Section, Table, Text
+from statex.reporting.run import Estimate, Measure, Run, slice_key
+from statex.reporting.tables import Notes
+from statex.reporting.wording import NOT_RUN, figure, interval, listing, measure_title, seeds
+
+
+def state_section(run: Run) -> Section:
+    """State and parameters of each arm before and after, and layer by layer."""
+    blocks: list[Block] = []
+    for model in run.models:
+        blocks.append(Heading(model))
+        if not run.measures(model, "state"):
+            blocks.append(Text("Not run."))
+            continue
+        blocks.append(_state_table(run, model))
+        if (layers := _layer_table(run, model)).rows:
+            blocks.append(Folded(f"Layers of {model}", [layers]))
+    return Section("State and parameters", blocks)
+
+
+def _state_table(run: Run, model: str) -> Table:
+    titles = ["state elements before", "after", "state", "state bytes", "parameters", "change", "fresh parameters"]
+    reference = run.baseline(model) or next(iter(run.arms_of_kind(model, "base")), None)
+    rows = []
+    for arm in run.arms(model):
+        after = _count(run, model, arm, "state_elements")
+        before = elements_before(run, model, arm)
+        parameters = _count(run, model, arm, "parameters")
+        without = _count(run, model, reference, "parameters") if reference else None
+        factor = f"× {after / before:.2f}" if after and before else "–"
+        change = "–" if parameters is None or not without else f"{100 * (parameters / without - 1):+.2f} %"
+        size, fresh = (
+            _plain(run.find(model, arm, Measure("state", name))) for name in ("state_bytes", "fresh_parameters")
+        )
+        cells = [_whole(before), _whole(after), factor, size, _whole(parameters), change.replace("-", "−"), fresh]
+        rows.append([Cell(arm), *(Cell(text) for text in cells)])
+    caption = (
+        f"State and parameters of {model}: matrix states at batch 1. The change of parameters is against "
+        f"{reference or 'no arm'}; fresh parameters are those of tensors that the expansion changed or made new. "
+        "These are counts, so they have no interval."
+    )
+    return Table(caption, [Column("arm", words=True), *(Column(title) for title in titles)], rows)
+
+
+def elements_before(run: Run, model: str, arm: str) -> int | None:
+    """The state elements of an arm's model before expansion, from its layers, else from the arm not expanded."""
+    layers = [
+        run.find(model, arm, one) for one in run.measures(model, "state", "state_elements") if "layer" in one.values
+    ]
+    before = [one.result.details.get("elements_before") for one in layers if one is not None]
+    known = [count for count in before if isinstance(count, int)]
+    if before and len(known) == len(before):
+        return sum(known)
+    for other in [*run.arms_of_kind(model, "base"), *run.arms_of_kind(model, "lpt")]:
+        if (count := _count(run, model, other, "state_elements")) is not None:
+            return count
+    return None
+
+
+def _layer_table(run: Run, model: str) -> Table:
+    rows = []
+    measures = [one for one in run.measures(model, "state", "state_elements") if "layer" in one.values]
+    for arm in run.arms(model):
+        for measure in measures:
+            if estimate := run.find(model, arm, measure):
+                details = estimate.result.details
+                before, after = details.get("elements_before"), int(estimate.result.value)
+                shape = [_whole(details.get(name)) for name in ("num_heads", "key_dim", "value_dim")]
+                factor = f"× {after / before:.2f}" if before else "–"
+                texts = [arm, str(measure.values["layer"]), *shape, _whole(before), _whole(after), factor]
+                rows.append([Cell(text) for text in texts])
+    titles = ["layer", "heads", "key dim", "value dim", "elements before", "after", "state"]
+    return Table(
+        f"State of {model}, layer by layer.", [Column("arm", words=True), *(Column(one) for one in titles)], rows
+    )
+
+
+def cost_section(run: Run) -> Section:
+    """Speed, memory and time of each arm."""
+    blocks: list[Block] = [Text(f"Measured on {listing(devices(run)) or 'an unnamed device'}.")]
+    for model in run.models:
+        blocks.append(Heading(model))
+        measures = run.measures(model, "cost")
+        blocks.append(_cost_table(run, model, measures) if measures else Text("Not run."))
+    return Section("Cost", blocks)
+
+
+def _cost_table(run: Run, model: str, measures: list[Measure]) -> Table:
+    notes = Notes()
+    arms = list(dict.fromkeys(row.arm for row in run.results if row.model == model and row.suite == "cost"))
+    arms = [*run.arms(model), *(arm for arm in arms if arm not in run.arms(model))]
+    rows = []
+    for measure in measures:
+        found = [run.find(model, arm, measure) for arm in arms]
+        rows.append([Cell(measure_title(measure)), *(_cost_cell(one, notes) for one in found)])
+    columns = [Column("measure", words=True), *(Column(arm or "all arms") for arm in arms)]
+    caption = (
+        f"Cost of {model}. Under a figure stands its 95 % interval or, where it was taken once for each seed, the range "
+        "of the seeds; a figure with neither was taken once."
+    )
+    return Table(caption, columns, rows, notes.lines())
+
+
+def _cost_cell(estimate: Estimate | None, notes: Notes) -> Cell:
+    if estimate is None:
+        return Cell(NOT_RUN)
+    row = estimate.result
+    beneath = interval(estimate) if estimate.interval or estimate.spread else "once"
+    if row.n is not None:
+        beneath = f"{beneath}, n = {row.n:,}" if beneath != "once" else f"n = {row.n:,}"
+    return Cell(figure(row.value, row.unit), beneath, notes.mark(row.note))
+
+
+def devices(run: Run) -> list[str]:
+    """The devices on which anything was measured."""
+    return list(dict.fromkeys(row.device for row in run.results if row.device))
+
+
+def origin_section(run: Run) -> Section:
+    """Seeds, versions, device and commit: what is needed to repeat the run."""
+    commits = list(dict.fromkeys(row.commit for row in run.results if row.commit))
+    facts = [
+        ("training seeds", seeds(tuple(run.recipe.seeds))),
+        ("seed of the evaluation items", str(run.recipe.evaluation.seed)),
+        ("device", listing(devices(run)) or "not recorded"),
+        ("commit", listing(commits) or "not recorded"),
+    ]
+    names: dict[str, list[str]] = {}
+    for details in run.details("run", "versions"):
+        for name, version in (details.get("versions") or details).items():
+            names.setdefault(str(name), []).append(str(version))
+    facts += [(name, listing(list(dict.fromkeys(found)))) for name, found in names.items()]
+    if not names:
+        facts.append(("versions", "not recorded"))
+    rows = [[Cell(name), Cell(value)] for name, value in facts]
+    blocks: list[Block] = [Table("Origin of the figures.", [Column("", words=True), Column("", words=True)], rows)]
+    if len(commits) > 1:
+        blocks.append(Text("The figures are from more than one commit.", "note"))
+    return Section("Seeds, versions and device", blocks)
+
+
+def recipe_section(run: Run) -> Section:
+    """The recipe as it stands in the run's folder."""
+    return Section("Recipe", [Folded("recipe.toml, verbatim", [Code(run.recipe_text)])])
+
+
+def _count(run: Run, model: str, arm: str, metric: str) -> int | None:
+    estimate = run.find(model, arm, Measure("state", metric, slice_key({})))
+    return None if estimate is None else int(estimate.result.value)
+
+
+def _plain(estimate: Estimate | None) -> str:
+    return NOT_RUN if estimate is None else figure(estimate.result.value, estimate.result.unit)
+
+
+def _whole(count: object) -> str:
+    return f"{count:,}" if isinstance(count, int) else NOT_RUN

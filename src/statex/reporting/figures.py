@@ -1,0 +1,265 @@
+"""Drawings as SVG. Colours are placeholders that `themed` turns into fixed ones or into the page's CSS variables.
+
+Arms differ in marker and line style as well as in colour, and heat maps carry their numbers.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, NullLocator
+
+# Placeholder in the drawing -> (CSS variable on the page, fixed colour in a file)
+COLOURS = {
+    "#000001": ("--ink", "#1b1d22"),
+    "#000002": ("--muted", "#62666f"),
+    "#000003": ("--grid", "#dcdad3"),
+    "#000004": ("--paper", "#ffffff"),
+    "#000005": ("--heat", "#1f5f9e"),
+    "#000006": ("--gain", "#1f5f9e"),
+    "#000007": ("--loss", "#b5541c"),
+    "#000010": ("--arm-base", "#8a8d94"),
+    "#000011": ("--arm-lpt", "#1b1d22"),
+    "#000012": ("--arm-control", "#a87400"),
+    "#000013": ("--arm-1", "#0b62a8"),
+    "#000014": ("--arm-2", "#c8441b"),
+    "#000015": ("--arm-3", "#1c7f5c"),
+    "#000016": ("--arm-4", "#8a3f9c"),
+    "#000017": ("--arm-5", "#9b5c3a"),
+}
+INK, MUTED, GRID, PAPER, HEAT, GAIN, LOSS = (f"#00000{i}" for i in range(1, 8))
+_STATEX = [
+    ("#000013", "s", "-"),
+    ("#000014", "D", "--"),
+    ("#000015", "P", (0, (5, 1, 1, 1))),
+    ("#000016", "^", (0, (3, 1.5))),
+    ("#000017", "*", "-."),
+]
+_KINDS = {
+    "base": ("#000010", "x", ":"),
+    "lpt": ("#000011", "o", "-"),
+    "control": ("#000012", "v", "-."),
+}
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 11.5,
+    "axes.titlesize": 12.5,
+    "axes.labelsize": 11.5,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One arm of a line figure: points with their intervals (None where there is none)."""
+
+    name: str
+    kind: str
+    x: list[float]
+    y: list[float]
+    intervals: list[tuple[float, float] | None]
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Arms over a number. `guess` draws the accuracy of guessing as a function of x, `limit` a vertical border."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: list[Line]
+    logarithmic: bool = True
+    fraction: bool = False
+    guess: tuple[str, Callable[[float], float]] | None = None
+    limit: tuple[str, float] | None = None
+    zero: bool = False
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A grid of numbers; a cell that is None was not run. `signed` colours gains and losses around 0."""
+
+    title: str
+    x_label: str
+    y_label: str
+    columns: list[str]
+    rows: list[str]
+    values: list[list[float | None]]
+    largest: float
+    signed: bool = False
+    lower_is_better: bool = False
+
+
+def line_chart(chart: LineChart) -> str:
+    """Draw a line chart, about 420 px wide; returns SVG with placeholder colours."""
+    with matplotlib.rc_context(_STYLE):
+        drawing, axes = _canvas(420, 330)
+        _x_axis(axes, chart)
+        if chart.guess:
+            points = sorted({x for line in chart.lines for x in line.x})
+            label, accuracy = chart.guess
+            axes.plot(
+                points, [accuracy(x) for x in points], color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label=label
+            )
+        if chart.limit:
+            label, border = chart.limit
+            axes.axvline(border, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label=label)
+        if chart.zero:
+            axes.axhline(0, color=MUTED, linewidth=1)
+        for index, line in enumerate(chart.lines):
+            _draw_line(axes, line, arm_style(line.kind, _rank(chart.lines, line)), _dodge(index, chart))
+        if chart.fraction:
+            axes.set_ylim(-0.03, 1.05)
+        axes.set_xlabel(chart.x_label)
+        axes.set_title(chart.y_label, loc="left", color=MUTED, pad=8)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        handles = len(axes.get_legend_handles_labels()[0])
+        drawing.legend(loc="outside upper left", ncols=min(3, handles), frameon=False, fontsize=11, handlelength=2.6)
+        return _svg(drawing)
+
+
+def heat_map(chart: HeatMap) -> str:
+    """Draw a heat map with its numbers, about 300 px wide; returns SVG with placeholder colours."""
+    height = 84 + 34 * len(chart.rows)
+    with matplotlib.rc_context(_STYLE):
+        drawing, axes = _canvas(300, height)
+        for y, row in enumerate(chart.values):
+            for x, value in enumerate(row):
+                _draw_cell(axes, chart, x, y, value)
+        axes.set_xlim(0, len(chart.columns))
+        axes.set_ylim(len(chart.rows), 0)
+        axes.set_xticks([x + 0.5 for x in range(len(chart.columns))], chart.columns)
+        axes.set_yticks([y + 0.5 for y in range(len(chart.rows))], chart.rows)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel(chart.x_label)
+        axes.set_ylabel(chart.y_label)
+        axes.set_title(chart.title, loc="left", fontweight="bold", pad=8)
+        return _svg(drawing)
+
+
+def arm_style(kind: str, rank: int) -> tuple[str, str, object]:
+    """Colour, marker and line style of an arm: its own for each kind, and for each expanded arm by its rank."""
+    return _KINDS.get(kind) or _STATEX[rank % len(_STATEX)]
+
+
+def themed(svg: str, name: str, inline: bool) -> str:
+    """Finish a drawing: with the page's colours and ids that start with `name`, or as a file of its own."""
+    for placeholder, (variable, colour) in COLOURS.items():
+        svg = svg.replace(placeholder, f"var({variable})" if inline else colour)
+    if not inline:
+        return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="#ffffff"/>', svg, count=1)
+    svg = svg[svg.index("<svg") :].replace("xlink:href", "href")
+    svg = (
+        re.sub(r' (xmlns|xmlns:xlink|version|width|height)="[^"]*"', "", svg[: svg.index(">")]) + svg[svg.index(">") :]
+    )
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
+    return re.sub(r'(id="|url\(#|href="#)(?=[\w-])', rf"\1{name}-", svg)
+
+
+def _canvas(width: int, height: int) -> tuple[Figure, Axes]:
+    """A figure in CSS pixels (an SVG point is taken as one)."""
+    drawing = Figure(figsize=(width / 72, height / 72), layout="constrained")
+    FigureCanvasSVG(drawing)
+    return drawing, drawing.add_subplot()
+
+
+def _svg(drawing: Figure) -> str:
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "statex"}):
+        drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", buffer.getvalue(), flags=re.DOTALL)
+    svg = re.sub(r"(font: [^;\"]*?px) [^;\"]*", rf"\1 {_FONT}", svg)
+    return re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+
+
+def _x_axis(axes: Axes, chart: LineChart) -> None:
+    points = sorted({x for line in chart.lines for x in line.x})
+    positive = all(x > 0 for x in points)
+    if chart.logarithmic and positive:
+        axes.set_xscale("log", base=2)
+    elif chart.logarithmic:
+        axes.set_xscale("symlog", base=2, linthresh=min(x for x in points if x > 0))
+    step = math.ceil(len(points) / 7)
+    ticks = points[::-1][::step][::-1]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ticks, [_short(x) for x in ticks])
+
+
+def _short(x: float) -> str:
+    if x >= 1024 and x % 1024 == 0:
+        return f"{x / 1024:g}K"
+    return f"{x:,.6g}"
+
+
+def _draw_line(axes: Axes, line: Line, style: tuple, dodge: Callable[[float], float]) -> None:
+    colour, marker, dashes = style
+    x = [dodge(value) for value in line.x]
+    axes.plot(
+        x, line.y, color=colour, marker=marker, linestyle=dashes, linewidth=1.8, markersize=6.5, label=line.name,
+        markeredgecolor=colour if marker == "x" else PAPER, markeredgewidth=1.6 if marker == "x" else 0.8,
+        clip_on=False, zorder=3,
+    )  # fmt: skip
+    for position, bounds in zip(x, line.intervals):
+        if bounds:
+            axes.plot([position, position], bounds, color=colour, linewidth=1.4, solid_capstyle="butt", zorder=2)
+
+
+def _dodge(index: int, chart: LineChart) -> Callable[[float], float]:
+    """Move the arms a little apart, so that their intervals do not cover one another."""
+    shift = index - (len(chart.lines) - 1) / 2
+    points = sorted({x for line in chart.lines for x in line.x})
+    if chart.logarithmic:
+        return lambda x: x * 2 ** (0.045 * shift)
+    gap = min((b - a for a, b in pairwise(points)), default=1.0)
+    return lambda x: x + 0.03 * gap * shift
+
+
+def _rank(lines: Sequence[Line], line: Line) -> int:
+    """The place of a line among those whose kind has no style of its own."""
+    return (
+        [other.name for other in lines if other.kind not in _KINDS].index(line.name) if line.kind not in _KINDS else 0
+    )
+
+
+def _draw_cell(axes: Axes, chart: HeatMap, x: int, y: int, value: float | None) -> None:
+    if value is None or not math.isfinite(value):
+        axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=GRID, hatch="///", linewidth=0))
+        axes.text(
+            x + 0.5, y + 0.5, "not run" if value is None else "NaN", ha="center", va="center", color=MUTED, fontsize=9
+        )
+        return
+    share = min(1.0, abs(value) / chart.largest) if chart.largest else 0.0
+    gain = (value >= 0) != chart.lower_is_better
+    colour = (GAIN if gain else LOSS) if chart.signed else HEAT
+    axes.add_patch(
+        Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, facecolor=colour, alpha=0.06 + 0.94 * share, linewidth=0)
+    )
+    text = f"{value:+.2f}".replace("-", "−") if chart.signed else f"{value:.2f}"
+    axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=PAPER if share > 0.5 else INK, fontsize=11)

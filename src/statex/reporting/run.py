@@ -1,0 +1,167 @@
+"""A run as the report sees it: its recipe and, for each figure, the one row that is shown."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from statex.errors import UserError
+from statex.recipe import Recipe, load_recipe
+from statex.results import Result, read_results
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One figure as it is shown.
+
+    Args:
+        result: the figure: the row that combines the seeds if there is one, else the single seed's. Where several
+            seeds were not combined its value is their mean and it has no interval.
+        seeds: the training seeds behind it.
+        spread: the lowest and highest seed, only where several seeds were not combined.
+    """
+
+    result: Result
+    seeds: tuple[int, ...] = ()
+    spread: tuple[float, float] | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval, None where there is none or where it is not a number."""
+        low, high = self.result.low, self.result.high
+        if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+            return None
+        return low, high
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a figure is about, the same for all arms: suite, metric, slice, and the arm that was subtracted."""
+
+    suite: str
+    metric: str
+    slice: str = "{}"
+    baseline: str | None = None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The slice as a dictionary."""
+        return json.loads(self.slice)
+
+
+def measure_of(result: Result) -> Measure:
+    """The measure a result belongs to."""
+    return Measure(result.suite, result.metric, slice_key(result.slice), result.baseline)
+
+
+def slice_key(values: dict[str, Any]) -> str:
+    """A slice as a text that is equal for equal slices."""
+    return json.dumps(values, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, read: the recipe (also verbatim) and all results."""
+
+    recipe: Recipe
+    recipe_text: str
+    results: list[Result]
+
+    @property
+    def models(self) -> list[str]:
+        """The recipe's models, then any other that has results."""
+        return _ordered(self.recipe.models, (result.model for result in self.results))
+
+    def arms(self, model: str) -> list[str]:
+        """The recipe's arms of a model, then any other that has results."""
+        measured = (result.arm for result in self.results if result.model == model and result.suite != "cost")
+        return _ordered(self.recipe.arms_of(model), measured)
+
+    def arms_of_kind(self, model: str, kind: str) -> list[str]:
+        """The arms of a model whose kind is "base", "lpt", "statex" or "control"."""
+        return [arm for arm in self.arms(model) if self.kind(arm) == kind]
+
+    def kind(self, arm: str) -> str:
+        """The kind of an arm, "" for one that the recipe does not know."""
+        return self.recipe.arms[arm].kind if arm in self.recipe.arms else ""
+
+    def baseline(self, model: str) -> str | None:
+        """The arm that the others are compared with: the first that was post-trained without expansion."""
+        return next(iter(self.arms_of_kind(model, "lpt")), None)
+
+    def find(self, model: str, arm: str, measure: Measure) -> Estimate | None:
+        """The figure of an arm, None if it was not run."""
+        return self._shown.get((model, arm, measure))
+
+    def measures(self, model: str, suite: str, metric: str | None = None, paired: bool = False) -> list[Measure]:
+        """What was measured in a suite, in order of slices: plain figures or, if `paired`, differences of arms."""
+        found: dict[Measure, None] = {}
+        for name, _, measure in self._shown:
+            wanted = measure.suite == suite and metric in (None, measure.metric)
+            if name == model and wanted and (measure.baseline is not None) == paired:
+                found[measure] = None
+        metrics = list(dict.fromkeys(measure.metric for measure in found))
+        return sorted(found, key=lambda measure: (metrics.index(measure.metric), _slice_order(measure.values)))
+
+    def suites(self, model: str) -> list[str]:
+        """The suites that have results, in the order they were written."""
+        return list(dict.fromkeys(measure.suite for name, _, measure in self._shown if name == model))
+
+    def details(self, suite: str, metric: str) -> list[dict[str, Any]]:
+        """The details of all results of a metric, without repetitions."""
+        found = {
+            slice_key(row.details): row.details for row in self.results if (row.suite, row.metric) == (suite, metric)
+        }
+        return list(found.values())
+
+    @cached_property
+    def _shown(self) -> dict[tuple[str, str, Measure], Estimate]:
+        groups: dict[tuple[str, str, Measure], list[Result]] = defaultdict(list)
+        for result in self.results:
+            groups[result.model, result.arm, measure_of(result)].append(result)
+        return {key: _estimate(rows, self.recipe.seeds) for key, rows in groups.items() if key[2].suite != "run"}
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        UserError: the folder has no recipe.toml or no results.jsonl.
+    """
+    folder = Path(folder)
+    for name, remedy in (("recipe.toml", "give the folder of a run"), ("results.jsonl", "evaluate the run first")):
+        if not (folder / name).is_file():
+            raise UserError("run", str(folder), f"has no {name}", remedy)
+    text = (folder / "recipe.toml").read_text(encoding="utf-8")
+    return Run(load_recipe(folder / "recipe.toml"), text, read_results(folder / "results.jsonl"))
+
+
+def _estimate(rows: list[Result], recipe_seeds: list[int]) -> Estimate:
+    seeds = tuple(sorted({row.seed for row in rows if row.seed is not None}))
+    combined = [row for row in rows if row.seed is None]
+    if combined:
+        return Estimate(combined[-1], seeds or tuple(sorted(combined[-1].details.get("seeds", recipe_seeds))))
+    latest = list({row.seed: row for row in rows}.values())
+    if len(latest) == 1:
+        return Estimate(latest[0], seeds)
+    values = [row.value for row in latest]
+    if len(set(values)) == 1:  # a count, equal for all seeds
+        return Estimate(latest[0], seeds)
+    mean = replace(latest[0], value=sum(values) / len(values), low=None, high=None, seed=None)
+    return Estimate(mean, seeds, (min(values), max(values)))
+
+
+def _ordered(first: Iterable[str], others: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*first, *(name for name in others if name)]))
+
+
+def _slice_order(values: dict[str, Any]) -> tuple:
+    """Numbers by size, words by the alphabet, a slice with fewer keys first."""
+    return (
+        len(values),
+        [(key, isinstance(v, str), str(v) if isinstance(v, str) else v) for key, v in sorted(values.items())],
+    )

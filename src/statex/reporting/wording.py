@@ -1,0 +1,140 @@
+"""How figures, metrics and slices are written: the same in tables, figures and sentences."""
+
+import math
+from typing import Any
+
+from statex.reporting.run import Estimate, Measure
+
+NOT_RUN = "not run"
+
+SUITES = {
+    "mqar": "Recall (MQAR)",
+    "passkey": "Passkey",
+    "ar_hits": "Text, AR-hits",
+    "nll_by_position": "Text, NLL by position",
+    "niah_single_1": "Needle in repeated noise (S-NIAH-1)",
+    "niah_single_2": "Needle in text, number (S-NIAH-2)",
+    "niah_single_3": "Needle in text, UUID (S-NIAH-3)",
+    "niah_multikey": "Needle among other keys",
+    "variable_tracking": "Variable tracking",
+    "symbol_icl": "In-context learning of symbols",
+}
+METRICS = {
+    "accuracy": "accuracy",
+    "answer_nll": "answer NLL",
+    "hit_nll": "NLL, hits",
+    "other_nll": "NLL, other tokens",
+    "long_gap_nll": "NLL, long-gap hits",
+    "hit_share": "share of hits",
+    "nll": "NLL",
+    "training_tokens_per_second": "training tokens/s",
+    "training_peak_memory": "training peak memory",
+    "prefill_tokens_per_second": "prefill tokens/s",
+    "decode_ms_per_token": "decode ms/token",
+    "seconds": "time",
+    "state_elements": "state elements",
+    "state_bytes": "state",
+    "parameters": "parameters",
+    "fresh_parameters": "fresh parameters",
+}
+STAGES = {"pretrain": "pre-training", "train": "post-training", "evaluate": "evaluation"}
+_NEUTRAL = {"hit_share", "recall_share"}
+_LOWER_IS_BETTER = ("nll", "perplexity", "seconds", "_ms", "ms_", "memory", "bytes")
+_WHOLE = {"elements", "parameters", "tokens", "count", "tokens/s"}
+
+
+def suite_title(suite: str) -> str:
+    """A suite's name in words, its own name if it is not known here."""
+    return SUITES.get(suite, suite)
+
+
+def metric_title(metric: str) -> str:
+    """A metric's name in words."""
+    return METRICS.get(metric, metric.replace("_", " "))
+
+
+def slice_title(values: dict[str, Any]) -> str:
+    """A slice in words: {"num_pairs": 32} is "32 pairs"."""
+    values = dict(values)
+    parts = []
+    if "num_pairs" in values:
+        parts.append(f"{values.pop('num_pairs')} pairs")
+    if "from" in values and "to" in values:
+        parts.append(f"positions {values.pop('from'):,} to {values.pop('to'):,}")
+    for key, value in values.items():
+        name = {"stage": ""}.get(key, key.replace("_", " ") + " ")
+        parts.append(name + (STAGES.get(value, value) if isinstance(value, str) else number(value)))
+    return ", ".join(parts)
+
+
+def measure_title(measure: Measure) -> str:
+    """A measure in words: metric and slice."""
+    where = slice_title(measure.values)
+    return metric_title(measure.metric) + (f", {where}" if where else "")
+
+
+def better(metric: str, difference: float) -> bool | None:
+    """Whether a difference is an improvement, None where the metric has no good direction."""
+    if metric in _NEUTRAL:
+        return None
+    return (difference < 0) == any(part in metric for part in _LOWER_IS_BETTER)
+
+
+def number(value: float) -> str:
+    """A plain number: 4,096 or 0.25."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def figure(value: float, unit: str = "", signed: bool = False) -> str:
+    """A figure with as many digits as its unit deserves; bytes, seconds and milliseconds carry their unit."""
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else ("−" if value < 0 else "") + "∞"
+    sign = "−" if value < 0 else "+" if signed and value > 0 else ""
+    size = abs(value)
+    if unit == "bytes":
+        return sign + _bytes(size)
+    if unit in ("s", "seconds"):
+        return sign + _seconds(size)
+    if unit in _WHOLE:
+        return sign + f"{size:,.0f}"
+    if unit == "ms":
+        return sign + f"{size:.3g} ms"
+    if unit in ("", "fraction", "nats", "bits") and size < 1000:
+        return sign + f"{size:.3f}"
+    return sign + f"{size:,.4g}"
+
+
+def interval(estimate: Estimate, signed: bool = False) -> str:
+    """The interval "[low, high]", the range of the seeds where they were not combined, else "no interval"."""
+    unit = estimate.result.unit
+    if estimate.interval is not None:
+        low, high = estimate.interval
+        return f"[{figure(low, unit, signed)}, {figure(high, unit, signed)}]"
+    if estimate.spread is not None:
+        low, high = estimate.spread
+        return f"{figure(low, unit, signed)} to {figure(high, unit, signed)} over seeds"
+    return "no interval"
+
+
+def seeds(numbers: tuple[int, ...]) -> str:
+    """The seeds as a list, "–" without any."""
+    return ", ".join(str(seed) for seed in numbers) or "–"
+
+
+def listing(words: list[str]) -> str:
+    """Words as an enumeration: "a, b and c"."""
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else ""
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+def _seconds(size: float) -> str:
+    if size < 120:
+        return f"{size:.1f} s"
+    return f"{size / 60:.1f} min" if size < 7200 else f"{size / 3600:.1f} h"
