@@ -97,8 +97,8 @@ def _cost_table(run: Run, model: str, measures: list[Measure]) -> Table:
         rows.append([Cell(measure_title(measure)), *(_cost_cell(one, notes) for one in found)])
     columns = [Column("measure", words=True), *(Column(arm or "all arms") for arm in arms)]
     caption = (
-        f"Cost of {model}. Under a figure stands its 95 % interval or, where it was taken once for each seed, the range "
-        "of the seeds; a figure with neither was taken once."
+        f"Cost of {model}. Under a figure stands its 95 % interval or, where it was taken once for each seed, the "
+        "range of the seeds; a figure with neither was taken once."
     )
     return Table(caption, columns, rows, notes.lines())
 

@@ -1,0 +1,187 @@
+"""FABRICATED results, made up by this file, to test the report. Nothing here was measured."""
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from statex.results import Result, write_results
+
+RECIPE = """\
+# fabricated, for the tests of the report
+name = "fabricated"
+seeds = {seeds}
+
+[models.gla]
+family = "statex_gla"
+[models.mamba2]
+family = "mamba2"
+
+[arms.base]
+kind = "base"
+[arms.lpt]
+kind = "lpt"
+[arms.reinit]
+kind = "statex"
+expansion = {{ every = 2, init = "reinit" }}
+[arms.preserve]
+kind = "statex"
+expansion = {{ every = 2, init = "preserve" }}
+[arms.control]
+kind = "control"
+
+[training]
+steps = 2000
+tokens_per_step = 4096
+sequence_length = 512
+
+[evaluation]
+suites = ["mqar", "passkey", "ar_hits", "nll_by_position"]
+"""
+ARMS = ["base", "lpt", "reinit", "preserve", "control"]
+# Recall at 32 pairs, paired with lpt, per model and arm
+RECALL = {
+    "gla": {"base": 0.21, "lpt": 0.42, "reinit": 0.69, "preserve": 0.72, "control": 0.40},
+    "mamba2": {"base": 0.18, "lpt": 0.66, "reinit": 0.68, "preserve": 0.81, "control": 0.52},
+}
+NLL = {"base": 1.78, "lpt": 1.640, "reinit": 1.702, "preserve": 1.631, "control": 1.713}
+WHERE = {"device": "Fabricated Processor, 2 threads", "commit": "0123456789ab"}
+VERSIONS = {"python": "3.12.0", "torch": "2.13.0", "transformers": "5.23.0", "statex": "0.1.0"}
+
+
+def fabricated_run(
+    folder: Path, seeds: tuple[int, ...] = (0,), extra: bool = False, without: tuple[str, ...] = ()
+) -> Path:
+    """Write a made-up run into `folder`; `without` names suites or arms that are left out, `extra` adds issue 4's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.toml").write_text(RECIPE.format(seeds=list(seeds)), encoding="utf-8")
+    rows = [row for row in _rows(seeds, extra) if not {row.suite, row.arm} & set(without)]
+    write_results(folder / "results.jsonl", rows)
+    return folder
+
+
+def rewrite(folder: Path, change) -> list[Result]:
+    """Pass every result of a run through `change`, which returns it changed or None to drop it."""
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+    kept = [changed for row in rows if (changed := change(Result(**row))) is not None]
+    write_results(folder / "results.jsonl", kept)
+    return kept
+
+
+def _rows(seeds: tuple[int, ...], extra: bool) -> Iterator[Result]:
+    yield Result("run", "versions", 0.0, details=VERSIONS, **WHERE)
+    numbers: list[int | None] = list(seeds) + ([None] if len(seeds) > 1 else [])
+    for model in RECALL:
+        for seed in numbers:
+            noise = random.Random(f"{model} {seed}")
+            for arm in ARMS:
+                common = {"model": model, "arm": arm, "seed": seed, **WHERE}
+                yield from _quality(model, arm, noise, common)
+                if extra:
+                    yield from _extra(arm, noise, common)
+                if seed is not None:
+                    yield from _state_and_cost(model, arm, noise, common)
+
+
+def _with_difference(
+    suite, metric, value, reference, half, n, where, common, unit="fraction", note=""
+) -> Iterator[Result]:
+    """A figure and, except for lpt, its paired difference from lpt."""
+    bounds = (max(0.0, value - half), min(1.0, value + half) if unit == "fraction" else value + half)
+    yield Result(suite, metric, value, unit, *bounds, n, where, note=note, **common)
+    if common["arm"] != "lpt":
+        change = value - reference
+        yield Result(
+            suite, metric, change, unit, change - half, change + half, n, where, baseline="lpt", note=note, **common
+        )
+
+
+def _quality(model, arm, noise, common) -> Iterator[Result]:
+    for pairs, length in ((4, 16), (8, 32), (16, 64), (32, 128)):
+        ease = math.log2(32 / pairs) / 3
+        value, reference = (RECALL[model][one] + (0.97 - RECALL[model][one]) * ease for one in (arm, "lpt"))
+        where = {"num_pairs": pairs, "length": length}
+        yield from _with_difference("mqar", "accuracy", value, reference, 0.045, 200, where, common)
+    for length in (256, 512, 1024):
+        for depth in (0.1, 0.3, 0.5, 0.7, 0.9):
+            strength = RECALL[model][arm] * (0.5 + depth / 2) * 512 / (length + 256)
+            where = {"length": length, "depth": depth}
+            value = min(1.0, round(strength * 20) / 20) if model == "gla" else round(strength * 2) / 20
+            bounds = (max(0.0, value - 0.15), min(1.0, value + 0.15))
+            yield Result("passkey", "accuracy", value, "fraction", *bounds, 20, where, **common)
+            nll = 3.5 - 2.5 * strength
+            yield Result("passkey", "answer_nll", nll, "nats", nll - 0.3, nll + 0.3, 20, where, **common)
+        value, reference = (RECALL[model][one] * 0.7 * 512 / (length + 256) for one in (arm, "lpt"))
+        yield from _with_difference("passkey", "accuracy", value, reference, 0.08, 100, {"length": length}, common)
+    level, reference = NLL[arm], NLL["lpt"]
+    text = {"n": 100, "where": {}, "common": common, "unit": "nats", "half": 0.009}
+    yield from _with_difference("ar_hits", "nll", level, reference, **text)
+    yield from _with_difference("ar_hits", "hit_nll", level - 0.7, reference - 0.7, **text)
+    yield from _with_difference("ar_hits", "other_nll", level + 0.2, reference + 0.2, **text)
+    yield from _with_difference("ar_hits", "long_gap_nll", level - 0.5, reference - 0.5, **text)
+    yield Result("ar_hits", "hit_share", 0.1234, "fraction", 0.118, 0.129, 100, {}, **common)
+    for start in range(0, 1024, 128):
+        where = {"from": start, "to": start + 128}
+        fall = 0.25 * math.exp(-start / 200) + noise.uniform(-0.004, 0.004)
+        past = "past the training length" if start >= 512 else ""
+        shape = {"n": 100, "where": where, "common": common, "unit": "nats", "half": 0.02, "note": past}
+        yield from _with_difference("nll_by_position", "nll", level + fall, reference + fall, **shape)
+    yield from _with_difference("nll_by_position", "nll", level + 0.04, reference + 0.04, **text)
+
+
+def _state_and_cost(model, arm, noise, common) -> Iterator[Result]:
+    expanded = arm in ("reinit", "preserve")
+    shape = {"num_heads": 4, "key_dim": 8, "value_dim": 16}
+    total = 0
+    for layer in range(4):
+        grown = expanded and layer % 2 == 0
+        elements = 2048 if grown else 512
+        total += elements
+        details = shape | ({"key_dim": 32} if grown else {}) | {"elements_before": 512}
+        yield Result("state", "state_elements", elements, "elements", slice={"layer": layer}, details=details, **common)
+    fresh = {"reinit": 28_416, "preserve": 28_672, "control": 28_416}.get(arm, 0)
+    counts = {
+        "state_elements": total,
+        "parameters": 103_424 + (29_184 if arm == "preserve" else 0),
+        "fresh_parameters": fresh,
+    }
+    for metric, value in counts.items():
+        yield Result("state", metric, value, "elements", **common)
+    yield Result("state", "state_bytes", total * 4, "bytes", **common)
+    if arm != "base":
+        yield Result("cost", "training_tokens_per_second", 21_500 * noise.uniform(0.9, 1.1), "tokens/s", **common)
+        yield Result("cost", "training_peak_memory", 812_000_000, "bytes", **common)
+        yield Result("cost", "seconds", 48.3, "s", slice={"stage": "train"}, **common)
+    yield Result("cost", "seconds", 21.9, "s", slice={"stage": "evaluate"}, **common)
+    if arm == "base":
+        yield Result("cost", "seconds", 131.0, "s", slice={"stage": "pretrain"}, **common)
+    yield Result(
+        "cost", "prefill_tokens_per_second", 55_000.0, "tokens/s", 54_000.0, 56_000.0, 5, {"length": 512}, **common
+    )
+    yield Result("cost", "decode_ms_per_token", 3.21, "ms", 3.1, 3.3, 5, {"batch": 1}, **common)
+
+
+def _extra(arm, noise, common) -> Iterator[Result]:
+    for length in (1024, 2048):
+        for depth in (0.25, 0.75):
+            value = noise.uniform(0.2, 0.9)
+            bounds = (value - 0.1, value + 0.1)
+            yield Result(
+                "niah_single_1",
+                "accuracy",
+                value,
+                "fraction",
+                *bounds,
+                20,
+                {"length": length, "depth": depth},
+                **common,
+            )
+    for shots in (0, 4, 16, 64):
+        for queries in ("seen", "unseen"):
+            value = 0.25 + 0.1 * math.log2(shots + 1) + noise.uniform(-0.02, 0.02)
+            where = {"shots": shots, "queries": queries}
+            yield Result("symbol_icl", "accuracy", value, "fraction", value - 0.05, value + 0.05, 100, where, **common)
+    yield Result(
+        "variable_tracking", "accuracy", 0.4321, "fraction", 0.35, 0.51, 50, {"length": 1024, "hops": 2}, **common
+    )
