@@ -1,1 +1,66 @@
-"""statex: enlarge the recurrent state of a pre-trained language model."""
+"""statex: enlarge the recurrent state of a pre-trained language model, post-train it, measure what it gained and cost.
+
+Importing it registers the configurations `statex_gla` and `statex_mamba2` with transformers and does nothing else;
+everything below is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from statex.models.registration import register_configurations
+
+if TYPE_CHECKING:
+    from statex.checkpoint import export_fla, inspect, load
+    from statex.errors import UserError
+    from statex.expansion.config import PRESETS, ExpansionConfig
+    from statex.expansion.plan import ExpansionPlan, plan_expansion
+    from statex.expansion.state import state_report
+    from statex.families import FAMILIES
+    from statex.models.dispatch import statex_ops
+    from statex.models.expanded import expand, reinitialize
+
+_HOMES = {
+    "ExpansionConfig": "statex.expansion.config",
+    "ExpansionPlan": "statex.expansion.plan",
+    "FAMILIES": "statex.families",
+    "PRESETS": "statex.expansion.config",
+    "UserError": "statex.errors",
+    "expand": "statex.models.expanded",
+    "export_fla": "statex.checkpoint",
+    "inspect": "statex.checkpoint",
+    "load": "statex.checkpoint",
+    "plan_expansion": "statex.expansion.plan",
+    "reinitialize": "statex.models.expanded",
+    "state_report": "statex.expansion.state",
+    "statex_ops": "statex.models.dispatch",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "FAMILIES",
+    "PRESETS",
+    "ExpansionConfig",
+    "ExpansionPlan",
+    "UserError",
+    "expand",
+    "export_fla",
+    "inspect",
+    "load",
+    "plan_expansion",
+    "reinitialize",
+    "state_report",
+    "statex_ops",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'statex' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+register_configurations()

@@ -1,0 +1,266 @@
+"""Load and save model folders: strictly, from safetensors only, and to and from FLA's GLA format."""
+
+import json
+import os
+import shutil
+import struct
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from statex.errors import UserError
+from statex.expansion.plan import stored_plan
+from statex.expansion.state import StateReport, state_report
+from statex.families import family_of
+from statex.models.gla.configuration import GLAConfig
+from statex.models.registration import register_configurations
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+FLA_ONLY_FIELDS = ("expansion", "auto_map")
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """One entry of a safetensors header."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model folder holds, read from config.json and safetensors headers alone."""
+
+    folder: str
+    model_type: str
+    num_parameters: int
+    dtypes: list[str]
+    state: StateReport
+    expansion: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        fields = {name: getattr(self, name) for name in ("folder", "model_type", "num_parameters", "dtypes")}
+        return fields | {"state": self.state.to_dict(), "expansion": self.expansion}
+
+
+def load(folder: str | os.PathLike, *, dtype: torch.dtype | str = "auto", **kwargs: Any) -> PreTrainedModel:
+    """Load a recurrent model from a folder in Hugging Face format, or in FLA's `gla` format.
+
+    Unlike `from_pretrained`, which makes a missing tensor random, it refuses a folder whose tensors are not exactly
+    the model's. `kwargs` go to `from_pretrained`.
+
+    Raises:
+        UserError: no such folder, an unknown family, weights that are not safetensors, a truncated file, or a tensor
+            that is missing, unexpected or of another shape.
+    """
+    folder = _model_folder(folder)
+    config = load_config(folder)
+    headers = read_headers(folder)
+    check_tensors(config, headers, folder)
+    with _without_rescaling(config):
+        model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True, **kwargs)
+    return model
+
+
+def load_config(folder: str | os.PathLike) -> Any:
+    """The configuration of a model folder; FLA's `gla` becomes our `statex_gla`.
+
+    Raises:
+        UserError: no config.json, damaged JSON, an unknown family or a value that the family refuses.
+    """
+    register_configurations()
+    path = _model_folder(folder) / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError("config.json", str(path), f"is no valid JSON ({error})", "restore it from the source") from None
+    try:
+        config = GLAConfig.from_dict(_from_fla(values)) if values.get("model_type") == "gla" else None
+        config = config if config is not None else AutoConfig.from_pretrained(path.parent)
+    except (ValueError, KeyError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError("config.json", str(path), str(error).splitlines()[0], "correct the configuration") from error
+    family_of(config)
+    return config
+
+
+def read_headers(folder: str | os.PathLike) -> dict[str, TensorHeader]:
+    """Name, shape and dtype of every tensor of a folder, without reading any weights.
+
+    Raises:
+        UserError: there are no safetensors files, or one is truncated or damaged.
+    """
+    folder = Path(folder)
+    if (folder / INDEX).exists():
+        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    elif (folder / WEIGHTS).exists():
+        names = [WEIGHTS]
+    else:
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        problem = f"has only pickled weights ({pickled[0]})" if pickled else f"has no {WEIGHTS}"
+        raise UserError(
+            "model", str(folder), problem, "save the model again with save_pretrained, which writes safetensors"
+        )
+    headers: dict[str, TensorHeader] = {}
+    for name in names:
+        headers |= _read_header(folder / name)
+    return headers
+
+
+def check_tensors(config: Any, headers: dict[str, TensorHeader], folder: str | os.PathLike) -> None:
+    """Raise UserError unless the tensors in `headers` are exactly those of the model that `config` describes."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
+    missing = [name for name in expected if name not in headers and name not in tied]
+    unexpected = [name for name in headers if name not in expected]
+    remedy = "the folder does not belong to this config.json, or is incomplete; fetch or save it again"
+    if missing:
+        raise UserError("model", str(folder), f"the tensor {missing[0]} is missing ({len(missing)} in all)", remedy)
+    if unexpected:
+        raise UserError(
+            "model", str(folder), f"the tensor {unexpected[0]} is unexpected ({len(unexpected)} in all)", remedy
+        )
+    for name, header in headers.items():
+        if header.shape != expected[name]:
+            problem = f"the tensor {name} has shape {list(header.shape)}, the configuration says {list(expected[name])}"
+            raise UserError("model", str(folder), problem, remedy)
+
+
+def inspect(folder: str | os.PathLike) -> Inspection:
+    """What a model folder holds: family, parameters, dtypes and the state of each layer; reads headers, no weights.
+
+    Raises:
+        UserError: as `load`.
+    """
+    folder = _model_folder(folder)
+    config, headers = load_config(folder), read_headers(folder)
+    check_tensors(config, headers, folder)
+    plan = stored_plan(config)
+    num_parameters = sum(torch.Size(header.shape).numel() for header in headers.values())
+    return Inspection(
+        folder=str(folder),
+        model_type=config.model_type,
+        num_parameters=num_parameters,
+        dtypes=sorted({header.dtype for header in headers.values()}),
+        state=state_report(config),
+        expansion=f"{plan.kind}, init {plan.init}, factor {plan.factor}" if plan else None,
+    )
+
+
+def export_fla(model: PreTrainedModel, out: str | os.PathLike) -> None:
+    """Write an un-expanded GLA as a `gla` folder that flash-linear-attention loads.
+
+    Raises:
+        UserError: the model is no GLA, is expanded (FLA's configuration cannot say so), or `out` exists.
+    """
+    if not isinstance(model.config, GLAConfig):
+        raise UserError("model", model.config.model_type, "is no GLA", "FLA's format is for statex_gla models only")
+    plan = stored_plan(model.config)
+    if plan is not None and plan.kind == "expand":
+        raise UserError(
+            "model", model.config.name_or_path or "statex_gla", "is expanded, which FLA's format cannot express",
+            "keep it in its own format, with save_pretrained",
+        )  # fmt: skip
+    with new_folder(out) as folder:
+        model.save_pretrained(folder)
+        (folder / "modeling_statex.py").unlink()
+        path = folder / "config.json"
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values = {key: value for key, value in values.items() if key not in FLA_ONLY_FIELDS}
+        values |= {"model_type": "gla", "architectures": ["GLAForCausalLM"]}
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_folder(out: str | os.PathLike) -> Iterator[Path]:
+    """A folder to write into that becomes `out` at the end, so that `out` is whole or not there.
+
+    Raises:
+        UserError: `out` exists.
+    """
+    out = Path(out)
+    if out.exists():
+        raise UserError("OUT", str(out), "exists already", "choose another folder or remove this one")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        os.replace(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _model_folder(folder: str | os.PathLike) -> Path:
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        if folder.is_dir():
+            raise UserError("model", str(folder), "has no config.json", "give a folder that save_pretrained wrote")
+        from huggingface_hub import snapshot_download
+
+        try:
+            patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+            return Path(snapshot_download(str(folder), allow_patterns=patterns))
+        except Exception as error:
+            raise UserError(
+                "model", str(folder), f"is no folder here, and the hub gave none ({type(error).__name__})",
+                "give the path of a model folder, or a hub name while the hub can be reached",
+            ) from None  # fmt: skip
+    return folder
+
+
+def _from_fla(values: dict[str, Any]) -> dict[str, Any]:
+    """FLA's configuration under our model_type; fields of theirs that mean nothing here are carried along."""
+    kept = {key: value for key, value in values.items() if key not in ("architectures", "auto_map")}
+    return kept | {"model_type": GLAConfig.model_type}
+
+
+def _read_header(path: Path) -> dict[str, TensorHeader]:
+    """Names and shapes in a safetensors file, its length checked against what its header promises."""
+    remedy = "fetch or save the file again"
+    if not path.is_file():
+        raise UserError("model", str(path), "is listed in the index but is not there", remedy)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+        if not 0 < length <= size - 8:
+            raise UserError("model", str(path), f"is truncated: {size} bytes do not hold its header", remedy)
+        try:
+            entries = json.loads(file.read(length))
+        except ValueError:
+            raise UserError("model", str(path), "is no safetensors file: its header is damaged", remedy) from None
+    entries.pop("__metadata__", None)
+    end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    if size != end:
+        raise UserError("model", str(path), f"is truncated or damaged: {size} bytes instead of {end}", remedy)
+    return {name: TensorHeader(tuple(entry["shape"]), entry["dtype"]) for name, entry in entries.items()}
+
+
+@contextmanager
+def _without_rescaling(config: Any) -> Iterator[None]:
+    """Keep transformers from dividing Mamba2's out_proj on every load where `rescale_prenorm_residual` is set."""
+    rescale = getattr(config, "rescale_prenorm_residual", False)
+    if rescale:
+        config.rescale_prenorm_residual = False
+    try:
+        yield
+    finally:
+        if rescale:
+            config.rescale_prenorm_residual = True
