@@ -20,6 +20,12 @@ PREFILL_TOKENS = {"cpu": 4096, "cuda": 65_536}
 SHORTEST_PIECE = 64
 
 
+def text_config(model: Any) -> Any:
+    """The configuration of the model's language part."""
+    config = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 class Reader:
     """Scores and continues token sequences with one model.
 
@@ -37,19 +43,19 @@ class Reader:
         parameter = next(iter(model.parameters()), None)
         self.device = parameter.device if parameter is not None else torch.device("cpu")
         accepted = inspect.signature(model.forward).parameters
-        self.cache_name = next((name for name in ("cache_params", "past_key_values") if name in accepted), None)
-        if self.cache_name is None:
+        cache_names = [name for name in ("cache_params", "past_key_values") if name in accepted]
+        if not cache_names:
             raise UserError(
                 "model",
                 type(model).__name__,
                 "its forward takes neither cache_params nor past_key_values",
                 "evaluate a causal language model that has a cache",
             )
+        self.cache_name = cache_names[0]
         self.keeps_logits = "logits_to_keep" in accepted
-        self.takes_positions = "position_ids" in accepted
         self.piece = piece
-        config = model.config
-        self.vocab_size: int = getattr(config, "get_text_config", lambda: config)().vocab_size
+        self.config = text_config(model)
+        self.vocab_size: int = self.config.vocab_size
 
     @torch.inference_mode()
     def score(self, ids: torch.Tensor, targets: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,9 +110,7 @@ class Reader:
 
     def real_limit(self) -> int | None:
         """The most tokens the model can read: its max_position_embeddings if it has attention, else None."""
-        config = self.model.config
-        config = getattr(config, "get_text_config", lambda: config)()
-        limit = getattr(config, "max_position_embeddings", None)
+        limit = getattr(self.config, "max_position_embeddings", None)
         return limit if limit is not None and self.has_attention() else None
 
     def _forward(self, ids: torch.Tensor, state: Any, *, all_logits: bool) -> tuple[torch.Tensor, Any]:

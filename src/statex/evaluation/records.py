@@ -51,7 +51,7 @@ def read_scores(path: Path) -> list[Score]:
     return [Score(**{key: value for key, value in row.items() if key in known}) for row in rows]
 
 
-def digest(*parts: Sequence[int] | str) -> str:
+def digest(*parts: Sequence[int] | np.ndarray | str) -> str:
     """A short hash of token ids or text."""
     state = hashlib.sha256()
     for part in parts:

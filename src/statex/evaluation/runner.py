@@ -17,6 +17,7 @@ from statex.evaluation.records import Score, read_scores, write_scores
 from statex.evaluation.suites import find_suite
 from statex.evaluation.summary import summarize
 from statex.measure import device_name, source_commit
+from statex.models.dispatch import statex_ops
 from statex.recipe import Evaluation, TextSource
 from statex.results import Result
 
@@ -57,16 +58,16 @@ def evaluate(
     suites = [find_suite(name) for name in evaluation.suites]
     text = text or evaluation.text or TextSource(standard_library=True)
     reader = Reader(model)
-    context = Context(
-        reader, tokenizer, evaluation, text, count_text or text, training_length, reader.real_limit(), shared
-    )
+    limit = reader.real_limit()
+    context = Context(reader, tokenizer, evaluation, text, count_text or text, training_length, limit, shared)
     if output is not None:
         claim_folder(output, settings_of(context))
     facts = {"device": device_name(reader.device), "commit": source_commit()} | (identity or {})
     results = []
-    for suite in suites:
-        scores = _scores(suite, context, output, progress or (lambda *_: None))
-        results += summarize(suite, scores, training_length=training_length, **facts)
+    with statex_ops():
+        for suite in suites:
+            scores = _scores(suite, context, output, progress or (lambda *_: None))
+            results += summarize(suite, scores, training_length=training_length, **facts)
     return results
 
 

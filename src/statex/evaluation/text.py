@@ -115,7 +115,18 @@ def held_out_windows(context: Context, suite: str, settings: TextSuite, default:
     return windows
 
 
+_windows: dict[str, list[Window]] = {}
+
+
 def _windows_of(tokenizer: Any, source: TextSource, length: int, count: int) -> list[Window]:
+    """As `_read_windows`, once for all models of a process."""
+    key = digest(source.model_dump_json(), tokenizer_digest(tokenizer), f"{length} {count}")
+    if key not in _windows:
+        _windows[key] = _read_windows(tokenizer, source, length, count)
+    return _windows[key]
+
+
+def _read_windows(tokenizer: Any, source: TextSource, length: int, count: int) -> list[Window]:
     """The first windows only, where there are enough of them; else every document is tokenised whole."""
     first = []
     for document in open_documents(source, part="held_out", field="evaluation.text"):

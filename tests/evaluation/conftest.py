@@ -1,0 +1,47 @@
+"""A small tokenizer and a little text for tiny models."""
+
+import random
+
+import pytest
+from tiny_models import MODELS, VOCABULARY
+
+from statex.data.tokenizer import train_tokenizer
+from statex.recipe import Evaluation, Recall, TextSource, Tokenizer
+
+RECALL = Recall(num_keys=16, num_values=16, shapes=[(16, 4)])
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    return MODELS[request.param]()
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """Twelve documents of a few hundred words each, drawn from a small vocabulary."""
+    folder = tmp_path_factory.mktemp("text")
+    generator = random.Random(0)
+    words = ["".join(generator.choices("abcdefghij", k=generator.randint(2, 7))) for _ in range(200)]
+    for number in range(12):
+        text = " ".join(generator.choice(words) for _ in range(400))
+        (folder / f"{number}.txt").write_text(text, encoding="utf-8")
+    return TextSource(files=[str(folder / "*.txt")], held_out=0.5)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(source):
+    return train_tokenizer(source, Tokenizer.model_construct(vocab_size=VOCABULARY, training_bytes=100_000), RECALL)
+
+
+@pytest.fixture
+def evaluation():
+    """All four suites in a second."""
+    return Evaluation.model_validate(
+        {
+            "batch_size": 3,
+            "mqar": {"num_pairs": [2, 4], "num_keys": 16, "num_values": 16, "num_items": 5},
+            "passkey": {"lengths": [140, 150], "num_depths": 2, "num_items": 4},
+            "ar_hits": {"length": 64, "num_windows": 8, "theta": 1, "count_tokens": 3000},
+            "nll_by_position": {"length": 128, "num_windows": 4},
+        }
+    )

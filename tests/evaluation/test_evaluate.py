@@ -1,0 +1,138 @@
+"""`evaluate` and `compare_arms` end to end, their files, and their refusals."""
+
+import json
+
+import pytest
+from tiny_models import MODELS, make_gla, make_llama
+
+from statex.errors import UserError
+from statex.evaluation import SUITES, compare_arms, evaluate, expand_names
+from statex.evaluation.records import read_scores
+from statex.evaluation.statistics import wilson
+from statex.results import read_results, write_results
+
+ARMS = [("lpt", 0), ("lpt", 1), ("statex", 0), ("statex", 1)]
+
+
+def figure(results, suite, metric, **where):
+    found = [row for row in results if (row.suite, row.metric, row.slice) == (suite, metric, where)]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_suites_on_every_model(name, tokenizer, evaluation, source, tmp_path):
+    results = evaluate(
+        MODELS[name](), tokenizer, evaluation, text=source, output=tmp_path, training_length=64,
+        identity={"model": name, "arm": "lpt", "seed": 0, "state_bytes": 7},
+    )  # fmt: skip
+    assert {row.suite for row in results} == set(evaluation.suites)
+    mqar = figure(results, "mqar", "accuracy", num_pairs=4, length=16)
+    assert (mqar.n, mqar.unit, mqar.state_bytes, mqar.model) == (5, "fraction", 7, name)
+    cell = figure(results, "passkey", "accuracy", length=140, depth=0.25)
+    assert (cell.low, cell.high) == (wilson(4 * cell.value, 4).low, wilson(4 * cell.value, 4).high)
+    assert figure(results, "passkey", "answer_nll", length=150).n == 8
+    assert figure(results, "passkey", "accuracy", length=150).note == "past the training length"
+    assert 0 < figure(results, "ar_hits", "hit_share").value < 1
+    assert figure(results, "nll_by_position", "nll", **{"from": 64, "to": 128}).note == "past the training length"
+    assert figure(results, "nll_by_position", "nll", **{"from": 32, "to": 64}).note == ""
+    hits, others, share, whole = (
+        figure(results, "ar_hits", metric).value for metric in ("hit_nll", "other_nll", "hit_share", "nll")
+    )
+    assert share * hits + (1 - share) * others == pytest.approx(whole, rel=1e-5)
+    for suite in evaluation.suites:
+        scores = read_scores(tmp_path / "items" / f"{suite}.jsonl")
+        assert len({score.item for score in scores}) == len(scores)
+        assert all(score.digest for score in scores)
+    write_results(tmp_path / "results.jsonl", results)
+    assert read_results(tmp_path / "results.jsonl") == results
+
+
+def test_a_second_call_reads_what_is_there(tokenizer, evaluation, source, tmp_path, monkeypatch):
+    first = evaluate(make_gla(), tokenizer, evaluation, text=source, output=tmp_path)
+    path = tmp_path / "items" / "passkey.jsonl"
+    rows = path.read_text().splitlines()
+    path.write_text("".join(line + "\n" for line in rows if "length-150" not in line))
+    scored = []
+    for name, suite in SUITES.items():
+        monkeypatch.setitem(SUITES, name, _watched(suite, scored))
+    assert evaluate(make_gla(), tokenizer, evaluation, text=source, output=tmp_path) == first
+    assert scored == ["length-150-depth-0.25", "length-150-depth-0.75"]
+
+
+def _watched(suite, scored):
+    def score(context, cell):
+        scored.append(cell.name)
+        return suite.score(context, cell)
+
+    return type(suite)(suite.name, suite.units, suite.groups, suite.cells, score)
+
+
+@pytest.mark.parametrize("change", ["model", "settings", "training_length"])
+def test_a_folder_of_other_settings_is_refused(tokenizer, evaluation, source, tmp_path, change):
+    evaluation = evaluation.model_copy(update={"suites": ["mqar"]})
+    evaluate(make_gla(), tokenizer, evaluation, text=source, output=tmp_path)
+    other = evaluation.model_copy(update={"seed": 1}) if change == "settings" else evaluation
+    model = make_gla(seed=1) if change == "model" else make_gla()
+    length = 32 if change == "training_length" else None
+    with pytest.raises(UserError, match="was made with another"):
+        evaluate(model, tokenizer, other, text=source, output=tmp_path, training_length=length)
+
+
+def test_an_unknown_suite_lists_the_known_ones(tokenizer, evaluation):
+    with pytest.raises(UserError, match=r"known suites: mqar, passkey, ar_hits, nll_by_position"):
+        evaluate(make_gla(), tokenizer, evaluation.model_copy(update={"suites": ["pass_key"]}))
+    assert "mqar" in expand_names(["offline", "mqar"])
+
+
+def test_attention_has_a_limit(tokenizer, evaluation, source):
+    long = evaluation.model_copy(update={"passkey": evaluation.passkey.model_copy(update={"lengths": [161]})})
+    with pytest.raises(UserError, match="160 tokens that this model"):
+        evaluate(make_llama(), tokenizer, long, text=source)
+
+
+def test_text_that_is_too_short(tokenizer, evaluation, source):
+    short = evaluation.nll_by_position.model_copy(update={"length": 100_000})
+    with pytest.raises(UserError, match="no held-out document has so many tokens"):
+        evaluate(make_gla(), tokenizer, evaluation.model_copy(update={"nll_by_position": short}), text=source)
+
+
+def test_without_a_tokenizer_only_ids_are_asked(evaluation):
+    assert evaluate(make_gla(), None, evaluation.model_copy(update={"suites": ["mqar"]}))
+    with pytest.raises(UserError, match="tokenizer"):
+        evaluate(make_gla(), None, evaluation.model_copy(update={"suites": ["passkey"]}))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {key: tmp_path_factory.mktemp(f"{key[0]}-{key[1]}") for key in ARMS}
+
+
+def test_arms_are_compared_item_by_item(tokenizer, evaluation, source, folders):
+    plain = {}
+    for number, key in enumerate(ARMS):
+        plain[key] = evaluate(make_gla(seed=number), tokenizer, evaluation, text=source, output=folders[key])
+    results = compare_arms(folders, model="gla", device="cpu")
+    assert all(row.model == "gla" and row.device == "cpu" for row in results)
+    where = {"length": 140}
+    ours, theirs = (figure(plain[arm, 0], "passkey", "answer_nll", **where).value for arm in ("statex", "lpt"))
+    rows = [row for row in results if (row.suite, row.metric, row.slice) == ("passkey", "answer_nll", where)]
+    differences = {row.seed: row for row in rows if row.baseline == "lpt"}
+    assert set(differences) == {0, 1, None}
+    assert all(row.arm == "statex" for row in differences.values())
+    assert differences[0].value == pytest.approx(ours - theirs)
+    assert "items only" in differences[0].details["interval"]
+    assert differences[None].details["num_seeds"] == 2
+    assert differences[None].details["items_needed"] >= 1
+    means = {row.arm: row for row in rows if row.baseline is None}
+    assert set(means) == {"lpt", "statex"}
+    assert means["statex"].value - means["lpt"].value == pytest.approx(differences[None].value)
+
+
+def test_other_items_are_refused(tokenizer, evaluation, source, folders):
+    path = folders["statex", 1] / "items" / "mqar.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["digest"] = "other"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="evaluate all arms with the same"):
+        compare_arms(folders)

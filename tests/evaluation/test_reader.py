@@ -1,0 +1,80 @@
+"""Reading in pieces, in batches and from a copied state gives what one plain forward pass gives."""
+
+import pytest
+import torch
+from tiny_models import VOCABULARY
+
+from statex.errors import UserError
+from statex.evaluation.reader import Reader
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, VOCABULARY, (3, 100), generator=torch.Generator().manual_seed(0))
+
+
+def plain_nll(model, ids):
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[:, :-1].float()
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+
+
+@pytest.mark.parametrize("piece", [None, 1, 7, 64])
+def test_pieces_equal_the_whole(model, ids, piece):
+    torch.testing.assert_close(Reader(model, piece).next_token_nll(ids), plain_nll(model, ids), atol=1e-4, rtol=1e-4)
+
+
+def test_only_what_is_asked_is_scored(model, ids):
+    targets = torch.full_like(ids[:, 1:], -100)
+    targets[0, 40], targets[2, 97:] = ids[0, 41], ids[2, 98:]
+    nll, right = Reader(model, 16).score(ids[:, :-1], targets)
+    whole = plain_nll(model, ids)
+    torch.testing.assert_close(nll[0, 40], whole[0, 40], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(nll[2, 97:], whole[2, 97:], atol=1e-4, rtol=1e-4)
+    assert (nll != 0).sum() == 3
+    assert not right[1].any()
+
+
+def test_right_padding_changes_nothing(model, ids):
+    padded = ids.clone()
+    padded[0, 60:] = 0
+    torch.testing.assert_close(
+        Reader(model).next_token_nll(padded)[0, :59], plain_nll(model, ids[:1, :60])[0], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_batch_of_1_equals_batch_of_3(model, ids):
+    reader = Reader(model)
+    single = torch.cat([reader.next_token_nll(row[None]) for row in ids])
+    torch.testing.assert_close(reader.next_token_nll(ids), single, atol=1e-4, rtol=1e-4)
+
+
+def test_shared_prefill_equals_separate_prefill(model, ids):
+    reader = Reader(model, 16)
+    context, questions = ids[:1, :80], ids[:, 80:]
+    _, state = reader.prefill(context)
+    shared = reader.score(questions[:, :-1], questions[:, 1:], reader.copy_state(state, rows=3))[0]
+    again = reader.score(questions[:, :-1], questions[:, 1:], reader.copy_state(state, rows=3))[0]
+    separate = reader.next_token_nll(torch.cat([context.expand(3, -1), questions], dim=1))[:, 80:]
+    torch.testing.assert_close(shared, separate, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(shared, again, atol=0, rtol=0)
+
+
+def test_prefill_gives_the_last_logits(model, ids):
+    logits, _ = Reader(model, 16).prefill(ids)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model(input_ids=ids).logits[:, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_only_attention_has_a_limit(model):
+    limits = {"llama": 160}
+    assert Reader(model).real_limit() == limits.get(model.config.model_type)
+
+
+def test_a_model_without_cache_is_refused():
+    class Bare(torch.nn.Module):
+        def forward(self, input_ids):
+            return input_ids
+
+    with pytest.raises(UserError, match="cache"):
+        Reader(Bare())

@@ -1,0 +1,111 @@
+"""Intervals: known values, and calibration by simulation."""
+
+import math
+
+import numpy as np
+import pytest
+
+from statex.errors import UserError
+from statex.evaluation.statistics import (
+    Sums,
+    bootstrap_difference,
+    bootstrap_mean,
+    items_needed,
+    over_seeds,
+    student_quantile,
+    wilson,
+)
+
+
+def ones(values):
+    return Sums(np.asarray(values, dtype=float), np.ones(len(values)))
+
+
+def test_wilson_known_values():
+    estimate = wilson(8, 10)  # Agresti and Coull 1998
+    assert (estimate.low, estimate.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
+    assert wilson(0, 20).low == 0
+    assert wilson(0, 20).high == pytest.approx(0.1611, abs=1e-4)
+    assert wilson(20, 20).high == 1
+
+
+@pytest.mark.parametrize(("n", "half"), [(500, 0.044), (100, 0.096)])
+def test_half_widths_that_the_definitions_give(n, half):
+    estimate = wilson(n / 2, n)
+    assert (estimate.high - estimate.low) / 2 == pytest.approx(half, abs=1.5e-3)
+
+
+@pytest.mark.parametrize(("freedom", "value"), [(1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042), (1e9, 1.960)])
+def test_student_quantile(freedom, value):
+    assert student_quantile(freedom) == pytest.approx(value, abs=2e-3)
+
+
+def test_weighted_mean_counts_weights():
+    sums = Sums(np.array([2.0, 30.0]), np.array([1.0, 3.0]))
+    assert bootstrap_mean(sums).value == 8.0
+
+
+def test_all_right_has_wilsons_interval():
+    estimate = bootstrap_mean(ones([1.0] * 30), fraction=True)
+    assert estimate.low == pytest.approx(wilson(30, 30).low)
+
+
+def test_one_item_gives_no_interval():
+    assert math.isnan(bootstrap_mean(ones([0.5])).low)
+
+
+def test_pairing_removes_what_the_items_share():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=100)
+    paired = bootstrap_difference(ones(base + 0.1), ones(base))
+    assert paired.low == pytest.approx(0.1)
+    assert paired.high == pytest.approx(0.1)
+
+
+def test_different_items_are_refused():
+    with pytest.raises(UserError, match="different items"):
+        bootstrap_difference(ones([1.0, 2.0]), ones([1.0]))
+
+
+def test_items_needed():
+    estimate = bootstrap_difference(ones(np.tile([0.0, 1.0, 0.0, 1.0], 25)), ones(np.tile([0.0, 1.0, 1.0, 0.0], 25)))
+    assert items_needed(estimate) is None
+    seen = bootstrap_difference(ones(np.tile([1.0, 0.0], 50)), ones(np.tile([1.0, 0.0, 0.0, 1.0], 25) * 0.8))
+    ratio = (1.96 + 0.84) * seen.standard_error / seen.value
+    assert items_needed(seen) == pytest.approx(100 * ratio**2, rel=0.01)
+
+
+def excluded(make, runs):
+    """The share of intervals that exclude 0."""
+    hits = [not estimate.low <= 0 <= estimate.high for estimate in (make(run) for run in range(runs))]
+    return sum(hits) / runs
+
+
+@pytest.mark.parametrize("n", [12, 60])
+def test_paired_difference_of_zero_is_excluded_in_5_percent(n):
+    def run(seed):
+        rng = np.random.default_rng(seed)
+        weights = rng.integers(1, 20, n).astype(float)
+        shared = rng.normal(size=n)
+        ours, theirs = (Sums((shared + rng.normal(size=n)) * weights, weights) for _ in range(2))
+        return bootstrap_difference(ours, theirs, replicates=400, seed=seed)
+
+    assert 0.03 <= excluded(run, 1000) <= 0.075
+
+
+@pytest.mark.parametrize(("seeds", "seed_spread"), [(3, 0.0), (3, 0.5), (5, 0.1)])
+def test_difference_over_seeds_is_calibrated(seeds, seed_spread):
+    def run(number):
+        rng = np.random.default_rng(number)
+        shared = rng.normal(size=50)
+        arms = [
+            [ones(shared + rng.normal(scale=0.5, size=50) + rng.normal(scale=seed_spread)) for _ in range(seeds)]
+            for _ in range(2)
+        ]
+        return over_seeds(*arms)
+
+    assert 0.01 <= excluded(run, 1000) <= 0.07
+
+
+def test_one_seed_says_that_it_is_over_items_only():
+    assert "items only" in over_seeds([ones([0.0, 1.0, 1.0])], [ones([0.0, 0.0, 1.0])]).method
