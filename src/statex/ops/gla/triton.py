@@ -85,38 +85,54 @@ def _make_layout(borders: list[int], chunk: int, device: torch.device) -> Layout
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tile sizes of the kernels for one shape and dtype; the table is in `_tiles`."""
+    """Tile sizes of the kernels for one shape and dtype; `_tiles` is the table."""
 
     part: int  # tokens of a tile, at most a chunk
-    prepare: int  # key channels of a tile of the prepare kernel
-    state: tuple[int, int, int]  # key channels, value channels, warps
+    prepare: tuple[int, int]  # key channels, warps
+    between: tuple[int, int, int]  # key channels a step, warps, stages
+    state: tuple[int, int, int, int]  # key channels, value channels, warps, stages
     output: tuple[int, int, int, int]  # key channels a step, value channels, warps, stages
+    attention: tuple[int, int, int]  # value channels a step, warps, stages
     through: tuple[int, int, int, int]  # key channels, value channels a step, warps, stages
-    inside: int  # key channels of a tile of the inside gradient kernel
+    inside: tuple[int, int]  # key channels, warps
 
 
-def _tiles(key_dim: int, value_dim: int, heads: int, chunk: int, dtype: torch.dtype) -> Tiles:
+@lru_cache
+def _tiles(key_dim: int, value_dim: int, rows: int, chunk: int, dtype: torch.dtype) -> Tiles:
+    """`rows` is the number of heads of all segments: how many states there are."""
+
     def fit(size: int, largest: int) -> int:
         return max(16, min(largest, triton.next_power_of_2(size)))
 
-    part = min(chunk, 128)
+    def warps(*tile: int) -> int:
+        return 8 if tile[0] * tile[1] >= 128 * 128 else 4
+
+    step_k, step_v = fit(key_dim, 64), fit(value_dim, 64)
     if dtype == torch.float32:
-        narrow_k, narrow_v = fit(key_dim, 32), fit(value_dim, 32)
-        state = (fit(key_dim, 64), fit(value_dim, 64), 4)
-        return Tiles(64, narrow_k, state, (narrow_k, fit(value_dim, 64), 4, 2), (fit(key_dim, 64), narrow_v, 4, 2), 32)
-    narrow_k, narrow_v = fit(key_dim, 64), fit(value_dim, 64)
-    many = heads * key_dim * value_dim >= 96 * 128 * 128
-    large = 128 if many else 64
+        half_k, half_v = fit(key_dim, 32), fit(value_dim, 32)
+        return Tiles(
+            part=64,
+            prepare=(half_k, 4),
+            between=(half_k, 4, 2),
+            state=(step_k, step_v, 4, 2),
+            output=(half_k, step_v, 4, 2),
+            attention=(half_v, 4, 2),
+            through=(step_k, half_v, 4, 2),
+            inside=(half_k, 4),
+        )
+    part = min(chunk, 128)
+    large = 128 if rows * key_dim * value_dim >= 96 * 128 * 128 else 64
     state_k, state_v = fit(key_dim, large), fit(value_dim, large)
-    state = (state_k, state_v, 8 if state_k * state_v >= 128 * 128 else 4)
-    output_v, through_k = fit(value_dim, 256 if part == 128 else 128), fit(key_dim, 256 if part == 128 else 128)
+    wide_k, wide_v = fit(key_dim, 2 * part), fit(value_dim, 2 * part)
     return Tiles(
-        part,
-        narrow_k,
-        state,
-        (narrow_k, output_v, 8 if part * output_v >= 128 * 128 else 4, 3),
-        (through_k, narrow_v, 8 if part * through_k >= 128 * 128 else 4, 3),
-        narrow_k,
+        part=part,
+        prepare=(step_k, 4),
+        between=(step_k, 4, 3),
+        state=(state_k, state_v, warps(state_k, state_v), 4),
+        output=(step_k, wide_v, warps(part, wide_v), 3),
+        attention=(step_v, warps(part, part), 3),
+        through=(wide_k, step_v, warps(part, wide_k), 3),
+        inside=(step_k, 8),
     )
 
 
@@ -181,6 +197,7 @@ def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layo
     tokens, chunk = layout.num_chunks * layout.chunk, layout.chunk
     blocks, precision = chunk // BLOCK, _precision(q.dtype)
     tiles = _tiles(key_dim, key_dim, heads, chunk, q.dtype)
+    (tile, warps), (tile_between, warps_between, stages) = tiles.prepare, tiles.between
     q_decayed, k_decayed = q.new_empty(2, tokens, heads, key_dim).unbind()
     table = q.new_empty(3, tokens // BLOCK, heads, key_dim, dtype=torch.float32)
     block_decay, before, after = table.unbind()
@@ -188,7 +205,7 @@ def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layo
     grid = (layout.num_chunks * blocks, heads)
     kernels.prepare_kernel[grid](
         q, k, log_decay, layout.chunk_table, q_decayed, k_decayed, block_decay, attention, scale,
-        H=heads, K=key_dim, C=chunk, BK=tiles.prepare, PRECISION=precision, num_warps=4, num_stages=1,
+        H=heads, K=key_dim, C=chunk, BK=tile, PRECISION=precision, num_warps=warps, num_stages=1,
     )  # fmt: skip
     wide = max(16, min(1024, triton.next_power_of_2(key_dim)))
     kernels.prefix_kernel[(layout.num_chunks, heads, triton.cdiv(key_dim, wide))](
@@ -197,7 +214,8 @@ def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layo
     if blocks > 1:
         kernels.between_blocks_kernel[(layout.num_chunks * (blocks * (blocks - 1) // 2), heads)](
             q_decayed, k_decayed, before, block_decay, attention,
-            H=heads, K=key_dim, C=chunk, BK=tiles.prepare, PRECISION=precision, num_warps=4, num_stages=3,
+            H=heads, K=key_dim, C=chunk, BK=tile_between, PRECISION=precision,
+            num_warps=warps_between, num_stages=stages,
         )  # fmt: skip
     return Prepared(q_decayed, k_decayed, block_decay, before, after, attention)
 
@@ -240,7 +258,8 @@ def _walk(
     other: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor | None:
     _, heads, key_dim, value_dim = states.shape
-    tile_k, tile_v, warps = _tiles(key_dim, value_dim, heads * layout.num_segments, layout.chunk, y.dtype).state
+    tiles = _tiles(key_dim, value_dim, heads * layout.num_segments, layout.chunk, y.dtype)
+    tile_k, tile_v, warps, stages = tiles.state
     tiles_v = triton.cdiv(value_dim, tile_v)
     other_states, other_last = other if other is not None else (None, None)
     overlap = None
@@ -251,7 +270,7 @@ def _walk(
         H=heads, K=key_dim, V=value_dim, C=layout.chunk, NUM_CHUNKS=layout.num_chunks, BK=tile_k, BV=tile_v,
         REVERSE=other is not None, HAS_FIRST=first is not None, HAS_LAST=last is not None,
         HAS_OTHER_LAST=other_last is not None, PRECISION=_precision(y.dtype),
-        num_warps=warps, num_stages=4 if y.dtype == torch.bfloat16 else 2,
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return overlap
 
@@ -291,11 +310,12 @@ def _attention_gradient(d_output: Tensor, v: Tensor, layout: Layout) -> Tensor:
     heads, value_dim = v.shape[2:]
     tiles = _tiles(value_dim, value_dim, heads, layout.chunk, v.dtype)
     parts = layout.chunk // tiles.part
+    tile_v, warps, stages = tiles.attention
     d_attention = v.new_empty(layout.num_chunks * layout.chunk, heads, layout.chunk)
     kernels.attention_gradient_kernel[(layout.num_chunks * (parts * (parts + 1) // 2), heads)](
         d_output, v, d_attention, layout.chunk_table,
-        H=heads, V=value_dim, C=layout.chunk, BM=tiles.part, BV=tiles.prepare, PRECISION=_precision(v.dtype),
-        num_warps=8 if tiles.part == 128 else 4, num_stages=3,
+        H=heads, V=value_dim, C=layout.chunk, BM=tiles.part, BV=tile_v, PRECISION=_precision(v.dtype),
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return d_attention
 
@@ -311,13 +331,13 @@ def _inside_gradients(
     layout: Layout,
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads, key_dim = q.shape[2:]
-    tile = _tiles(key_dim, key_dim, heads, layout.chunk, q.dtype).inside
+    tile, warps = _tiles(key_dim, key_dim, heads, layout.chunk, q.dtype).inside
     dq, dk, d_decay = torch.empty_like(q), torch.empty_like(k), torch.empty_like(log_decay)
     kernels.inside_gradient_kernel[(triton.cdiv(key_dim, tile), layout.num_chunks, heads)](
         q, k, log_decay, prepared.q_decayed, prepared.k_decayed, d_attention, *through,
         prepared.before, prepared.after, prepared.block_decay, layout.chunk_table, dq, dk, d_decay,
         scale, layout.num_chunks,
         H=heads, K=key_dim, C=layout.chunk, BK=tile, TILES_V=through[2].shape[0], PRECISION=_precision(q.dtype),
-        num_warps=4, num_stages=1,
+        num_warps=warps, num_stages=1,
     )  # fmt: skip
     return dq, dk, d_decay

@@ -57,33 +57,33 @@ def prepare_kernel(
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     rows = tl.arange(0, BLOCK)
     in_chunk = block_of_chunk * BLOCK + rows
-    token = (start + in_chunk).to(tl.int64)
-    padded = (chunk * C + in_chunk).to(tl.int64)
+    token = (start.to(tl.int64) * H + head) * K
+    padded = (chunk.to(tl.int64) * C * H + head) * K
     valid = in_chunk < length
     result = tl.zeros((BLOCK, BLOCK), tl.float32)
     diagonal = tl.zeros((BLOCK,), tl.float32)
     for k0 in range(0, K, BK):
         cols = k0 + tl.arange(0, BK)
         mask = valid[:, None] & (cols < K)[None, :]
-        at = ((token * H + head) * K)[:, None] + cols[None, :]
-        q_in = tl.load(q + at, mask=mask, other=0.0)
-        k_in = tl.load(k + at, mask=mask, other=0.0)
-        sums, total = _sum_of_block(tl.load(log_decay + at, mask=mask, other=0.0).to(tl.float32), rows)
+        at = (in_chunk * (H * K))[:, None] + cols[None, :]
+        q_in = tl.load(q + token + at, mask=mask, other=0.0)
+        k_in = tl.load(k + token + at, mask=mask, other=0.0)
+        sums, total = _sum_of_block(tl.load(log_decay + token + at, mask=mask, other=0.0).to(tl.float32), rows)
         queries, keys = q_in.to(tl.float32) * scale, k_in.to(tl.float32)
-        at = ((padded * H + head) * K)[:, None] + cols[None, :]
-        tl.store(q_decayed + at, (queries * tl.exp(sums)).to(q_in.dtype), mask=(cols < K)[None, :])
-        tl.store(k_decayed + at, (keys * tl.exp(total[None, :] - sums)).to(q_in.dtype), mask=(cols < K)[None, :])
+        inside = (cols < K)[None, :]
+        tl.store(q_decayed + padded + at, (queries * tl.exp(sums)).to(q_in.dtype), mask=inside)
+        tl.store(k_decayed + padded + at, (keys * tl.exp(total[None, :] - sums)).to(q_in.dtype), mask=inside)
         tl.store(block_decay + (block * H + head).to(tl.int64) * K + cols, total, mask=cols < K)
         diagonal += tl.sum(queries * keys, 1)
-        for level in tl.static_range(6):
-            size: tl.constexpr = 32 >> level
+        for level in range(6):
+            size = 32 >> level
             later = ((rows & size) != 0)[:, None]
             both = tl.where(later, queries, keys) * _merge_factor(sums, rows, size, BK)
             both = both.to(q_in.dtype)
             product = tl.dot(both, tl.trans(both), input_precision=PRECISION)
             result += tl.where(_is_pair(rows, size), product, 0.0)
     result = tl.where(rows[:, None] == rows[None, :], diagonal[:, None], result)
-    at = ((padded * H + head) * C)[:, None] + (block_of_chunk * BLOCK + rows)[None, :]
+    at = (chunk.to(tl.int64) * C * H + head) * C + (in_chunk * (H * C))[:, None] + in_chunk[None, :]
     tl.store(attention + at, result.to(attention.dtype.element_ty))
 
 
@@ -324,6 +324,9 @@ def inside_gradient_kernel(
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     rows, cols = tl.arange(0, BLOCK), tile * BK + tl.arange(0, BK)
     table = (chunk * blocks * H + head).to(tl.int64) * K + cols
+    token = (start.to(tl.int64) * H + head) * K
+    padded = (chunk.to(tl.int64) * C * H + head) * K
+    pairs = d_attention + (chunk.to(tl.int64) * C * H + head) * C
     crossing = tl.zeros((BK,), tl.float32)
     for tile_v in range(TILES_V):
         at = ((tile_v * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * K + cols
@@ -332,43 +335,41 @@ def inside_gradient_kernel(
         i = blocks - 1 - step
         in_chunk = rows + i * BLOCK
         mask = (in_chunk < length)[:, None] & (cols < K)[None, :]
-        at = (((start + in_chunk).to(tl.int64) * H + head) * K)[:, None] + cols[None, :]
-        q_in = tl.load(q + at, mask=mask, other=0.0)
-        k_in = tl.load(k + at, mask=mask, other=0.0)
+        at = (in_chunk * (H * K))[:, None] + cols[None, :]
+        q_in = tl.load(q + token + at, mask=mask, other=0.0)
+        k_in = tl.load(k + token + at, mask=mask, other=0.0)
         queries, keys = q_in.to(tl.float32) * scale, k_in.to(tl.float32)
-        sums, total = _sum_of_block(tl.load(log_decay + at, mask=mask, other=0.0).to(tl.float32), rows)
+        sums, total = _sum_of_block(tl.load(log_decay + token + at, mask=mask, other=0.0).to(tl.float32), rows)
         before_i = tl.load(before + table + i * H * K, mask=cols < K, other=0.0)
         after_i = tl.load(after + table + i * H * K, mask=cols < K, other=0.0)
-        padded = (chunk * C + in_chunk).to(tl.int64)
-        at_padded = ((padded * H + head) * K)[:, None] + cols[None, :]
-        dq_tile = tl.load(dq_state + at_padded, mask=(cols < K)[None, :], other=0.0) * tl.exp(before_i)[None, :]
-        dk_tile = tl.load(dk_state + at_padded, mask=(cols < K)[None, :], other=0.0) * tl.exp(after_i)[None, :]
-        weights_row = ((padded * H + head) * C)[:, None]
+        inside = (cols < K)[None, :]
+        dq_tile = tl.load(dq_state + padded + at, mask=inside, other=0.0).to(tl.float32) * tl.exp(before_i)[None, :]
+        dk_tile = tl.load(dk_state + padded + at, mask=inside, other=0.0).to(tl.float32) * tl.exp(after_i)[None, :]
         for j in range(0, i):
             decay = before_i - tl.load(before + table + j * H * K, mask=cols < K, other=0.0)
             decay -= tl.load(block_decay + table + j * H * K, mask=cols < K, other=0.0)
-            weights = tl.load(d_attention + weights_row + (rows + j * BLOCK)[None, :])
-            other = ((rows + (chunk * C + j * 64)).to(tl.int64) * H + head) * K
-            other_keys = tl.load(k_decayed + other[:, None] + cols[None, :], mask=(cols < K)[None, :], other=0.0)
-            product = tl.dot(weights.to(q_in.dtype), other_keys, input_precision=PRECISION)
+            other = rows + j * BLOCK
+            weights = tl.load(pairs + (in_chunk * (H * C))[:, None] + other[None, :])
+            at_other = (other * (H * K))[:, None] + cols[None, :]
+            other_keys = tl.load(k_decayed + padded + at_other, mask=inside, other=0.0)
+            product = tl.dot(weights, other_keys, input_precision=PRECISION)
             dq_tile += product * tl.exp(tl.minimum(decay, 0.0))[None, :]
         for j in range(i + 1, blocks):
             decay = tl.load(before + table + j * H * K, mask=cols < K, other=0.0) - before_i - total
-            other = (rows + (chunk * C + j * 64)).to(tl.int64) * H + head
-            weights = tl.load(d_attention + (other * C)[None, :] + in_chunk[:, None])
-            other_queries = tl.load(
-                q_decayed + (other * K)[:, None] + cols[None, :], mask=(cols < K)[None, :], other=0.0
-            )
-            product = tl.dot(weights.to(q_in.dtype), other_queries, input_precision=PRECISION)
+            other = rows + j * BLOCK
+            weights = tl.load(pairs + (other * (H * C))[None, :] + in_chunk[:, None])
+            at_other = (other * (H * K))[:, None] + cols[None, :]
+            other_queries = tl.load(q_decayed + padded + at_other, mask=inside, other=0.0)
+            product = tl.dot(weights, other_queries, input_precision=PRECISION)
             dk_tile += product * tl.exp(tl.minimum(decay, 0.0))[None, :]
         dq_tile *= tl.exp(sums)
         dk_tile *= tl.exp(total[None, :] - sums)
-        weights = tl.load(d_attention + weights_row + (rows + i * BLOCK)[None, :])
-        mirrored = tl.load(d_attention + ((padded * H + head) * C)[None, :] + (rows + i * BLOCK)[:, None])
+        weights = tl.load(pairs + (in_chunk * (H * C))[:, None] + in_chunk[None, :])
+        mirrored = tl.load(pairs + (in_chunk * (H * C))[None, :] + in_chunk[:, None])
         own = tl.sum(tl.where(rows[:, None] == rows[None, :], weights.to(tl.float32), 0.0), 1)[:, None]
         weights += mirrored  # symmetric: a pair of blocks gives both the later's dq and the earlier's dk
-        for level in tl.static_range(6):
-            size: tl.constexpr = 32 >> level
+        for level in range(6):
+            size = 32 >> level
             later = (rows & size) != 0
             crosswise = later[:, None] != later[None, :]
             same = (rows // (2 * size))[:, None] == (rows // (2 * size))[None, :]
@@ -383,6 +384,6 @@ def inside_gradient_kernel(
         d_decay = crossing[None, :] - tl.cumsum(change, 0) + change
         dq_tile = (dq_tile + own * keys) * scale
         dk_tile += own * queries
-        tl.store(dq + at, dq_tile.to(dq.dtype.element_ty), mask=mask)
-        tl.store(dk + at, dk_tile.to(dk.dtype.element_ty), mask=mask)
-        tl.store(d_log_decay + at, d_decay.to(d_log_decay.dtype.element_ty), mask=mask)
+        tl.store(dq + token + at, dq_tile.to(dq.dtype.element_ty), mask=mask)
+        tl.store(dk + token + at, dk_tile.to(dk.dtype.element_ty), mask=mask)
+        tl.store(d_log_decay + token + at, d_decay.to(d_log_decay.dtype.element_ty), mask=mask)
