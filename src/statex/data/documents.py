@@ -64,7 +64,8 @@ def open_documents(
             remedy = "give a source with text"
         raise UserError(field, value, f'has no text in its part "{part}"', remedy)
     if shuffle_seed is not None:
-        stream = stream.shuffle(seed=shuffle_seed, buffer_size=shuffle_buffer)
+        # One shard at a time: reading several takes threads, which `datasets` lets sleep 5 s at each end of parquet
+        stream = stream.shuffle(seed=shuffle_seed, buffer_size=shuffle_buffer, max_buffer_input_shards=1)
     return stream
 
 
@@ -116,7 +117,9 @@ def _open_files(source: TextSource, field: str) -> "list[datasets.IterableDatase
     import datasets
 
     paths = [path for pattern in source.files or [] for path in _matches(pattern, field)]
-    paths = list(dict.fromkeys(paths))
+    paths = [path for path in dict.fromkeys(paths) if path.stat().st_size]  # the readers stumble over empty files
+    if not paths:
+        raise UserError(f"{field}.files", source.files, "every file is empty", "give files with text")
     root = Path(os.path.commonpath([path.parent for path in paths]))
     streams = []
     for suffix, reader in READERS.items():
@@ -157,6 +160,9 @@ def _text_files(paths: list[str], root: str, field: str) -> Iterator[dict[str, s
     for path in paths:
         try:
             text = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror})"
+            raise UserError(f"{field}.files", path, problem, "make it readable or leave it out") from None
         except UnicodeDecodeError as error:
             problem = f"is not UTF-8 text (byte {error.start})"
             raise UserError(f"{field}.files", path, problem, "convert it or leave it out") from None

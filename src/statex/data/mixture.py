@@ -38,7 +38,7 @@ class TrainingBatches(IterableDataset):
     T is `training.sequence_length` for text and passkey steps and that of one of `data.recall.shapes` for mqar steps.
     `gradient_accumulation_steps` micro-batches make a step; micro-batch m of rank r holds the sequences r + W m,
     r + W m + W M, ... of the step's, with W ranks and M micro-batches. Use it with `DataLoader(..., batch_size=None)`
-    and at most one worker.
+    and no workers.
 
     Args:
         data, training: sections of the recipe.
@@ -81,9 +81,9 @@ class TrainingBatches(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
-        if worker is not None and worker.num_workers > 1:
-            problem = "each worker would give the same batches"
-            raise UserError("dataloader_num_workers", worker.num_workers, problem, "use 0 or 1")
+        if worker is not None:
+            problem = "in a worker `datasets` orders documents in another way, so the batches would be others"
+            raise UserError("dataloader_num_workers", worker.num_workers, problem, "use 0")
         text = self._text_steps()
         for step in itertools.count(self.start_step):
             batch = next(text) if self.kind_of_step(step) == "text" else self._recall_step(step)

@@ -110,14 +110,15 @@ class PasskeyBuilder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self.tokenizer = tokenizer
-        self.prefix = [token for token in tokenizer("a")["input_ids"][:1] if token == tokenizer.bos_token_id]
+        begin = [token for token in tokenizer("a")["input_ids"][:1] if token == tokenizer.bos_token_id]
+        self.prefix = np.array(begin, dtype=np.int64)
         sentences = [self._encode(f" {sentence}") for sentence in FILLER]
         self.cycle = np.concatenate(sentences)  # one round of the filler
         # Distances of the ends of sentences from the end of the filler, within the last round
         self.borders = np.cumsum([0] + [len(sentence) for sentence in sentences[:0:-1]])
         self.needle = [self._encode(text) for text in NEEDLE]
         self.question = self._encode(QUESTION)
-        self.num_fixed = sum(map(len, [self.prefix, *self.needle, self.question]))
+        self.num_fixed = sum(len(piece) for piece in [self.prefix, *self.needle, self.question])
 
     def build(self, length: int, depth: float, passkey: str) -> PasskeyItem:
         """The question whose prompt and answer have `length` tokens together.
@@ -142,7 +143,7 @@ class PasskeyBuilder:
         before, between, after = self.needle
         needle = [before, answer, between, answer, after]
         pieces = [self.prefix, filler[:position], *needle, filler[position:], self.question]
-        prompt_ids = np.concatenate(pieces).astype(np.int64).tolist()
+        prompt_ids = np.concatenate(pieces).tolist()
         measured = position / num_filler if num_filler else 0.0
         return PasskeyItem(prompt_ids, answer.tolist(), passkey, measured, len(prompt_ids) + len(answer))
 
@@ -181,10 +182,10 @@ def passkey_batch(
         UserError: the length has no room for needle, question and answer.
     """
     generator = np.random.default_rng(seed)
-    input_ids = torch.empty(num_sequences, length, dtype=torch.int64)
-    labels = torch.full((num_sequences, length), IGNORED)
+    input_ids = np.empty((num_sequences, length), dtype=np.int64)
+    labels = np.full((num_sequences, length), IGNORED)
     for n in range(num_sequences):
         item = builder.build(length, float(generator.random()), random_passkey(generator))
-        input_ids[n] = torch.tensor(item.prompt_ids + item.answer_ids)
-        labels[n, len(item.prompt_ids) :] = torch.tensor(item.answer_ids)
-    return input_ids, labels
+        input_ids[n] = item.prompt_ids + item.answer_ids
+        labels[n, len(item.prompt_ids) :] = item.answer_ids
+    return torch.from_numpy(input_ids), torch.from_numpy(labels)

@@ -1,0 +1,157 @@
+import itertools
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from statex.data.mixture import TrainingBatches, gradient_accumulation_steps
+from statex.errors import UserError
+from statex.recipe import Data, Recall, TextSource, Training
+
+
+def training(**values):
+    values = {
+        "steps": 100,
+        "warmup_steps": 1,
+        "tokens_per_step": 1024,
+        "sequence_length": 128,
+        "weights": {"text": 2, "mqar": 2, "passkey": 1},
+    } | values
+    return Training.model_validate(values)
+
+
+def take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_batches_have_the_shapes_and_labels_of_their_kind(data, tokenizer):
+    batches = TrainingBatches(data, training(), tokenizer)
+    assert batches.gradient_accumulation_steps == 1
+    kinds = [batches.kind_of_step(step) for step in range(30)]
+    assert set(kinds) == {"text", "mqar", "passkey"}
+    lengths = set()
+    for kind, batch in zip(kinds, take(batches, 30), strict=True):
+        ids, labels = batch["input_ids"], batch["labels"]
+        assert set(batch) == {"input_ids", "labels"}
+        assert ids.dtype == labels.dtype == torch.int64
+        assert ids.numel() == 1024
+        scored = labels != -100
+        assert torch.equal(ids[scored], labels[scored])
+        if kind == "mqar":
+            lengths.add(ids.shape[1])
+            assert ids.min() >= 288  # reserved recall tokens only
+            assert (scored.sum(dim=1) == ids.shape[1] // 4).all()
+        else:
+            assert ids.shape == (8, 128)
+            assert scored.all() if kind == "text" else (scored.sum(dim=1) < 7).all()
+    assert lengths == {16, 32}
+
+
+def test_the_share_of_steps_follows_the_weights(data, tokenizer):
+    batches = TrainingBatches(data, training(), tokenizer)
+    kinds = [batches.kind_of_step(step) for step in range(5000)]
+    assert kinds.count("text") / 5000 == pytest.approx(0.4, abs=0.03)
+    assert kinds.count("passkey") / 5000 == pytest.approx(0.2, abs=0.03)
+
+
+def test_the_same_recipe_gives_the_same_batches_and_another_seed_others(data, tokenizer):
+    first = take(TrainingBatches(data, training(), tokenizer), 12)
+    other_arm = training(learning_rate=1.0, steps=50)
+    assert_equal(first, take(TrainingBatches(data, other_arm, tokenizer), 12))
+    reseeded = data.model_copy(update={"seed": 8})
+    other = take(TrainingBatches(reseeded, training(), tokenizer), 12)
+    assert any(a["input_ids"].shape != b["input_ids"].shape or (a["input_ids"] != b["input_ids"]).any()
+               for a, b in zip(first, other, strict=True))  # fmt: skip
+
+
+def test_iterating_again_begins_again(data, tokenizer):
+    batches = TrainingBatches(data, training(), tokenizer, start_step=3)
+    assert_equal(take(batches, 5), take(batches, 5))
+
+
+@pytest.mark.parametrize("start", [1, 2, 7, 13, 29, 40])
+def test_resuming_at_any_step_gives_what_would_have_come(data, tokenizer, start):
+    settings = training(sequences_per_device=4)
+    whole = take(TrainingBatches(data, settings, tokenizer), 2 * 45)
+    resumed = TrainingBatches(data, settings, tokenizer, start_step=start)
+    assert_equal(whole[2 * start :], take(resumed, 2 * (45 - start)))
+
+
+@pytest.mark.parametrize(("world_size", "per_device"), [(1, 2), (2, 4), (4, 1), (8, None)])
+def test_ranks_and_micro_batches_share_the_global_batch(data, tokenizer, world_size, per_device):
+    steps = 12
+    settings = training(sequences_per_device=per_device)
+    whole = take(TrainingBatches(data, training(), tokenizer), steps)
+    ranks = [TrainingBatches(data, settings, tokenizer, rank=r, world_size=world_size) for r in range(world_size)]
+    M = gradient_accumulation_steps(settings, world_size)
+    assert M == ranks[0].gradient_accumulation_steps == 8 // world_size // (per_device or 8 // world_size)
+    parts = [take(rank, steps * M) for rank in ranks]
+    for step, batch in enumerate(whole):
+        for name, tensor in batch.items():
+            shared = torch.empty_like(tensor)
+            for r, m in itertools.product(range(world_size), range(M)):
+                part = parts[r][step * M + m][name]
+                assert part.is_contiguous()
+                shared[r + world_size * m :: world_size * M] = part
+            assert torch.equal(shared, tensor)
+
+
+def test_seq_idx_comes_with_the_option_only(data, tokenizer):
+    with_borders = data.model_copy(update={"reset_state_at_documents": True})
+    settings = training(weights={"text": 1, "mqar": 1})
+    plain = take(TrainingBatches(data, settings, tokenizer), 8)
+    for batch, same in zip(take(TrainingBatches(with_borders, settings, tokenizer), 8), plain, strict=True):
+        borders = batch.pop("seq_idx")
+        assert_equal([batch], [same])
+        assert borders.dtype == torch.int32
+        assert borders.shape == batch["input_ids"].shape
+        changes = borders.diff(dim=1)
+        ends = batch["input_ids"][:, :-1] == tokenizer.eos_token_id  # a new document follows each end and nothing else
+        assert torch.equal(changes == 1, ends)
+        assert (borders[:, 0] == 0).all()
+
+
+def test_through_a_data_loader(data, tokenizer):
+    batches = TrainingBatches(data, training(), tokenizer)
+    assert_equal(take(DataLoader(batches, batch_size=None), 4), take(batches, 4))
+
+
+def test_workers_are_refused(data, tokenizer):
+    loader = DataLoader(TrainingBatches(data, training(), tokenizer), batch_size=None, num_workers=1)
+    with pytest.raises(Exception, match="dataloader_num_workers"):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize(
+    ("values", "world_size", "message"),
+    [
+        ({}, 3, r"tokens_per_step = 1024: its 8 sequences of 128 tokens do not divide among 3 processes"),
+        ({"sequences_per_device": 3}, 1, r"sequences_per_device = 3: does not divide the 8 sequences"),
+        ({"sequences_per_device": 8}, 2, r"sequences_per_device = 8: does not divide the 4 sequences"),
+        ({"weights": {"text": 0, "passkey": 1}, "sequence_length": 64}, 1, "too short for passkey sequences"),
+        ({"tokens_per_step": 1 << 20, "sequence_length": 1 << 20}, 1, "longer than the whole training text"),
+        ({"tokens_per_step": 128, "sequence_length": 16}, 8, r"data\.recall\.shapes = 32: .* fewer than 8 sequences"),
+    ],
+)
+def test_what_does_not_fit_fails_at_once(data, tokenizer, values, world_size, message):
+    values = {"weights": {"text": 1, "mqar": 1}} | values
+    with pytest.raises(UserError, match=message):
+        TrainingBatches(data, training(**values), tokenizer, world_size=world_size)
+
+
+def test_missing_text_and_too_many_keys_fail_at_once(data, tokenizer, foreign_tokenizer, tmp_path):
+    missing = Data(text=TextSource(files=[str(tmp_path / "none.txt")]))
+    with pytest.raises(UserError, match="no file matches"):
+        TrainingBatches(missing, training(weights={"text": 1}), tokenizer)
+    wide = data.model_copy(update={"recall": Recall(num_keys=17, num_values=16, shapes=[(16, 4)])})
+    with pytest.raises(UserError, match="num_keys"):
+        TrainingBatches(wide, training(), tokenizer)
+    # a stage without text does not open it
+    TrainingBatches(missing, training(weights={"text": 0, "mqar": 1}), foreign_tokenizer)
