@@ -186,6 +186,40 @@ def export_fla(model: PreTrainedModel, out: str | os.PathLike) -> None:
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+def save_with_companions(model: PreTrainedModel, source: str | os.PathLike, out: str | os.PathLike) -> None:
+    """Write `model` to the new folder `out` with what its source folder holds beside the weights, and a model card.
+
+    Tokenizer, chat template and generation configuration are copied as files, so that nothing in them changes.
+
+    Raises:
+        UserError: `out` exists.
+    """
+    source = _model_folder(source)
+    with new_folder(out) as folder:
+        model.save_pretrained(folder)
+        for path in sorted(source.iterdir()):
+            written_anew = path.name == "config.json" or path.suffix in (".safetensors", ".bin", ".py")
+            if path.is_file() and not written_anew and path.name not in (INDEX, "README.md", ".gitattributes"):
+                shutil.copyfile(path, folder / path.name)
+        (folder / "README.md").write_text(_card(model, source), encoding="utf-8")
+
+
+def _card(model: PreTrainedModel, source: Path) -> str:
+    from statex.reporting.model_card import model_card
+
+    plan = stored_plan(model.config)
+    base = source.resolve()
+    base_name = base.parent.name if base.name in ("trained", "expanded") else base.name
+    return model_card(
+        name=f"{base_name}, {'state expanded' if plan and plan.kind == 'expand' else 're-initialised'}",
+        model_type=model.config.model_type,
+        base_model=base_name,
+        plan=plan.to_dict() if plan else None,
+        state=state_report(model).to_dict(),
+        num_parameters=model.num_parameters(),
+    )
+
+
 @contextmanager
 def new_folder(out: str | os.PathLike) -> Iterator[Path]:
     """A folder to write into that becomes `out` at the end, so that `out` is whole or not there.

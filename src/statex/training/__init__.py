@@ -1,0 +1,1 @@
+"""Post-training (and pre-training): a thin transformers.Trainer and the loss it uses."""

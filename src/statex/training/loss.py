@@ -1,0 +1,99 @@
+"""Cross-entropy straight from hidden states, a chunk of tokens at a time, so that no T x vocabulary logits exist.
+
+Shape letters: N tokens that are scored, D width, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropy of `hidden @ weight.T`; its gradients are formed in the forward pass, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, chunk):
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for start in range(0, hidden.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            logits = (hidden[rows] @ weight.T).float()  # [chunk, V]
+            log_normalizer = logits.logsumexp(-1)
+            target = targets[rows, None]
+            total += (log_normalizer - logits.gather(-1, target).squeeze(-1)).sum()
+            if not (needs_hidden or needs_weight):
+                continue
+            difference = logits.sub_(log_normalizer[:, None]).exp_()
+            difference.scatter_add_(-1, target, difference.new_full(target.shape, -1.0))
+            difference = difference.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(difference, weight, out=grad_hidden[rows])
+            if grad_weight is not None:
+                grad_weight += difference.T @ hidden[rows]
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_total):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scaled = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in (grad_hidden, grad_weight)]
+        return *scaled, None, None
+
+
+def linear_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, chunk: int = 4096
+) -> torch.Tensor:
+    """Sum over tokens of the cross-entropy of `hidden @ weight.T` against `targets`, in nats.
+
+    Args:
+        hidden: [..., D].
+        weight: [V, D], the language-model head.
+        targets: [...] int64; -100 is ignored.
+        chunk: tokens whose logits, [chunk, V] in fp32, exist at one time.
+    """
+    scored = targets.reshape(-1) != -100
+    rows = hidden.reshape(-1, hidden.shape[-1])[scored]
+    if torch.is_autocast_enabled(rows.device.type):
+        dtype = torch.get_autocast_dtype(rows.device.type)
+        rows, weight = rows.to(dtype), weight.to(dtype)
+    with torch.autocast(rows.device.type, enabled=False):
+        return _LinearCrossEntropy.apply(rows, weight.to(rows.dtype), targets.reshape(-1)[scored], chunk)
+
+
+@contextmanager
+def chunked_loss(model: Any, chunk: int) -> Iterator[None]:
+    """Within it, `model(input_ids, labels=...)` computes its loss by `linear_cross_entropy`, whatever its family.
+
+    The head hands the hidden states through, and the loss function, which gets them for logits, does the head's work;
+    so data-parallel wrappers around the model's forward see nothing unusual. Heads with a bias or a soft cap are not
+    linear in this sense; no family of statex has one.
+    """
+    head = model.get_output_embeddings()
+
+    def loss_function(logits, labels, vocab_size=None, num_items_in_batch=None, **kwargs):
+        targets = F.pad(labels[:, 1:], (0, 1), value=-100)  # position t predicts token t + 1
+        total = linear_cross_entropy(logits, head.weight, targets, chunk=chunk)
+        count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        return total / count
+
+    had_own = "forward" in head.__dict__
+    before, own_loss = head.__dict__.get("forward"), model.__dict__.get("_loss_function")
+    head.forward = nn.Identity().forward
+    model.loss_function = loss_function
+    try:
+        yield
+    finally:
+        if had_own:
+            head.forward = before
+        else:
+            del head.forward
+        if own_loss is None:
+            del model._loss_function
+        else:
+            model._loss_function = own_loss
