@@ -13,10 +13,7 @@ RECIPE = """\
 name = "fabricated"
 seeds = {seeds}
 
-[models.gla]
-family = "statex_gla"
-[models.mamba2]
-family = "mamba2"
+{models}
 
 [arms.base]
 kind = "base"
@@ -39,6 +36,7 @@ sequence_length = 512
 [evaluation]
 suites = ["mqar", "passkey", "ar_hits", "nll_by_position"]
 """
+FAMILIES = {"gla": "statex_gla", "mamba2": "mamba2"}
 ARMS = ["base", "lpt", "reinit", "preserve", "control"]
 # Recall at 32 pairs, paired with lpt, per model and arm
 RECALL = {
@@ -51,12 +49,17 @@ VERSIONS = {"python": "3.12.0", "torch": "2.13.0", "transformers": "5.23.0", "st
 
 
 def fabricated_run(
-    folder: Path, seeds: tuple[int, ...] = (0,), extra: bool = False, without: tuple[str, ...] = ()
+    folder: Path,
+    seeds: tuple[int, ...] = (0,),
+    models: tuple[str, ...] = ("gla", "mamba2"),
+    without: tuple[str, ...] = (),
+    extra: bool = False,
 ) -> Path:
-    """Write a made-up run into `folder`; `without` names suites or arms that are left out, `extra` adds issue 4's."""
+    """Write a made-up run into `folder`; `without` names suites or arms to leave out, `extra` adds optional suites."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.toml").write_text(RECIPE.format(seeds=list(seeds)), encoding="utf-8")
-    rows = [row for row in _rows(seeds, extra) if not {row.suite, row.arm} & set(without)]
+    origins = "\n".join(f'[models.{model}]\nfamily = "{FAMILIES[model]}"' for model in models)
+    (folder / "recipe.toml").write_text(RECIPE.format(seeds=list(seeds), models=origins), encoding="utf-8")
+    rows = [row for row in _rows(seeds, models, extra) if not {row.suite, row.arm} & set(without)]
     write_results(folder / "results.jsonl", rows)
     return folder
 
@@ -69,10 +72,10 @@ def rewrite(folder: Path, change) -> list[Result]:
     return kept
 
 
-def _rows(seeds: tuple[int, ...], extra: bool) -> Iterator[Result]:
+def _rows(seeds: tuple[int, ...], models: tuple[str, ...], extra: bool) -> Iterator[Result]:
     yield Result("run", "versions", 0.0, details=VERSIONS, **WHERE)
     numbers: list[int | None] = list(seeds) + ([None] if len(seeds) > 1 else [])
-    for model in RECALL:
+    for model in models:
         for seed in numbers:
             noise = random.Random(f"{model} {seed}")
             for arm in ARMS:

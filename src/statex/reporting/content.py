@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: a figure, under it its interval (and n, where the column does not tell it), and a mark."""
+    """A cell of a table: a figure, before it a mark, and beneath it its interval (and n, if the table has it nowhere
+    else)."""
 
     text: str
-    interval: str = ""
+    beneath: str = ""
     mark: str = ""
 
 

@@ -2,8 +2,16 @@
 
 from statex.reporting.content import Block, Cell, Code, Column, Folded, Heading, Section, Table, Text
 from statex.reporting.run import Estimate, Measure, Run, slice_key
-from statex.reporting.tables import Notes
+from statex.reporting.tables import Notes, shared_n
 from statex.reporting.wording import NOT_RUN, figure, interval, listing, measure_title, seeds
+
+COSTS = [
+    "training_tokens_per_second",
+    "training_peak_memory",
+    "prefill_tokens_per_second",
+    "decode_ms_per_token",
+    "seconds",
+]
 
 
 def state_section(run: Run) -> Section:
@@ -21,7 +29,7 @@ def state_section(run: Run) -> Section:
 
 
 def _state_table(run: Run, model: str) -> Table:
-    titles = ["state elements before", "after", "state", "state bytes", "parameters", "change", "fresh parameters"]
+    titles = ["state elements before", "after", "factor", "state bytes", "parameters", "change", "fresh parameters"]
     reference = run.baseline(model) or next(iter(run.arms_of_kind(model, "base")), None)
     rows = []
     for arm in run.arms(model):
@@ -30,11 +38,11 @@ def _state_table(run: Run, model: str) -> Table:
         parameters = _count(run, model, arm, "parameters")
         without = _count(run, model, reference, "parameters") if reference else None
         factor = f"× {after / before:.2f}" if after and before else "–"
-        change = "–" if parameters is None or not without else f"{100 * (parameters / without - 1):+.2f} %"
+        change = "–" if parameters is None or not without else _change(parameters / without - 1)
         size, fresh = (
             _plain(run.find(model, arm, Measure("state", name))) for name in ("state_bytes", "fresh_parameters")
         )
-        cells = [_whole(before), _whole(after), factor, size, _whole(parameters), change.replace("-", "−"), fresh]
+        cells = [_whole(before), _whole(after), factor, size, _whole(parameters), change, fresh]
         rows.append([Cell(arm), *(Cell(text) for text in cells)])
     caption = (
         f"State and parameters of {model}: matrix states at batch 1. The change of parameters is against "
@@ -71,7 +79,7 @@ def _layer_table(run: Run, model: str) -> Table:
                 factor = f"× {after / before:.2f}" if before else "–"
                 texts = [arm, str(measure.values["layer"]), *shape, _whole(before), _whole(after), factor]
                 rows.append([Cell(text) for text in texts])
-    titles = ["layer", "heads", "key dim", "value dim", "elements before", "after", "state"]
+    titles = ["layer", "heads", "key dim", "value dim", "elements before", "after", "factor"]
     return Table(
         f"State of {model}, layer by layer.", [Column("arm", words=True), *(Column(one) for one in titles)], rows
     )
@@ -89,28 +97,39 @@ def cost_section(run: Run) -> Section:
 
 def _cost_table(run: Run, model: str, measures: list[Measure]) -> Table:
     notes = Notes()
-    arms = list(dict.fromkeys(row.arm for row in run.results if row.model == model and row.suite == "cost"))
-    arms = [*run.arms(model), *(arm for arm in arms if arm not in run.arms(model))]
+    extra = [row.arm for row in run.results if row.model == model and row.suite == "cost"]
+    arms = list(dict.fromkeys([*run.arms(model), *extra]))
     rows = []
-    for measure in measures:
-        found = [run.find(model, arm, measure) for arm in arms]
-        rows.append([Cell(measure_title(measure)), *(_cost_cell(one, notes) for one in found)])
-    columns = [Column("measure", words=True), *(Column(arm or "all arms") for arm in arms)]
+    for measure in sorted(measures, key=lambda one: COSTS.index(one.metric) if one.metric in COSTS else len(COSTS)):
+        found = {arm: run.find(model, arm, measure) for arm in arms}
+        n = shared_n(found.values())
+        cells = [_cost_cell(one, notes, n, _applies(run, arm, measure)) for arm, one in found.items()]
+        rows.append([Cell(measure_title(measure)), Cell("" if n is None else f"{n:,}"), *cells])
+    columns = [Column("measure", words=True), Column("n"), *(Column(arm or "all arms") for arm in arms)]
     caption = (
         f"Cost of {model}. Under a figure stands its 95 % interval or, where it was taken once for each seed, the "
-        "range of the seeds; a figure with neither was taken once."
+        "range of the seeds; a figure with neither was taken once. n counts repetitions."
     )
     return Table(caption, columns, rows, notes.lines())
 
 
-def _cost_cell(estimate: Estimate | None, notes: Notes) -> Cell:
+def _applies(run: Run, arm: str, measure: Measure) -> bool:
+    """Whether an arm has such a cost at all: the base is not post-trained, the other arms are not pre-trained."""
+    if measure.values.get("stage") == "pretrain":
+        return run.kind(arm) == "base"
+    return run.kind(arm) != "base" or not (
+        measure.metric.startswith("training") or measure.values.get("stage") == "train"
+    )
+
+
+def _cost_cell(estimate: Estimate | None, notes: Notes, shared: int | None, applies: bool) -> Cell:
     if estimate is None:
-        return Cell(NOT_RUN)
+        return Cell(NOT_RUN if applies else "–")
     row = estimate.result
-    beneath = interval(estimate) if estimate.interval or estimate.spread else "once"
-    if row.n is not None:
-        beneath = f"{beneath}, n = {row.n:,}" if beneath != "once" else f"n = {row.n:,}"
-    return Cell(figure(row.value, row.unit), beneath, notes.mark(row.note))
+    beneath = [interval(estimate)] if estimate.interval or estimate.spread else []
+    if shared is None and row.n is not None:
+        beneath.append(f"n = {row.n:,}")
+    return Cell(figure(row.value, row.unit), ", ".join(beneath), notes.mark(row.note))
 
 
 def devices(run: Run) -> list[str]:
@@ -127,6 +146,9 @@ def origin_section(run: Run) -> Section:
         ("device", listing(devices(run)) or "not recorded"),
         ("commit", listing(commits) or "not recorded"),
     ]
+    methods = {str(row.details["interval"]) for row in run.results if row.details.get("interval")}
+    if methods:
+        facts.append(("95 % intervals", listing(sorted(methods))))
     names: dict[str, list[str]] = {}
     for details in run.details("run", "versions"):
         for name, version in (details.get("versions") or details).items():
@@ -149,6 +171,10 @@ def recipe_section(run: Run) -> Section:
 def _count(run: Run, model: str, arm: str, metric: str) -> int | None:
     estimate = run.find(model, arm, Measure("state", metric, slice_key({})))
     return None if estimate is None else int(estimate.result.value)
+
+
+def _change(share: float) -> str:
+    return f"{100 * share:+.2f} %".replace("-", "−") if share else "0"
 
 
 def _plain(estimate: Estimate | None) -> str:

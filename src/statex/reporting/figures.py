@@ -24,7 +24,7 @@ COLOURS = {
     "#000002": ("--muted", "#62666f"),
     "#000003": ("--grid", "#dcdad3"),
     "#000004": ("--paper", "#ffffff"),
-    "#000005": ("--heat", "#1f5f9e"),
+    "#000005": ("--heat", "#174a7c"),
     "#000006": ("--gain", "#1f5f9e"),
     "#000007": ("--loss", "#b5541c"),
     "#000010": ("--arm-base", "#8a8d94"),
@@ -49,10 +49,12 @@ _KINDS = {
     "lpt": ("#000011", "o", "-"),
     "control": ("#000012", "v", "-."),
 }
+_LEGEND_COLUMNS = 3
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 11.5,
+    "legend.fontsize": 11.5,
     "axes.titlesize": 12.5,
     "axes.labelsize": 11.5,
     "xtick.labelsize": 11,
@@ -85,9 +87,12 @@ class Line:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Arms over a number. `guess` draws the accuracy of guessing as a function of x, `limit` a vertical border."""
+    """Arms over a number.
 
-    title: str
+    `guess` is a label and the accuracy of guessing as a function of x, `limit` a label and a border on the x axis;
+    `zero` draws the line of no difference; `ticks` go on the x axis, without them the points do.
+    """
+
     x_label: str
     y_label: str
     lines: list[Line]
@@ -96,11 +101,15 @@ class LineChart:
     guess: tuple[str, Callable[[float], float]] | None = None
     limit: tuple[str, float] | None = None
     zero: bool = False
+    ticks: list[float] | None = None
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A grid of numbers; a cell that is None was not run. `signed` colours gains and losses around 0."""
+    """A grid of numbers from `smallest` to `largest`; a cell that is None was not run.
+
+    `signed` is for differences: gains and losses have colours of their own, and 0 none.
+    """
 
     title: str
     x_label: str
@@ -108,45 +117,39 @@ class HeatMap:
     columns: list[str]
     rows: list[str]
     values: list[list[float | None]]
+    smallest: float
     largest: float
     signed: bool = False
     lower_is_better: bool = False
 
 
 def line_chart(chart: LineChart) -> str:
-    """Draw a line chart, about 420 px wide; returns SVG with placeholder colours."""
+    """Draw a line chart, 420 px wide; returns SVG with placeholder colours."""
     with matplotlib.rc_context(_STYLE):
-        drawing, axes = _canvas(420, 330)
-        _x_axis(axes, chart)
-        if chart.guess:
-            points = sorted({x for line in chart.lines for x in line.x})
-            label, accuracy = chart.guess
-            axes.plot(
-                points, [accuracy(x) for x in points], color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label=label
-            )
-        if chart.limit:
-            label, border = chart.limit
-            axes.axvline(border, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label=label)
-        if chart.zero:
-            axes.axhline(0, color=MUTED, linewidth=1)
+        num_labels = len(chart.lines) + bool(chart.guess) + bool(chart.limit)
+        legend_rows = math.ceil(num_labels / _LEGEND_COLUMNS)
+        drawing, axes = _canvas(420, 290 + 17 * legend_rows, left=50, right=14, bottom=42, top=34 + 17 * legend_rows)
         for index, line in enumerate(chart.lines):
             _draw_line(axes, line, arm_style(line.kind, _rank(chart.lines, line)), _dodge(index, chart))
+        _draw_references(axes, chart)
+        _x_axis(axes, chart)
         if chart.fraction:
             axes.set_ylim(-0.03, 1.05)
         axes.set_xlabel(chart.x_label)
-        axes.set_title(chart.y_label, loc="left", color=MUTED, pad=8)
+        axes.set_title(chart.y_label, loc="left", fontweight="bold", pad=10)
         axes.grid(axis="y")
         axes.set_axisbelow(True)
-        handles = len(axes.get_legend_handles_labels()[0])
-        drawing.legend(loc="outside upper left", ncols=min(3, handles), frameon=False, fontsize=11, handlelength=2.6)
+        drawing.legend(
+            loc="upper left", bbox_to_anchor=(0, 1), ncols=_LEGEND_COLUMNS, frameon=False, handlelength=2.6,
+            borderaxespad=0, borderpad=0.2, labelspacing=0.35, columnspacing=1.6,
+        )  # fmt: skip
         return _svg(drawing)
 
 
 def heat_map(chart: HeatMap) -> str:
-    """Draw a heat map with its numbers, about 300 px wide; returns SVG with placeholder colours."""
-    height = 84 + 34 * len(chart.rows)
+    """Draw a heat map with its numbers, 236 px wide; returns SVG with placeholder colours."""
     with matplotlib.rc_context(_STYLE):
-        drawing, axes = _canvas(300, height)
+        drawing, axes = _canvas(236, 70 + 28 * len(chart.rows), left=44, right=4, bottom=40, top=30)
         for y, row in enumerate(chart.values):
             for x, value in enumerate(row):
                 _draw_cell(axes, chart, x, y, value)
@@ -177,16 +180,18 @@ def themed(svg: str, name: str, inline: bool) -> str:
     svg = (
         re.sub(r' (xmlns|xmlns:xlink|version|width|height)="[^"]*"', "", svg[: svg.index(">")]) + svg[svg.index(">") :]
     )
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)  # the page's sheet has it
     used = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
     return re.sub(r'(id="|url\(#|href="#)(?=[\w-])', rf"\1{name}-", svg)
 
 
-def _canvas(width: int, height: int) -> tuple[Figure, Axes]:
-    """A figure in CSS pixels (an SVG point is taken as one)."""
-    drawing = Figure(figsize=(width / 72, height / 72), layout="constrained")
+def _canvas(width: int, height: int, left: int, right: int, bottom: int, top: int) -> tuple[Figure, Axes]:
+    """A figure and its axes with margins, in CSS pixels (a point of the SVG is taken as one)."""
+    drawing = Figure(figsize=(width / 72, height / 72))
     FigureCanvasSVG(drawing)
-    return drawing, drawing.add_subplot()
+    box = (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
+    return drawing, drawing.add_axes(box)
 
 
 def _svg(drawing: Figure) -> str:
@@ -198,15 +203,28 @@ def _svg(drawing: Figure) -> str:
     return re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
 
 
+def _draw_references(axes: Axes, chart: LineChart) -> None:
+    """What the arms are to be seen against: the accuracy of guessing, a border, the line of no difference."""
+    dotted: dict[str, Any] = {"color": MUTED, "linewidth": 1.2, "linestyle": (0, (1, 2)), "zorder": 1}
+    if chart.guess:
+        label, accuracy = chart.guess
+        points = sorted({x for line in chart.lines for x in line.x})
+        axes.plot(points, [accuracy(x) for x in points], label=label, **dotted)
+    if chart.limit:
+        label, border = chart.limit
+        axes.axvline(border, label=label, **dotted)
+    if chart.zero:
+        axes.axhline(0, color=MUTED, linewidth=1, zorder=1)
+
+
 def _x_axis(axes: Axes, chart: LineChart) -> None:
     points = sorted({x for line in chart.lines for x in line.x})
-    positive = all(x > 0 for x in points)
-    if chart.logarithmic and positive:
+    if chart.logarithmic and all(x > 0 for x in points):
         axes.set_xscale("log", base=2)
     elif chart.logarithmic:
         axes.set_xscale("symlog", base=2, linthresh=min(x for x in points if x > 0))
-    step = math.ceil(len(points) / 7)
-    ticks = points[::-1][::step][::-1]
+    ticks = chart.ticks or points
+    ticks = ticks[:: -math.ceil(len(ticks) / 7)][::-1]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(ticks, [_short(x) for x in ticks])
@@ -238,7 +256,7 @@ def _dodge(index: int, chart: LineChart) -> Callable[[float], float]:
     if chart.logarithmic:
         return lambda x: x * 2 ** (0.045 * shift)
     gap = min((b - a for a, b in pairwise(points)), default=1.0)
-    return lambda x: x + 0.03 * gap * shift
+    return lambda x: x + 0.07 * gap * shift
 
 
 def _rank(lines: Sequence[Line], line: Line) -> int:
@@ -255,11 +273,12 @@ def _draw_cell(axes: Axes, chart: HeatMap, x: int, y: int, value: float | None) 
             x + 0.5, y + 0.5, "not run" if value is None else "NaN", ha="center", va="center", color=MUTED, fontsize=9
         )
         return
-    share = min(1.0, abs(value) / chart.largest) if chart.largest else 0.0
+    span = chart.largest - chart.smallest
+    share = min(1.0, (abs(value) - chart.smallest) / span) if span > 0 else 0.0
     gain = (value >= 0) != chart.lower_is_better
     colour = (GAIN if gain else LOSS) if chart.signed else HEAT
     axes.add_patch(
         Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, facecolor=colour, alpha=0.06 + 0.94 * share, linewidth=0)
     )
-    text = f"{value:+.2f}".replace("-", "−") if chart.signed else f"{value:.2f}"
-    axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=PAPER if share > 0.5 else INK, fontsize=11)
+    text = f"{value:+.2f}".replace("-", "−") if chart.signed and round(value, 2) else f"{abs(value):.2f}"
+    axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=PAPER if share > 0.62 else INK)

@@ -90,7 +90,8 @@ def _head(column: Column) -> str:
 
 
 def _row(row: Sequence[Cell], columns: Sequence[Column]) -> str:
-    first = f'<th scope="row">{_cell(row[0])}</th>'
+    long = ' class="long"' if len(row[0].text) > 16 else ""
+    first = f'<th scope="row"{long}>{_cell(row[0])}</th>'
     rest = []
     for cell, column in zip(row[1:], columns[1:]):
         kinds = " ".join(["words"] * column.words + ["absent"] * (cell.text == "not run"))
@@ -100,12 +101,9 @@ def _row(row: Sequence[Cell], columns: Sequence[Column]) -> str:
 
 
 def _cell(cell: Cell) -> str:
-    text = f'<span class="value">{_inline(cell.text)}</span>'
-    if cell.interval:
-        text += f' <span class="interval">{escape(cell.interval)}</span>'
-    if cell.mark:
-        text += f' <span class="mark">{escape(cell.mark)}</span>'
-    return text
+    mark = f'<span class="mark">{escape(cell.mark)}</span> ' if cell.mark else ""
+    beneath = f' <span class="beneath">{escape(cell.beneath)}</span>' if cell.beneath else ""
+    return f'{mark}<span class="value">{_inline(cell.text)}</span>{beneath}'
 
 
 def _inline(text: str) -> str:

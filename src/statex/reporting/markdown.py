@@ -81,7 +81,7 @@ def _table(table: Table) -> str:
 
 def _cell(cell: Cell) -> str:
     mark = f"({cell.mark})" if cell.mark else ""
-    return _plain(" ".join(part for part in (cell.text, cell.interval, mark) if part))
+    return _plain(" ".join(part for part in (cell.text, cell.beneath, mark) if part))
 
 
 def _plain(text: str) -> str:

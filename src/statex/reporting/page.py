@@ -64,8 +64,11 @@ def verdict_section(run: Run) -> Section:
     aims = [(one.model, aim) for one in verdicts for aim in one.aims]
     if aims:
         blocks += [Text(_summary(verdicts)), _aims_table(verdicts)]
+    remarks: dict[str, list[str]] = {}
     for one in verdicts:
-        blocks += [Text(f"{one.model}: {remark}", "note") for remark in one.reservations]
+        for remark in one.reservations:
+            remarks.setdefault(remark, []).append(one.model)
+    blocks += [Text(f"{listing(models)}: {remark}", "note") for remark, models in remarks.items()]
     if len(run.recipe.seeds) == 1:
         remark = (
             f"One training seed ({run.recipe.seeds[0]}): the intervals are over items only and say nothing about how "
@@ -93,10 +96,10 @@ def _summary(verdicts: Sequence[Verdict]) -> str:
 
 
 def _aims_table(verdicts: Sequence[Verdict]) -> Table:
-    signs = {"met": "✓ met", "not met": "✗ not met", "not run": "– not run"}
-    columns = [Column(title, words=True) for title in ("model", "aim", "arm")]
+    signs = {"met": "✓ met", "not met": "✗ not met", "not run": "– not run"}
+    columns = [Column(title, words=True) for title in ("outcome", "model", "aim", "arm")]
     rows = [
-        [Cell(one.model), Cell(aim.aim), Cell(aim.arm), Cell(aim.measured), Cell(signs[aim.outcome])]
+        [Cell(signs[aim.outcome]), Cell(one.model), Cell(aim.aim), Cell(aim.arm), Cell(aim.measured)]
         for one in verdicts
         for aim in one.aims
     ]
@@ -104,7 +107,7 @@ def _aims_table(verdicts: Sequence[Verdict]) -> Table:
         "Aims, judged by the 95 % interval of the paired difference: recall at the most pairs counts where the "
         f"interval excludes 0, text NLL where it stays below {100 * TEXT_MARGIN:.0f} %."
     )
-    return Table(caption, [*columns, Column("difference"), Column("outcome", words=True)], rows)
+    return Table(caption, [*columns, Column("difference")], rows)
 
 
 def _write(documents: list[Document], folder: Path) -> tuple[Path, Path]:

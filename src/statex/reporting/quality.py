@@ -6,7 +6,7 @@ from statex.reporting import figures
 from statex.reporting.content import Block, Figure, Folded, Heading, Panel, Section, Text
 from statex.reporting.figures import HeatMap, Line, LineChart
 from statex.reporting.run import Measure, Run, slice_key
-from statex.reporting.tables import by_arm, by_measure, long_form
+from statex.reporting.tables import by_arm, by_measure
 from statex.reporting.wording import measure_title, metric_title, slice_title, suite_title
 
 NOTHING = Text("Not run.")
@@ -56,7 +56,6 @@ def _recall_panels(run: Run, model: str, measures: list[Measure]) -> list[Panel]
     panels = []
     for suffix, group in groups.items():
         chart = LineChart(
-            title=model,
             x_label="pairs",
             y_label=f"{model}{suffix}: accuracy",
             lines=arm_lines(run, model, group, "num_pairs"),
@@ -93,18 +92,18 @@ def described(chart: LineChart) -> str:
 
 
 def paired_section(run: Run) -> Section:
-    """All differences between arms on the same items, except those of single needle cells."""
+    """All differences between arms on the same items, except those of needle cells and of positions."""
     blocks: list[Block] = [
         Text(
             "Each figure is an arm minus the arm without expansion, on the same items; the 95 % interval is of the "
-            "difference. *better* and *worse* stand only where that interval excludes 0."
+            "difference. *better* and *worse* stand only where that interval excludes 0; where it does not, *n needed* "
+            "is how many items would show a difference of this size with 80 % power."
         )
     ]
     for model in run.models:
         blocks.append(Heading(model))
-        measures = []
-        for suite in run.suites(model):
-            measures += [one for one in run.measures(model, suite, paired=True) if "depth" not in one.values]
+        measures = [one for suite in run.suites(model) for one in run.measures(model, suite, paired=True)]
+        measures = [one for one in measures if not {"depth", "from"} & one.values.keys()]
         if not measures:
             blocks.append(NOTHING)
             continue
@@ -146,7 +145,8 @@ def needle_blocks(run: Run, model: str, suite: str) -> list[Block]:
         caption = f"{suite_title(suite)}, {model}: over all depths, with 95 % intervals. n counts questions."
         blocks.append(by_arm(run, model, by_length, caption, measure_title))
     if cells:
-        blocks.append(Folded("Every cell with its interval", [long_form(run, model, cells, f"{suite}, {model}")]))
+        caption = f"{suite_title(suite)}, {model}: every cell, with 95 % intervals."
+        blocks.append(Folded("Every cell with its interval", [by_measure(run, model, cells, caption)]))
     return blocks
 
 
@@ -157,24 +157,28 @@ def _heat_maps(run: Run, model: str, suite: str, metric: str, grid: list[Measure
     extra = {key: value for key, value in grid[0].values.items() if key not in ("length", "depth")}
     values = {arm: _grid_values(run, model, arm, suite, metric, lengths, depths, extra) for arm in run.arms(model)}
     known = [value for rows in values.values() for row in rows for value in row if value is not None]
-    largest = 1.0 if metric == "accuracy" else max(known, default=1.0)
-    base = HeatMap(
-        "", "length, tokens", "depth", [f"{n:,}" for n in lengths], [f"{depth:g}" for depth in depths], [], largest,
-        lower_is_better=metric != "accuracy",
-    )  # fmt: skip
+    smallest, largest = (0.0, 1.0) if metric == "accuracy" else (min(known, default=0.0), max(known, default=1.0))
+    columns, rows_titles = [f"{n:,}" for n in lengths], [f"{depth:g}" for depth in depths]
+    lower = metric != "accuracy"
+    base = HeatMap("", "length, tokens", "depth", columns, rows_titles, [], smallest, largest, lower_is_better=lower)
     panels = []
     for arm, rows in values.items():
         panels.append(_heat_panel(replace(base, title=arm, values=rows), f"{suite}-{metric}-{model}-{arm}", title))
-    for arm, rows in values.items():
-        if baseline is None or run.kind(arm) not in ("statex", "control"):
-            continue
-        change = [[_minus(a, b) for a, b in zip(*pair)] for pair in zip(rows, values[baseline])]
-        chart = replace(base, title=f"{arm} − {baseline}", values=change, signed=True)
+    changes = {
+        arm: [[_minus(a, b) for a, b in zip(*pair)] for pair in zip(rows, values[baseline])]
+        for arm, rows in values.items()
+        if baseline is not None and run.kind(arm) in ("statex", "control")
+    }
+    sizes = [abs(value) for rows in changes.values() for row in rows for value in row if value is not None]
+    largest = max([0.25, *sizes])
+    for arm, rows in changes.items():
+        chart = replace(base, title=f"{arm} − {baseline}", values=rows, smallest=0.0, largest=largest, signed=True)
         panels.append(_heat_panel(chart, f"{suite}-{metric}-{model}-{arm}-minus-{baseline}", title))
     counts = {one.result.n for measure in grid for arm in values if (one := run.find(model, arm, measure))}
     n = f"n = {counts.pop()} questions in each cell" if len(counts) == 1 else "n of each cell in the folded table"
-    scale = "darker is higher" if metric == "accuracy" else "darker is a higher NLL, in nats; lower is better"
-    caption = f"{suite_title(suite)}, {model}: {title} by length and depth ({n}; {scale}). Intervals are in the tables."
+    scale = "stronger is higher" if metric == "accuracy" else "in nats, stronger is higher, lower is better"
+    caption = f"{suite_title(suite)}, {model}: {title} by length and depth ({n}; {scale}). "
+    caption += "In the differences blue is better and orange worse. " * bool(changes) + "Intervals are in the tables."
     return Figure(caption, panels, small=True)
 
 
@@ -218,13 +222,16 @@ def text_section(run: Run) -> Section:
         positions = run.measures(model, "nll_by_position")
         if positions:
             caption = f"NLL by position, {model}, in nats a token, with 95 % intervals. n counts documents."
-            table = by_arm(run, model, positions, caption, lambda one: slice_title(one.values) or "all positions")
-            blocks.append(Folded(f"NLL by position of {model}, as a table", [table]))
+            tables: list[Block] = [by_measure(run, model, positions, caption)]
+            if paired := run.measures(model, "nll_by_position", paired=True):
+                caption = f"Paired differences of NLL by position, {model}: arm minus {paired[0].baseline}."
+                tables.append(by_measure(run, model, paired, caption))
+            blocks.append(Folded(f"NLL by position of {model}, as tables", tables))
         else:
             blocks.append(Text("NLL by position: not run."))
     if panels:
         caption = (
-            "NLL by position in the document, 95 % intervals, and below the paired difference from the arm without "
+            "NLL by position in the document, 95 % intervals, and beside it the paired difference from the arm without "
             "expansion. The dotted border is the training length: a recurrent model may run past it."
         )
         blocks.insert(0, Figure(caption, panels))
@@ -241,16 +248,23 @@ def _position_panels(run: Run, model: str) -> list[Panel]:
         past = any(one.values["to"] > longest for one in measures)
         what = f"NLL minus {measures[0].baseline}, nats" if paired else "NLL, nats a token"
         chart = LineChart(
-            title=model,
             x_label="position",
             y_label=f"{model}: {what}",
             lines=arm_lines(run, model, measures, "from"),
+            logarithmic=_spread(measures) > 20,
             limit=("training length", longest) if past else None,
+            ticks=sorted({one.values[end] for one in measures for end in ("from", "to")} - {0}),
             zero=paired,
         )
         name = f"nll-by-position-{model}" + ("-difference" if paired else "")
         panels.append(Panel(name, figures.line_chart(chart), described(chart)))
     return panels
+
+
+def _spread(measures: list[Measure]) -> float:
+    """How many times the last position is the first."""
+    middles = [_position(one, "from") for one in measures]
+    return max(middles) / max(1.0, min(middles))
 
 
 def other_sections(run: Run) -> list[Section]:
@@ -294,7 +308,7 @@ def _slice_panels(run: Run, model: str, suite: str, measures: list[Measure]) -> 
             continue
         title = f"{model}: {metric_title(metric)}" + (f", {rest}" if rest else "")
         lines = arm_lines(run, model, group, key)
-        chart = LineChart(model, key.replace("_", " "), title, lines, fraction=metric == "accuracy")
+        chart = LineChart(key.replace("_", " "), title, lines, fraction=metric == "accuracy")
         name = "-".join(f"{suite}-{model}-{metric}-{rest}".strip("-").replace(",", "").split())
         panels.append(Panel(name, figures.line_chart(chart), described(chart)))
     return panels

@@ -160,8 +160,7 @@ def _ordered(first: Iterable[str], others: Iterable[str]) -> list[str]:
 
 
 def _slice_order(values: dict[str, Any]) -> tuple:
-    """Numbers by size, words by the alphabet, a slice with fewer keys first."""
-    return (
-        len(values),
-        [(key, isinstance(v, str), str(v) if isinstance(v, str) else v) for key, v in sorted(values.items())],
-    )
+    """Numbers by size, words by the alphabet, a slice with fewer keys first, and lengths before all else."""
+    keys = sorted(values, key=lambda key: (key != "length", key))
+    numeric = {key: isinstance(values[key], int | float) for key in keys}
+    return len(values), [(key, not numeric[key], values[key] if numeric[key] else str(values[key])) for key in keys]

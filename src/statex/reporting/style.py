@@ -4,7 +4,7 @@ CSS = """\
 :root {
   color-scheme: light dark;
   --ink: #1b1d22; --muted: #62666f; --grid: #dcdad3; --paper: #fdfcf9; --tint: #f4f2ec; --rule: #1b1d22;
-  --link: #1f5f9e; --heat: #1f5f9e; --gain: #1f5f9e; --loss: #b5541c;
+  --link: #1f5f9e; --heat: #174a7c; --gain: #1f5f9e; --loss: #b5541c;
   --arm-base: #8a8d94; --arm-lpt: #1b1d22; --arm-control: #a87400;
   --arm-1: #0b62a8; --arm-2: #c8441b; --arm-3: #1c7f5c; --arm-4: #8a3f9c; --arm-5: #9b5c3a;
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
@@ -14,7 +14,7 @@ CSS = """\
 @media (prefers-color-scheme: dark) {
   :root {
     --ink: #e7e5df; --muted: #9da1aa; --grid: #363941; --paper: #15171b; --tint: #1d2025; --rule: #e7e5df;
-    --link: #8bbcf0; --heat: #7db4ee; --gain: #7db4ee; --loss: #f0925c;
+    --link: #8bbcf0; --heat: #86b9ef; --gain: #7db4ee; --loss: #f0925c;
     --arm-base: #8f939c; --arm-lpt: #e7e5df; --arm-control: #e3b341;
     --arm-1: #6cb0f2; --arm-2: #f58a62; --arm-3: #5fcaa0; --arm-4: #cf94e0; --arm-5: #d3a07c;
   }
@@ -53,19 +53,22 @@ table { border-collapse: collapse; font: 0.9375rem/1.35 var(--sans); font-varian
 th, td { padding: 0.45rem 0 0.45rem 1.6rem; text-align: right; vertical-align: baseline; font-weight: 400;
   white-space: nowrap; }
 th:first-child, td:first-child { padding-left: 0; text-align: left; }
-.words { text-align: left; white-space: normal; }
+.words { text-align: left; }
+td.words:last-child { white-space: normal; overflow-wrap: anywhere; }
+tbody th, thead th:first-child { position: sticky; left: 0; background: var(--paper); }
 thead th { vertical-align: bottom; border-bottom: 1px solid var(--rule); color: var(--ink); font-weight: 600; }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
 tbody th { font-weight: 500; }
-.beneath, .interval { display: block; color: var(--muted); font-size: 0.8125rem; font-weight: 400; }
-.mark { display: inline-block; font-size: 0.8125rem; font-weight: 600; }
+.beneath { display: block; color: var(--muted); font-size: 0.8125rem; font-weight: 400; }
+.mark { margin-right: 0.35rem; font-size: 0.8125rem; }
 .absent .value { color: var(--muted); font-style: italic; }
 .remark { margin: 0.35rem 0 0; color: var(--muted); font: 0.8125rem/1.45 var(--sans); }
 figure { margin: 1.25rem 0 2rem; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 23rem), 1fr)); gap: 1.5rem 2rem; }
 .panels > svg { display: block; width: 100%; max-width: 31rem; height: auto; }
-.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 14rem), 1fr)); gap: 1.25rem; }
-.small > svg { max-width: 22rem; }
+.panels svg * { stroke-linejoin: round; stroke-linecap: butt; }
+.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 14rem), 1fr)); gap: 1.5rem 1.25rem; }
+.small > svg { max-width: 17rem; }
 details { margin: 1rem 0; border-top: 1px solid var(--grid); border-bottom: 1px solid var(--grid); }
 summary { padding: 0.55rem 0; cursor: pointer; font: 0.9375rem/1.4 var(--sans); color: var(--link); }
 pre { margin: 0 0 1rem; padding: 1rem; background: var(--tint); font: 0.8125rem/1.5 var(--mono); }
@@ -79,6 +82,8 @@ pre code { font-size: inherit; }
   .lead { font-size: 1.125rem; }
   table { font-size: 0.875rem; }
   th, td { padding-left: 1.1rem; }
+  tbody th { padding-right: 0.5rem; }
+  tbody th.long { min-width: 8.5rem; white-space: normal; }
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }

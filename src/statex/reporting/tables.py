@@ -1,11 +1,19 @@
 """Tables of estimates: one builder, so that no table shows a mean without its n and interval."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from statex.reporting.content import Cell, Column, Table
 from statex.reporting.run import Estimate, Measure, Run
 from statex.reporting.verdict import above_zero
-from statex.reporting.wording import NOT_RUN, better, figure, interval, measure_title, metric_title, seeds, slice_title
+from statex.reporting.wording import (
+    NOT_RUN,
+    better,
+    figure,
+    interval,
+    listing,
+    measure_title,
+    seeds,
+)
 
 Titles = Callable[[Measure], str]
 
@@ -29,71 +37,80 @@ class Notes:
 
 
 def by_arm(run: Run, model: str, measures: Sequence[Measure], caption: str, titles: Titles) -> Table:
-    """A row for each arm and a column for each measure, with the seeds behind each row."""
-    notes, arms = Notes(), run.arms(model)
-    shown = {(arm, measure): run.find(model, arm, measure) for arm in arms for measure in measures}
-    columns, shared = [Column("arm", words=True)], []
-    for measure in measures:
-        shared.append(shared_n([shown[arm, measure] for arm in arms]))
-        columns.append(Column(titles(measure), f"n = {shared[-1]:,}" if shared[-1] is not None else ""))
-    columns.append(Column("seeds"))
+    """A row for each arm and a column for each measure."""
+    arms = run.arms(model)
+    grid = [[run.find(model, arm, measure) for measure in measures] for arm in arms]
+    shared = Shared(one for row in grid for one in row)
+    counts = [shared_n(row[index] for row in grid) for index in range(len(measures))]
+    beneath = ["" if n is None else f"n = {n:,}" for n in counts]
+    columns = [Column("arm", words=True), *(Column(titles(one), n) for one, n in zip(measures, beneath))]
     rows = []
-    for arm in arms:
-        estimates = [shown[arm, measure] for measure in measures]
-        cells = [estimate_cell(one, notes, n is not None) for one, n in zip(estimates, shared)]
-        numbers = sorted({seed for one in estimates if one for seed in one.seeds})
-        rows.append([Cell(arm), *cells, Cell(seeds(tuple(numbers)))])
-    return Table(caption, columns, rows, notes.lines())
+    for arm, estimates in zip(arms, grid):
+        cells = [shared.cell(one, n_elsewhere=n is not None) for one, n in zip(estimates, counts)]
+        rows.append([Cell(arm), *cells])
+    return Table(f"{caption} {shared.seeds_sentence()}", columns, rows, shared.notes.lines())
 
 
 def by_measure(
     run: Run, model: str, measures: Sequence[Measure], caption: str, titles: Titles = measure_title
 ) -> Table:
-    """A row for each measure and a column for each arm that has any of them."""
-    notes = Notes()
-    arms = [arm for arm in run.arms(model) if any(run.find(model, arm, measure) for measure in measures)]
+    """A row for each measure and a column for each arm, without arms that have none and those that are subtracted."""
     subtracted = {measure.baseline for measure in measures}
+    arms = [arm for arm in run.arms(model) if any(run.find(model, arm, measure) for measure in measures)]
     arms = [arm for arm in arms if arm not in subtracted]
-    columns = [Column("measure", words=True), Column("n"), *(Column(arm) for arm in arms)]
+    grid = [[run.find(model, arm, measure) for arm in arms] for measure in measures]
+    shared = Shared(one for row in grid for one in row)
     rows = []
-    for measure in measures:
-        estimates = [run.find(model, arm, measure) for arm in arms]
+    for measure, estimates in zip(measures, grid):
         n = shared_n(estimates)
-        cells = [estimate_cell(one, notes, n is not None) for one in estimates]
+        cells = [shared.cell(one, n_elsewhere=n is not None) for one in estimates]
         rows.append([Cell(titles(measure)), Cell("" if n is None else f"{n:,}"), *cells])
-    return Table(caption, columns, rows, notes.lines())
+    columns = [Column("measure", words=True), Column("n"), *(Column(arm) for arm in arms)]
+    return Table(f"{caption} {shared.seeds_sentence()}", columns, rows, shared.notes.lines())
 
 
-def long_form(run: Run, model: str, measures: Sequence[Measure], caption: str) -> Table:
-    """A row for each arm and measure, for slices that differ from arm to arm or are many."""
-    notes, rows = Notes(), []
-    for measure in measures:
-        for arm in run.arms(model):
-            if estimate := run.find(model, arm, measure):
-                where = [Cell(metric_title(measure.metric)), Cell(slice_title(measure.values)), Cell(arm)]
-                n = estimate.result.n
-                cell = estimate_cell(estimate, notes, n is not None)
-                rows.append([*where, cell, Cell("–" if n is None else f"{n:,}")])
-    words = [Column(title, words=True) for title in ("metric", "slice", "arm")]
-    return Table(caption, [*words, Column("value"), Column("n")], rows, notes.lines())
+class Shared:
+    """What the cells of one table have in common: their remarks, and their seeds where those are the same."""
+
+    def __init__(self, estimates: Iterable[Estimate | None]) -> None:
+        self.notes = Notes()
+        numbers = {one.seeds for one in estimates if one is not None}
+        self.seeds = numbers.pop() if len(numbers) == 1 else None
+
+    def seeds_sentence(self) -> str:
+        """The training seeds, for the caption."""
+        if self.seeds is None:
+            return "Training seeds differ and stand in each cell."
+        if not self.seeds:
+            return "No training seed is recorded."
+        return f"Training seed{'s' if len(self.seeds) > 1 else ''} {listing([str(seed) for seed in self.seeds])}."
+
+    def cell(self, estimate: Estimate | None, n_elsewhere: bool) -> Cell:
+        """A figure with its interval, what the table does not tell elsewhere, and marks; "not run" without one."""
+        if estimate is None:
+            return Cell(NOT_RUN)
+        row, paired = estimate.result, estimate.result.baseline is not None
+        beneath = [interval(estimate, signed=paired)]
+        if not n_elsewhere:
+            beneath.append(f"n = {row.n:,}" if row.n is not None else "n not recorded")
+        if self.seeds is None:
+            beneath.append(f"seeds {seeds(estimate.seeds)}")
+        marks = [self.notes.mark(row.note), _direction(estimate) if paired else ""]
+        needed = row.details.get("items_needed")
+        if paired and above_zero(estimate) is None and isinstance(needed, int) and row.n and needed > row.n:
+            beneath.append(f"n needed {needed:,}")
+        text = figure(row.value, row.unit, signed=paired)
+        return Cell(text, ", ".join(beneath), " ".join(mark for mark in marks if mark))
 
 
-def estimate_cell(estimate: Estimate | None, notes: Notes, n_elsewhere: bool) -> Cell:
-    """A figure with its interval, its n unless the table tells it elsewhere, and marks; "not run" without one."""
-    if estimate is None:
-        return Cell(NOT_RUN)
-    row = estimate.result
-    paired = row.baseline is not None
-    beneath = interval(estimate, signed=paired)
-    if not n_elsewhere:
-        beneath += f", n = {row.n:,}" if row.n is not None else ", n not recorded"
-    marks = [notes.mark(row.note)]
-    if paired and above_zero(estimate) is not None:
-        marks.append({True: "better", False: "worse", None: ""}[better(row.metric, row.value)])
-    return Cell(figure(row.value, row.unit, signed=paired), beneath, " ".join(mark for mark in marks if mark))
+def _direction(difference: Estimate) -> str:
+    """Whether a difference is better or worse, "" where its interval includes 0 or its metric has no direction."""
+    if above_zero(difference) is None:
+        return ""
+    return {True: "better", False: "worse", None: ""}[better(difference.result.metric, difference.result.value)]
 
 
-def shared_n(estimates: Sequence[Estimate | None]) -> int | None:
+def shared_n(estimates: Iterable[Estimate | None]) -> int | None:
     """The n that all estimates have in common, None if they differ or have none."""
     counts = {estimate.result.n for estimate in estimates if estimate is not None}
     return counts.pop() if len(counts) == 1 else None

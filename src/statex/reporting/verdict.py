@@ -49,7 +49,7 @@ def verdict(run: Run, model: str) -> Verdict:
     aims = _recall_aims(run, model, baseline, recall)
     text = {arm: relative_text_nll(run, model, arm) for arm in run.arms_of_kind(model, "statex")}
     clauses.append(_text_clause(text))
-    aims.append(_text_aim(text))
+    aims.append(_text_aim(baseline, text))
     sentence = f"**{model}**: " + "; ".join(clauses) + "."
     return Verdict(model, sentence, aims, _reservations(run, model, recall, text))
 
@@ -128,7 +128,8 @@ def _control_clause(run: Run, model: str, recall: Measure, raised: bool) -> str:
     measured = {arm: difference for arm, difference in controls.items() if difference is not None}
     if not measured:
         return "no control was run, so a change cannot be put down to the state"
-    figures = listing([told(arm, difference) for arm, difference in measured.items()])
+    alone = len(measured) == 1
+    figures = listing([_measured(one) if alone else told(arm, one) for arm, one in measured.items()])
     if any(above_zero(difference) for difference in measured.values()):
         return f"the control **rose too** ({figures}), so the gain is not due to the state alone"
     if any(difference.interval is None for difference in measured.values()):
@@ -172,10 +173,8 @@ def _text_clause(text: dict[str, Estimate | None]) -> str:
     return f"text NLL is {listing(parts)}" + (f", not run for {listing(missing)}" if missing else "")
 
 
-def _text_aim(text: dict[str, Estimate | None]) -> Aim:
-    aim = f"text NLL of at least one expanded arm at most {TEXT_MARGIN:.0%} above post-training alone".replace(
-        "%", " %"
-    )
+def _text_aim(baseline: str, text: dict[str, Estimate | None]) -> Aim:
+    aim = f"text NLL within {100 * TEXT_MARGIN:.0f} % of {baseline} (one arm is enough)"
     measured = {arm: relative for arm, relative in text.items() if relative is not None}
     if not measured:
         return Aim(aim, "–", "not run", "not run")

@@ -61,7 +61,7 @@ def slice_title(values: dict[str, Any]) -> str:
         parts.append(f"{values.pop('num_pairs')} pairs")
     if "from" in values and "to" in values:
         parts.append(f"positions {values.pop('from'):,} to {values.pop('to'):,}")
-    for key, value in values.items():
+    for key, value in sorted(values.items(), key=lambda item: item[0] != "length"):
         name = {"stage": ""}.get(key, key.replace("_", " ") + " ")
         parts.append(name + (STAGES.get(value, value) if isinstance(value, str) else number(value)))
     return ", ".join(parts)
@@ -106,13 +106,13 @@ def figure(value: float, unit: str = "", signed: bool = False) -> str:
 
 def interval(estimate: Estimate, signed: bool = False) -> str:
     """The interval "[low, high]", the range of the seeds where they were not combined, else "no interval"."""
-    unit = estimate.result.unit
+    unit = {"ms": ""}.get(estimate.result.unit, estimate.result.unit)
     if estimate.interval is not None:
         low, high = estimate.interval
         return f"[{figure(low, unit, signed)}, {figure(high, unit, signed)}]"
     if estimate.spread is not None:
         low, high = estimate.spread
-        return f"{figure(low, unit, signed)} to {figure(high, unit, signed)} over seeds"
+        return f"{figure(low, unit, signed)} to {figure(high, unit, signed)} (seeds)"
     return "no interval"
 
 
