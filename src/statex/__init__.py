@@ -1,13 +1,13 @@
 """statex: enlarge the recurrent state of a pre-trained language model, post-train it, measure what it gained and cost.
 
-Importing it registers the configurations `statex_gla` and `statex_mamba2` with transformers and does nothing else;
-everything below is imported when it is first used.
+Importing it registers the configurations `statex_gla` and `statex_mamba2` with transformers (as soon as transformers
+itself is imported) and does nothing else; everything below is imported when it is first used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from statex.models.registration import register_configurations
+from statex.models.registration import register_with_transformers
 
 if TYPE_CHECKING:
     from statex.checkpoint import export_fla, inspect, load
@@ -63,4 +63,4 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-register_configurations()
+register_with_transformers()

@@ -197,6 +197,42 @@ class PasskeySuite(Section):
     num_items: int = Field(default=20, ge=1, description="questions in each cell of the grid")
 
 
+class NeedleSuite(PasskeySuite):
+    """S-NIAH as in RULER (arXiv 2404.06654): the answer must occur among the tokens that the model goes on with."""
+
+    num_items: int = Field(default=20, ge=1, description="questions in each cell of the grid")
+    max_new_tokens: int = Field(default=128, ge=1, description="tokens that an answer is looked for in")
+
+
+class MultikeySuite(Section):
+    lengths: list[int] | None = Field(default=None, description="tokens; default: what model and device allow")
+    num_keys: int = Field(default=4, ge=2, description="needles in a context; each is asked for")
+    num_items: int = Field(default=20, ge=1, description="contexts of each length")
+    max_new_tokens: int = Field(default=128, ge=1)
+
+
+class VariableTrackingSuite(Section):
+    lengths: list[int] | None = Field(default=None, description="tokens; default: what model and device allow")
+    num_chains: int = Field(default=1, ge=1, description="chains in a context; each is asked for")
+    num_hops: int = Field(default=4, ge=1, description="assignments in a chain after the first")
+    num_items: int = Field(default=20, ge=1, description="contexts of each length")
+    max_new_tokens: int = Field(default=30, ge=1)
+
+
+class SymbolIclSuite(Section):
+    shots: list[int] = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    num_labels: int = Field(default=4, ge=2, le=8)
+    num_queries: int = Field(default=8, ge=1, description="of each kind, seen and unseen, at each number of shots")
+    num_items: int = Field(default=16, ge=1, description="contexts, each with symbols and labels of its own")
+
+
+class CostSuite(Section):
+    lengths: list[int] | None = Field(default=None, description="tokens; default: what the device allows")
+    batch_sizes: list[int] = Field(default=[1, 8], description="rows that are decoded at once")
+    decode_tokens: int = Field(default=32, ge=1, description="tokens a row in one repetition")
+    repetitions: int = Field(default=5, ge=2)
+
+
 class TextSuite(Section):
     length: int | None = Field(default=None, ge=2, description="tokens of a window of a document that is scored")
     num_windows: int = Field(default=100, ge=1, description="one of each long enough document, then second ones, ...")
@@ -217,6 +253,13 @@ class Evaluation(Section):
     passkey: PasskeySuite = PasskeySuite()
     ar_hits: ArHitsSuite = ArHitsSuite()
     nll_by_position: TextSuite = TextSuite()
+    niah_single_1: NeedleSuite = NeedleSuite()
+    niah_single_2: NeedleSuite = NeedleSuite()
+    niah_single_3: NeedleSuite = NeedleSuite()
+    niah_multikey: MultikeySuite = MultikeySuite()
+    variable_tracking: VariableTrackingSuite = VariableTrackingSuite()
+    symbol_icl: SymbolIclSuite = SymbolIclSuite()
+    cost: CostSuite = CostSuite()
 
 
 class Recipe(Section):
@@ -308,3 +351,25 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise UserError("--set", override, f"{section} is not a section", "name a key inside a section")
     target[last] = value
+
+
+class EvaluationSections(Section):
+    """The sections of a recipe that measuring a single model needs."""
+
+    data: Data = Data()
+    evaluation: Evaluation = Evaluation()
+
+
+def evaluation_sections(overrides: list[str], suites: list[str]) -> EvaluationSections:
+    """The evaluation of one model outside a recipe: the defaults with `section.key=value` overrides.
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong type or range.
+    """
+    values: dict[str, Any] = {"evaluation": {"suites": suites}}
+    for override in overrides:
+        apply_override(values, override)
+    try:
+        return EvaluationSections.model_validate(values)
+    except ValidationError as error:
+        raise user_error(error) from None

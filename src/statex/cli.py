@@ -1,0 +1,312 @@
+"""The command line: verbs to functions. The only place that parses arguments; each verb imports what it needs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from rich.console import Console
+
+from statex.errors import UserError
+
+app = typer.Typer(
+    name="statex",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Put the result, alone, on standard output as JSON.")]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe; may be given several times."),
+]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file; see the folder recipes/.")]
+ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a name on the Hugging Face hub.")]
+
+
+@app.callback()
+def statex() -> None:
+    """Enlarge the recurrent state of a pre-trained language model, post-train it, measure what it gained and cost.
+
+    A whole comparison from one file:
+
+        statex run recipes/demo.toml
+
+    Step by step, on your own model:
+
+        statex inspect MODEL
+        statex expand MODEL OUT --every 6
+        statex eval OUT
+
+    Exit status: 0 done, 1 failure, 2 a mistake in what was asked.
+    """
+
+
+@app.command()
+def inspect(model: ModelPath, as_json: Json = False) -> None:
+    """Show a model's family, size and recurrent state, layer by layer; reads headers, no weights.
+
+    Example: `statex inspect models/gla-1.3B`
+    """
+    from statex.checkpoint import inspect as inspect_folder
+
+    found = inspect_folder(model)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    table = {
+        "model": found.folder,
+        "model type": found.model_type,
+        "parameters": f"{found.num_parameters:,}",
+        "dtype": ", ".join(found.dtypes),
+        "expansion": found.expansion or "none",
+    }
+    print("\n".join(f"{name:<12}{value}" for name, value in table.items()))
+    print("\nrecurrent state at batch 1, fp32\n")
+    print(found.state)
+
+
+@app.command()
+def expand(
+    model: ModelPath,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new model folder; must not exist.")],
+    preset: Annotated[
+        str | None, typer.Option(help="paper-gla, paper-mamba2 or paper-mamba2-code; excludes the options below.")
+    ] = None,
+    every: Annotated[int | None, typer.Option(help="Expand every k-th recurrent layer, from the first on.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Expand these layers, for example 0,6,12,18.")] = None,
+    num_layers: Annotated[int | None, typer.Option(help="Expand n layers, evenly spaced.")] = None,
+    factor: Annotated[
+        int | None, typer.Option(help="Growth of a layer's state. Default: all heads (GLA) or 4 (Mamba2).")
+    ] = None,
+    init: Annotated[
+        Literal["reinit", "inherit", "preserve"] | None,
+        typer.Option(help="reinit: fresh mixers (the paper). inherit: old weights. preserve: the same function."),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help="GLA with preserve: new rows as a product of this rank.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the fresh parameters.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; reads no weights.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Enlarge the recurrent state of some layers and write the model, with its tokenizer, to OUT.
+
+    Example: `statex expand models/gla-1.3B models/gla-1.3B-statex --preset paper-gla`
+
+    Example: `statex expand models/mamba2 models/mamba2-x4 --num-layers 8 --factor 4 --init preserve`
+    """
+    from statex.checkpoint import load, load_config, read_headers, save_with_companions
+    from statex.expansion.plan import plan_expansion
+    from statex.expansion.state import state_report
+    from statex.models.expanded import expand as expand_model
+
+    fields = {
+        "every": every, "layers": parse_layers(layers), "num_layers": num_layers, "factor": factor, "init": init,
+        "rank": rank, "seed": seed,
+    }  # fmt: skip
+    config = expansion_config(preset, {name: value for name, value in fields.items() if value is not None})
+    if out.exists():
+        raise UserError("OUT", str(out), "exists already", "choose another folder or remove this one")
+    if dry_run:
+        read_headers(model) if Path(model).is_dir() else None
+        plan = plan_expansion(load_config(model), config)
+        print_json(plan.to_dict()) if as_json else print(plan)
+        return
+    network = load(model)
+    plan = expand_model(network, config)
+    save_with_companions(network, model, out)
+    report = state_report(network)
+    if as_json:
+        print_json({"out": str(out), "plan": plan.to_dict(), "state": report.to_dict()})
+    else:
+        print(f"{plan}\n\n{report}\n\nwritten to {out}")
+
+
+@app.command()
+def train(recipe: RecipePath, overrides: Override = None, as_json: Json = False) -> None:
+    """Pre-train, expand and post-train all arms and seeds of a recipe; goes on where an earlier call stopped.
+
+    Example: `statex train recipes/demo.toml --set training.steps=200`
+
+    On several GPUs: `torchrun --nproc-per-node 8 -m statex train RECIPE`
+    """
+    from statex.pipeline import run_recipe
+    from statex.recipe import load_recipe
+
+    folder = run_recipe(load_recipe(recipe, overrides or []), evaluation=False)
+    done(folder, as_json, f"trained models in {folder}")
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Override = None, as_json: Json = False) -> None:
+    """Run all stages of a recipe: train every arm and seed, evaluate, compare, report. Goes on where it stopped.
+
+    Example: `statex run recipes/demo.toml --set seeds=[0,1,2]`
+    """
+    from statex.pipeline import run_recipe
+    from statex.recipe import load_recipe
+
+    folder = run_recipe(load_recipe(recipe, overrides or []))
+    done(folder, as_json, f"report: {folder / 'report.html'}")
+    if not as_json:
+        show_summary(folder)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: ModelPath,
+    suite: Annotated[list[str] | None, typer.Option(help="A suite or a group; may be given several times.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of scores. Default: runs/eval/<model>.")] = None,
+    overrides: Override = None,
+    as_json: Json = False,
+) -> None:
+    """Measure recall, text and cost of a model; needs no recipe and no network. Goes on where it stopped.
+
+    Example: `statex eval runs/demo/gla/preserve-seed0/trained --suite mqar --set evaluation.mqar.num_items=500`
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from statex.checkpoint import load
+    from statex.evaluation import evaluate as run_suites
+    from statex.evaluation import expand_names
+    from statex.expansion.state import state_report
+    from statex.progress import Display
+    from statex.recipe import evaluation_sections
+    from statex.results import write_results
+
+    sections = evaluation_sections(overrides or [], suites=expand_names(suite or ["offline"]))
+    network = load(model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    folder = out or Path("runs") / "eval" / Path(model).resolve().name
+    identity = {"model": model, "state_bytes": state_report(network).total_bytes}
+    with Display() as display:
+        results = run_suites(
+            network,
+            AutoTokenizer.from_pretrained(model),
+            sections.evaluation,
+            output=folder,
+            text=sections.evaluation.text or sections.data.text,
+            count_text=sections.data.text,
+            progress=lambda name, finished, total: display.update(Path(model).name, name, finished, total),
+            identity=identity,
+        )
+    write_results(folder / "results.jsonl", results)
+    if as_json:
+        print_json([row.__dict__ for row in results])
+    else:
+        print_results(results)
+        print(f"\nscores of every item: {folder}")
+
+
+@app.command()
+def bench(
+    what: Annotated[Literal["ops", "model"], typer.Argument(help="ops: the recurrences. model: whole models.")],
+    case: Annotated[list[str] | None, typer.Option(help="Only these cases; default: all that fit the device.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write JSON and figures to this folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time the recurrences, or whole models, against their peers; correctness first, on the device at hand.
+
+    Example: `statex bench ops --out benchmarks/out`
+    """
+    from statex.benchmarking import run_model_benchmark, run_ops_benchmark
+
+    runner = run_ops_benchmark if what == "ops" else run_model_benchmark
+    rows = runner(cases=case, out=out)
+    if as_json:
+        print_json(rows)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that `statex run` made.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page of several runs.")] = Path("runs/comparison"),
+    as_json: Json = False,
+) -> None:
+    """Write report.html and report.md of one run, or one page about several.
+
+    Example: `statex report runs/demo`
+    """
+    from statex.reporting.page import write_comparison, write_report
+
+    html, markdown = write_report(runs[0]) if len(runs) == 1 else write_comparison(runs, out)
+    if as_json:
+        print_json({"html": str(html), "markdown": str(markdown)})
+    else:
+        print(f"{html}\n{markdown}")
+
+
+def expansion_config(preset: str | None, fields: dict[str, Any]) -> Any:
+    """The expansion that the options of `expand` describe."""
+    from statex.expansion.config import PRESETS, ExpansionConfig
+
+    if preset is None:
+        return ExpansionConfig(**fields)
+    if preset not in PRESETS:
+        raise UserError("--preset", preset, "is unknown", f"known presets: {', '.join(PRESETS)}")
+    if fields:
+        raise UserError("--preset", preset, f"excludes {', '.join(fields)}", "give the preset or the options, not both")
+    return PRESETS[preset]
+
+
+def parse_layers(text: str | None) -> list[int] | None:
+    """ "0,6,12" as [0, 6, 12]."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError("--layers", text, "is no list of numbers", "write for example 0,6,12,18") from None
+
+
+def done(folder: Path, as_json: bool, message: str) -> None:
+    """Say where the result is."""
+    print_json({"folder": str(folder)}) if as_json else print(message)
+
+
+def show_summary(folder: Path) -> None:
+    """The arms of a run in a table, and its verdict, on the terminal."""
+    from statex.reporting.terminal import show_run
+
+    table, sentences = show_run(folder)
+    console = Console()
+    console.print(table)
+    for sentence in sentences:
+        console.print(sentence, highlight=False, markup=False)
+
+
+def print_results(results: list[Any]) -> None:
+    """Results as a table."""
+    from rich.table import Table
+
+    table = Table("suite", "metric", "slice", "value", "95 % interval", "n", "note")
+    for row in results:
+        where = ", ".join(f"{key} {value}" for key, value in row.slice.items())
+        interval = f"[{row.low:.4g}, {row.high:.4g}]" if row.low is not None and row.high is not None else ""
+        n = "" if row.n is None else str(row.n)
+        table.add_row(row.suite, row.metric, where, f"{row.value:.4g} {row.unit}", interval, n, row.note)
+    Console().print(table)
+
+
+def print_json(value: Any) -> None:
+    """A value as JSON on standard output."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def main() -> NoReturn:
+    """Entry point: runs a verb and turns errors into exit status 1 (failure) or 2 (the user's mistake)."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(f"statex: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("statex: stopped; the same command goes on from here", markup=False)
+        sys.exit(1)
+    except OSError as error:
+        Console(stderr=True).print(f"statex: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    sys.exit(0)
