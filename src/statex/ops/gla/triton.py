@@ -126,13 +126,13 @@ def _tiles(key_dim: int, value_dim: int, rows: int, chunk: int, dtype: torch.dty
     wide_k, wide_v = fit(key_dim, 2 * part), fit(value_dim, 2 * part)
     return Tiles(
         part=part,
-        prepare=(step_k, 4),
+        prepare=(fit(key_dim, 32), 4),
         between=(step_k, 4, 3),
         state=(state_k, state_v, warps(state_k, state_v), 4),
         output=(step_k, wide_v, warps(part, wide_v), 3),
         attention=(step_v, warps(part, part), 3),
         through=(wide_k, step_v, warps(part, wide_k), 3),
-        inside=(step_k, 8),
+        inside=(fit(key_dim, 32), 4),
     )
 
 
@@ -154,10 +154,9 @@ class _Gla(torch.autograd.Function):
         q, k, v, log_decay, initial, *prepared = ctx.saved_tensors
         layout, prepared = ctx.layout, Prepared(*prepared)
         d_output = d_output.contiguous()
-        final = _state_like(v, k, layout) if d_final is not None else None
         d_initial = torch.empty_like(initial) if initial is not None and ctx.needs_input_grad[4] else None
-        states = _states(prepared, v, initial, final, layout)
-        d_states, overlap = _state_gradients(prepared, d_output, d_final, d_initial, states, final, layout)
+        states = _states(prepared, v, initial, None, layout)
+        d_states, overlap = _state_gradients(prepared, d_output, d_final, d_initial, states, layout)
         dq_state = _through_state(d_output, states, q.shape[-1], layout)
         del states
         dk_state = _through_state(v, d_states, q.shape[-1], layout)
@@ -184,6 +183,17 @@ class Prepared:
         return iter((self.q_decayed, self.k_decayed, self.block_decay, self.before, self.after, self.attention))
 
 
+@lru_cache
+def _windows(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0/1 matrices [8, 64, 64]: which tokens of a block are summed for each token; the kernels name them."""
+    token = torch.arange(BLOCK)
+    to, of = token[:, None], token[None, :]
+    windows = [
+        torch.where((to & size) != 0, of <= to, of > to) & ((to ^ of) < size) for size in (1, 2, 4, 8, 16, 32, 64)
+    ]
+    return torch.stack([*windows, of <= to]).to(dtype).to(device)
+
+
 def _precision(dtype: torch.dtype) -> str:
     return "tf32x3" if dtype == torch.float32 else "tf32"  # bf16 products ignore it
 
@@ -204,8 +214,9 @@ def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layo
     attention = q.new_empty(tokens, heads, chunk)
     grid = (layout.num_chunks * blocks, heads)
     kernels.prepare_kernel[grid](
-        q, k, log_decay, layout.chunk_table, q_decayed, k_decayed, block_decay, attention, scale,
-        H=heads, K=key_dim, C=chunk, BK=tile, PRECISION=precision, num_warps=warps, num_stages=1,
+        q, k, log_decay, layout.chunk_table, _windows(q.dtype, q.device), q_decayed, k_decayed, block_decay, attention, scale,
+        H=heads, K=key_dim, C=chunk, BK=tile, PRECISION=precision, EXACT=q.dtype == torch.float32,
+        num_warps=warps, num_stages=2,
     )  # fmt: skip
     wide = max(16, min(1024, triton.next_power_of_2(key_dim)))
     kernels.prefix_kernel[(layout.num_chunks, heads, triton.cdiv(key_dim, wide))](
@@ -233,17 +244,14 @@ def _state_gradients(
     d_final: Tensor | None,
     d_initial: Tensor | None,
     states: Tensor,
-    final: Tensor | None,
     layout: Layout,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of the state at the end of each chunk [N, H, K, V], and its product with that state, summed over
-    the value channels of each tile; fills `d_initial`."""
+    """Gradient of the state at the end of each chunk [N, H, K, V], and its product with the state at the chunk's
+    start, summed over the value channels of each tile; fills `d_initial`."""
     d_states = torch.empty_like(states)
     if d_final is not None:
         d_final = d_final.float().contiguous()
-    overlap = _walk(
-        prepared.q_decayed, d_output, prepared.block_decay, d_final, d_states, d_initial, layout, (states, final)
-    )
+    overlap = _walk(prepared.q_decayed, d_output, prepared.block_decay, d_final, d_states, d_initial, layout, states)
     return d_states, overlap
 
 
@@ -255,21 +263,20 @@ def _walk(
     states: Tensor,
     last: Tensor | None,
     layout: Layout,
-    other: tuple[Tensor, Tensor | None] | None = None,
+    other: Tensor | None = None,
 ) -> Tensor | None:
     _, heads, key_dim, value_dim = states.shape
     tiles = _tiles(key_dim, value_dim, heads * layout.num_segments, layout.chunk, y.dtype)
     tile_k, tile_v, warps, stages = tiles.state
     tiles_v = triton.cdiv(value_dim, tile_v)
-    other_states, other_last = other if other is not None else (None, None)
     overlap = None
     if other is not None:
         overlap = y.new_empty(tiles_v, layout.num_chunks, heads, key_dim, dtype=torch.float32)
     kernels.state_kernel[(triton.cdiv(key_dim, tile_k) * tiles_v, layout.num_segments * heads)](
-        x, y, block_decay, layout.segment_table, first, states, last, other_states, other_last, overlap,
+        x, y, block_decay, layout.segment_table, first, states, last, other, overlap,
         H=heads, K=key_dim, V=value_dim, C=layout.chunk, NUM_CHUNKS=layout.num_chunks, BK=tile_k, BV=tile_v,
         REVERSE=other is not None, HAS_FIRST=first is not None, HAS_LAST=last is not None,
-        HAS_OTHER_LAST=other_last is not None, PRECISION=_precision(y.dtype),
+        PRECISION=_precision(y.dtype),
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return overlap
@@ -335,9 +342,10 @@ def _inside_gradients(
     dq, dk, d_decay = torch.empty_like(q), torch.empty_like(k), torch.empty_like(log_decay)
     kernels.inside_gradient_kernel[(triton.cdiv(key_dim, tile), layout.num_chunks, heads)](
         q, k, log_decay, prepared.q_decayed, prepared.k_decayed, d_attention, *through,
-        prepared.before, prepared.after, prepared.block_decay, layout.chunk_table, dq, dk, d_decay,
+        prepared.before, prepared.after, prepared.block_decay, layout.chunk_table,
+        _windows(q.dtype, q.device), dq, dk, d_decay,
         scale, layout.num_chunks,
         H=heads, K=key_dim, C=layout.chunk, BK=tile, TILES_V=through[2].shape[0], PRECISION=_precision(q.dtype),
-        num_warps=warps, num_stages=1,
+        EXACT=q.dtype == torch.float32, num_warps=warps, num_stages=2,
     )  # fmt: skip
     return dq, dk, d_decay

@@ -15,40 +15,45 @@ import triton.language as tl
 BLOCK = tl.constexpr(64)
 
 
-@triton.jit
-def _sum_of_block(x, rows):
-    """Inclusive sums along the tokens of one block, and the total: [64, BK] -> [64, BK], [BK]."""
-    sums = tl.cumsum(x, 0)
-    total = tl.sum(tl.where((rows == BLOCK - 1)[:, None], sums, 0.0), 0)
-    return sums, total
+LEVELS = tl.constexpr(6)  # the blocks merged inside a block have 1, 2, 4, ..., 32 tokens
+TO_END = tl.constexpr(6)
+FROM_START = tl.constexpr(7)
 
 
 @triton.jit
-def _merge_factor(sums, rows, size, BK: tl.constexpr):
-    """exp of the decay between each token and the middle of its pair of neighbouring `size`-token blocks.
+def _split(x, EXACT: tl.constexpr):
+    """x as high + low, so that two bf16 products give its sums to 16 bits; (x, x) for fp32 products."""
+    high, low = x, x
+    if not EXACT:
+        high = x.to(tl.bfloat16)
+        low = (x - high.to(tl.float32)).to(tl.bfloat16)
+    return high, low
 
-    In the later block of a pair: the decay from the middle up to the token; in the earlier one: from the token
-    (excluded) to the middle. Their product is the decay between two tokens; no exponent is positive.
+
+@triton.jit
+def _sums(windows, index, high, low, rows, EXACT: tl.constexpr):
+    """Sums of x = high + low over a window of tokens for each token of a block: [64, BK] fp32.
+
+    The windows are 0/1 matrices [8, 64, 64]. Window `level` (blocks of 2**level tokens, taken in pairs): for a token
+    of the later block those from the block's start to the token; of the earlier block, those after the token.
+    TO_END: the tokens after it; FROM_START: those up to it.
     """
-    middle = (rows // (2 * size)) * (2 * size) + size - 1
-    at_middle = tl.gather(sums, tl.broadcast_to(middle[:, None], (BLOCK, BK)), 0)
-    return tl.exp(-tl.abs(sums - at_middle))
-
-
-@triton.jit
-def _is_pair(rows, size):
-    """[64, 64]: token i lies in the later and token j in the earlier block of one pair."""
-    later = (rows & size) != 0
-    same = (rows // (2 * size))[:, None] == (rows // (2 * size))[None, :]
-    return same & later[:, None] & (~later)[None, :]
+    window = tl.load(windows + index * (BLOCK * BLOCK) + rows[:, None] * BLOCK + rows[None, :])
+    if EXACT:
+        result = tl.dot(window, high, input_precision="tf32x3")
+    else:
+        result = tl.dot(window, low)
+        result = tl.dot(window, high, result)
+    return result
 
 
 @triton.jit
 def prepare_kernel(
-    q, k, log_decay, chunk_table,
+    q, k, log_decay, chunk_table, windows,
     q_decayed, k_decayed, block_decay, attention,
     scale,
-    H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """One block of one head: scaled q decayed from the block's start, k decayed to its end (both padded), the
     block's total decay [N * C / 64, H, K], and attention inside the block (padded [N * C, H, C])."""
@@ -68,21 +73,23 @@ def prepare_kernel(
         at = (in_chunk * (H * K))[:, None] + cols[None, :]
         q_in = tl.load(q + token + at, mask=mask, other=0.0)
         k_in = tl.load(k + token + at, mask=mask, other=0.0)
-        sums, total = _sum_of_block(tl.load(log_decay + token + at, mask=mask, other=0.0).to(tl.float32), rows)
-        queries, keys = q_in.to(tl.float32) * scale, k_in.to(tl.float32)
+        decay = tl.load(log_decay + token + at, mask=mask, other=0.0).to(tl.float32)
+        high, low = _split(decay, EXACT)
         inside = (cols < K)[None, :]
-        tl.store(q_decayed + padded + at, (queries * tl.exp(sums)).to(q_in.dtype), mask=inside)
-        tl.store(k_decayed + padded + at, (keys * tl.exp(total[None, :] - sums)).to(q_in.dtype), mask=inside)
-        tl.store(block_decay + (block * H + head).to(tl.int64) * K + cols, total, mask=cols < K)
-        diagonal += tl.sum(queries * keys, 1)
-        for level in range(6):
-            size = 32 >> level
-            later = ((rows & size) != 0)[:, None]
-            both = tl.where(later, queries, keys) * _merge_factor(sums, rows, size, BK)
-            both = both.to(q_in.dtype)
-            product = tl.dot(both, tl.trans(both), input_precision=PRECISION)
-            result += tl.where(_is_pair(rows, size), product, 0.0)
-    result = tl.where(rows[:, None] == rows[None, :], diagonal[:, None], result)
+        q_out = q_in.to(tl.float32) * scale * tl.exp(_sums(windows, FROM_START, high, low, rows, EXACT))
+        tl.store(q_decayed + padded + at, q_out.to(q_in.dtype), mask=inside)
+        k_out = k_in.to(tl.float32) * tl.exp(_sums(windows, TO_END, high, low, rows, EXACT))
+        tl.store(k_decayed + padded + at, k_out.to(q_in.dtype), mask=inside)
+        tl.store(block_decay + (block * H + head).to(tl.int64) * K + cols, tl.sum(decay, 0), mask=cols < K)
+        diagonal += tl.sum(q_in.to(tl.float32) * k_in.to(tl.float32), 1)
+        for level in range(LEVELS):
+            later = (((rows >> level) & 1) != 0)[:, None]
+            factor = tl.exp(_sums(windows, level, high, low, rows, EXACT))
+            both = tl.where(later, q_in.to(tl.float32) * factor, k_in.to(tl.float32) * factor).to(q_in.dtype)
+            product = tl.dot(both, tl.trans(both), input_precision=PRECISION)  # symmetric
+            result += tl.where((rows[:, None] ^ rows[None, :]) >> level == 1, product, 0.0)
+    result = tl.where(rows[:, None] > rows[None, :], result, 0.0)
+    result = (result + tl.where(rows[:, None] == rows[None, :], diagonal[:, None], 0.0)) * scale
     at = (chunk.to(tl.int64) * C * H + head) * C + (in_chunk * (H * C))[:, None] + in_chunk[None, :]
     tl.store(attention + at, result.to(attention.dtype.element_ty))
 
@@ -110,7 +117,7 @@ def between_blocks_kernel(
     q_decayed, k_decayed, before, block_decay, attention,
     H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attention of one block to an earlier block of its chunk."""
+    """Attention of one block to an earlier block of its chunk; zeros for the mirrored pair."""
     blocks: tl.constexpr = C // 64
     pairs: tl.constexpr = blocks * (blocks - 1) // 2
     chunk, head = tl.program_id(0) // pairs, tl.program_id(1)
@@ -136,21 +143,24 @@ def between_blocks_kernel(
         result += tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
     at = ((to_row.to(tl.int64) * H + head) * C)[:, None] + (rows + j * BLOCK)[None, :]
     tl.store(attention + at, result.to(attention.dtype.element_ty))
+    at = ((from_row.to(tl.int64) * H + head) * C)[:, None] + (rows + i * BLOCK)[None, :]
+    tl.store(attention + at, tl.zeros((BLOCK, BLOCK), attention.dtype.element_ty))
 
 
 @triton.jit
 def state_kernel(
-    x, y, block_decay, segment_table, first, states, last, other_states, other_last, overlap,
+    x, y, block_decay, segment_table, first, states, last, other_states, overlap,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,
     BK: tl.constexpr, BV: tl.constexpr,
-    REVERSE: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr, HAS_OTHER_LAST: tl.constexpr,
+    REVERSE: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Walk one [BK, BV] tile of a segment's state over time, keeping it in registers.
 
     Forward: x is k_decayed and y is v; states gets the state at the start of each chunk [N, H, K, V].
     Reverse: x is q_decayed and y the gradient of the output; states gets the gradient of the state at the end of
-    each chunk, and overlap [V / BV, N, H, K] that gradient times the state there (other_states, other_last).
+    each chunk, and overlap [V / BV, N, H, K] that gradient times the state at the chunk's start (other_states),
+    summed over the value channels.
     """
     tile_k, tile_v = tl.program_id(0) // tl.cdiv(V, BV), tl.program_id(0) % tl.cdiv(V, BV)
     segment, head = tl.program_id(1) // H, tl.program_id(1) % H
@@ -166,6 +176,8 @@ def state_kernel(
     state = tl.zeros((BK, BV), tl.float32)
     if HAS_FIRST:
         state += tl.load(first + segment_state, mask=inside, other=0.0).to(tl.float32)
+    decays = block_decay + (first_chunk * blocks * H + head).to(tl.int64) * K + cols_k
+    decay = tl.load(decays + tl.where(REVERSE, num_blocks - 1, 0) * (H * K), mask=(cols_k < K) & (num_blocks > 0), other=0.0)
     for step in range(num_blocks):
         block = num_blocks - 1 - step if REVERSE else step
         chunk = first_chunk + block // blocks
@@ -173,12 +185,7 @@ def state_kernel(
             at = (chunk * H + head).to(tl.int64) * K * V + in_state
             tl.store(states + at, state.to(states.dtype.element_ty), mask=inside)
             if REVERSE:
-                other = tl.zeros((BK, BV), tl.float32)
-                if step > 0:
-                    at = ((chunk + 1) * H + head).to(tl.int64) * K * V + in_state
-                    other += tl.load(other_states + at, mask=inside, other=0.0).to(tl.float32)
-                elif HAS_OTHER_LAST:
-                    other += tl.load(other_last + segment_state, mask=inside, other=0.0)
+                other = tl.load(other_states + at, mask=inside, other=0.0).to(tl.float32)
                 at = ((tile_v * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * K + cols_k
                 tl.store(overlap + at, tl.sum(other * state, 1), mask=cols_k < K)
         padded = (first_chunk * C + block * BLOCK + rows).to(tl.int64)
@@ -187,9 +194,10 @@ def state_kernel(
         token = first_token + block * BLOCK + rows
         at = ((token.to(tl.int64) * H + head) * V)[:, None] + cols_v[None, :]
         y_tile = tl.load(y + at, mask=(token < end_token)[:, None] & (cols_v < V)[None, :], other=0.0)
-        at = ((first_chunk * blocks + block) * H + head).to(tl.int64) * K + cols_k
-        decay = tl.exp(tl.load(block_decay + at, mask=cols_k < K, other=0.0))
-        state = tl.dot(x_tile, y_tile, state * decay[:, None], input_precision=PRECISION)
+        factor = tl.exp(decay)  # loaded one step ahead: the pipeliner does not see it
+        ahead = tl.maximum(block - 1, 0) if REVERSE else tl.minimum(block + 1, num_blocks - 1)
+        decay = tl.load(decays + ahead.to(tl.int64) * (H * K), mask=cols_k < K, other=0.0)
+        state = tl.dot(x_tile, y_tile, state * factor[:, None], input_precision=PRECISION)
     if HAS_LAST:
         tl.store(last + segment_state, state, mask=inside)
 
@@ -240,11 +248,9 @@ def output_kernel(
         other = n0 + tl.arange(0, BN)
         if TRANSPOSED:
             at = (((chunk * C + other).to(tl.int64) * H + head) * C)[None, :] + in_chunk[:, None]
-            causal = other[None, :] >= in_chunk[:, None]
         else:
             at = (((chunk * C + in_chunk).to(tl.int64) * H + head) * C)[:, None] + other[None, :]
-            causal = other[None, :] <= in_chunk[:, None]
-        weights = tl.load(attention + at, mask=causal, other=0.0)
+        weights = tl.load(attention + at)
         token = (start + other).to(tl.int64)
         at = ((token * H + head) * V)[:, None] + cols_v[None, :]
         y_tile = tl.load(y + at, mask=(other < length)[:, None] & (cols_v < V)[None, :], other=0.0)
@@ -309,40 +315,48 @@ def through_state_kernel(
 @triton.jit
 def inside_gradient_kernel(
     q, k, log_decay, q_decayed, k_decayed, d_attention, dq_state, dk_state, overlap,
-    before, after, block_decay, chunk_table, dq, dk, d_log_decay,
+    before, after, block_decay, chunk_table, windows, dq, dk, d_log_decay,
     scale, NUM_CHUNKS,
     H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, TILES_V: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of q, k and log_decay for one chunk and BK key channels, its blocks from last to first.
 
-    The gradient of a log decay is the sum over all pairs (source, reader) around its token; going back over a
-    token changes that sum by q dq - k dk, where the token's own q k product counts for neither.
+    The gradient of a log decay is the sum of q k dA over all pairs (source, reader) around its token; going back
+    over a token changes that sum by `change` = q dq - k dk, without the token's own q k. Both sides of a pair use
+    the same rounded factors, so that pairs which have ended cancel exactly.
     """
     tile, chunk, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     blocks: tl.constexpr = C // 64
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     rows, cols = tl.arange(0, BLOCK), tile * BK + tl.arange(0, BK)
+    inside = (cols < K)[None, :]
     table = (chunk * blocks * H + head).to(tl.int64) * K + cols
     token = (start.to(tl.int64) * H + head) * K
     padded = (chunk.to(tl.int64) * C * H + head) * K
     pairs = d_attention + (chunk.to(tl.int64) * C * H + head) * C
+    # Pairs around the end of the chunk: from before it through it, and from inside it.
     crossing = tl.zeros((BK,), tl.float32)
     for tile_v in range(TILES_V):
         at = ((tile_v * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * K + cols
         crossing += tl.load(overlap + at, mask=cols < K, other=0.0)
+    decay = tl.load(before + table + (blocks - 1) * H * K, mask=cols < K, other=0.0)
+    decay += tl.load(block_decay + table + (blocks - 1) * H * K, mask=cols < K, other=0.0)
+    crossing *= tl.exp(decay)
+    for i in range(blocks):
+        at = ((rows + i * BLOCK) * (H * K))[:, None] + cols[None, :]
+        sources = tl.load(k_decayed + padded + at, mask=inside, other=0.0).to(tl.float32)
+        sources *= tl.load(dk_state + padded + at, mask=inside, other=0.0).to(tl.float32)
+        decay = tl.load(after + table + i * H * K, mask=cols < K, other=0.0)
+        crossing += tl.sum(sources, 0) * tl.exp(decay)
     for step in range(blocks):
         i = blocks - 1 - step
         in_chunk = rows + i * BLOCK
-        mask = (in_chunk < length)[:, None] & (cols < K)[None, :]
+        mask = (in_chunk < length)[:, None] & inside
         at = (in_chunk * (H * K))[:, None] + cols[None, :]
-        q_in = tl.load(q + token + at, mask=mask, other=0.0)
-        k_in = tl.load(k + token + at, mask=mask, other=0.0)
-        queries, keys = q_in.to(tl.float32) * scale, k_in.to(tl.float32)
-        sums, total = _sum_of_block(tl.load(log_decay + token + at, mask=mask, other=0.0).to(tl.float32), rows)
         before_i = tl.load(before + table + i * H * K, mask=cols < K, other=0.0)
+        through_i = before_i + tl.load(block_decay + table + i * H * K, mask=cols < K, other=0.0)
         after_i = tl.load(after + table + i * H * K, mask=cols < K, other=0.0)
-        inside = (cols < K)[None, :]
         dq_tile = tl.load(dq_state + padded + at, mask=inside, other=0.0).to(tl.float32) * tl.exp(before_i)[None, :]
         dk_tile = tl.load(dk_state + padded + at, mask=inside, other=0.0).to(tl.float32) * tl.exp(after_i)[None, :]
         for j in range(0, i):
@@ -355,35 +369,39 @@ def inside_gradient_kernel(
             product = tl.dot(weights, other_keys, input_precision=PRECISION)
             dq_tile += product * tl.exp(tl.minimum(decay, 0.0))[None, :]
         for j in range(i + 1, blocks):
-            decay = tl.load(before + table + j * H * K, mask=cols < K, other=0.0) - before_i - total
+            decay = tl.load(before + table + j * H * K, mask=cols < K, other=0.0) - through_i
             other = rows + j * BLOCK
             weights = tl.load(pairs + (other * (H * C))[None, :] + in_chunk[:, None])
             at_other = (other * (H * K))[:, None] + cols[None, :]
             other_queries = tl.load(q_decayed + padded + at_other, mask=inside, other=0.0)
             product = tl.dot(weights, other_queries, input_precision=PRECISION)
             dk_tile += product * tl.exp(tl.minimum(decay, 0.0))[None, :]
-        dq_tile *= tl.exp(sums)
-        dk_tile *= tl.exp(total[None, :] - sums)
+        change = tl.load(q_decayed + padded + at, mask=inside, other=0.0).to(tl.float32) * dq_tile
+        change -= tl.load(k_decayed + padded + at, mask=inside, other=0.0).to(tl.float32) * dk_tile
+        high, low = _split(tl.load(log_decay + token + at, mask=mask, other=0.0).to(tl.float32), EXACT)
+        dq_tile *= tl.exp(_sums(windows, FROM_START, high, low, rows, EXACT))
+        dk_tile *= tl.exp(_sums(windows, TO_END, high, low, rows, EXACT))
+        q_in = tl.load(q + token + at, mask=mask, other=0.0)
+        k_in = tl.load(k + token + at, mask=mask, other=0.0)
         weights = tl.load(pairs + (in_chunk * (H * C))[:, None] + in_chunk[None, :])
         mirrored = tl.load(pairs + (in_chunk * (H * C))[None, :] + in_chunk[:, None])
         own = tl.sum(tl.where(rows[:, None] == rows[None, :], weights.to(tl.float32), 0.0), 1)[:, None]
         weights += mirrored  # symmetric: a pair of blocks gives both the later's dq and the earlier's dk
-        for level in range(6):
-            size = 32 >> level
-            later = (rows & size) != 0
-            crosswise = later[:, None] != later[None, :]
-            same = (rows // (2 * size))[:, None] == (rows // (2 * size))[None, :]
-            factor = _merge_factor(sums, rows, size, BK)
-            both = (tl.where(later[:, None], queries, keys) * factor).to(q_in.dtype)
-            picked = tl.where(same & crosswise, weights, 0.0).to(q_in.dtype)
-            product = tl.dot(picked, both, input_precision=PRECISION) * factor
-            dq_tile += tl.where(later[:, None], product, 0.0)
-            dk_tile += tl.where(later[:, None], 0.0, product)
-        change = queries * dq_tile - keys * dk_tile
+        for level in range(LEVELS):
+            later = (((rows >> level) & 1) != 0)[:, None]
+            factor = tl.exp(_sums(windows, level, high, low, rows, EXACT))
+            both = tl.where(later, q_in.to(tl.float32) * factor, k_in.to(tl.float32) * factor).to(q_in.dtype)
+            picked = tl.where((rows[:, None] ^ rows[None, :]) >> level == 1, weights, 0.0).to(q_in.dtype)
+            product = tl.dot(picked, both, input_precision=PRECISION)
+            change += tl.where(later, scale, -scale) * product * both.to(tl.float32)
+            product *= factor
+            dq_tile += tl.where(later, product, 0.0)
+            dk_tile += tl.where(later, 0.0, product * scale)
+        high, low = _split(change, EXACT)
+        d_decay = crossing[None, :] + change + _sums(windows, TO_END, high, low, rows, EXACT)
         crossing += tl.sum(change, 0)
-        d_decay = crossing[None, :] - tl.cumsum(change, 0) + change
-        dq_tile = (dq_tile + own * keys) * scale
-        dk_tile += own * queries
+        tl.store(d_log_decay + token + at, d_decay.to(d_log_decay.dtype.element_ty), mask=mask)
+        dq_tile = (dq_tile + own * k_in.to(tl.float32)) * scale
+        dk_tile += own * scale * q_in.to(tl.float32)
         tl.store(dq + token + at, dq_tile.to(dq.dtype.element_ty), mask=mask)
         tl.store(dk + token + at, dk_tile.to(dk.dtype.element_ty), mask=mask)
-        tl.store(d_log_decay + token + at, d_decay.to(d_log_decay.dtype.element_ty), mask=mask)
