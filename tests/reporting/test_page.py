@@ -15,7 +15,7 @@ import statex
 from statex.errors import UserError
 from statex.reporting.page import write_comparison, write_report
 from statex.reporting.wording import figure
-from statex.results import read_results
+from statex.results import Result, read_results, write_results
 
 SECTIONS = [
     "Verdict",
@@ -249,3 +249,33 @@ print(json.dumps(list(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers", "matplotlib.pyplot"} & set(json.loads(done.stdout))
+
+
+def test_needles_at_many_lengths_and_with_another_key(tmp_path):
+    fabricated_run(tmp_path, models=("gla",), without=("passkey", "nll_by_position"))
+    common = {"model": "gla", "seed": 0, "n": 50, "unit": "fraction", "low": 0.2, "high": 0.9}
+    cells = [
+        Result(
+            "niah_multikey", "accuracy", 0.5, arm=arm, slice={"length": length, "depth": 0.5, "keys": keys}, **common
+        )
+        for arm in ("lpt", "reinit")
+        for length in (1024, 2048, 4096, 8192, 65536)
+        for keys in (2, 4)
+        if (arm, length) != ("lpt", 65536)
+    ]
+    write_results(tmp_path / "results.jsonl", [*read_results(tmp_path / "results.jsonl"), *cells])
+    html = write_report(tmp_path)[0].read_text(encoding="utf-8")
+    words = section(html, "Needle among other keys")
+    assert "accuracy, keys 2 by length and depth (n = 50" in words
+    assert "accuracy, keys 4 by length and depth (n = 50" in words
+    drawing = next((tmp_path / "figures").glob("niah_multikey-accuracy-gla-keys-2-lpt.svg")).read_text(encoding="utf-8")
+    assert ">64K<" in drawing
+    assert ">not run<" in drawing
+
+
+def test_power_note_where_nothing_is_established(tmp_path):
+    fabricated_run(tmp_path, models=("gla",), without=("passkey", "nll_by_position"))
+    rewrite(tmp_path, lambda row: replace(row, details={"items_needed": 4321}) if row.baseline else row)
+    words = section(write_report(tmp_path)[0].read_text(encoding="utf-8"), "Paired differences")
+    assert "−0.020 [−0.065, +0.025], n needed 4,321" in words
+    assert "[+0.225, +0.315], n needed" not in words

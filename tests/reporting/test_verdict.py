@@ -49,7 +49,7 @@ def test_an_interval_that_includes_zero_claims_nothing(tmp_path):
     one, outcomes = judged(tmp_path)
     assert outcomes["recall", "reinit"] == "not met"
     assert "no change is established for +0.02 [−0.01, +0.05] (reinit)" in one.sentence
-    assert any("Recall of reinit is not above" in remark for remark in one.reservations)
+    assert any("Recall of reinit is not shown to be above" in remark for remark in one.reservations)
 
 
 def test_a_loss_of_recall_is_said_plainly(tmp_path):

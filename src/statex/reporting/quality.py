@@ -1,16 +1,14 @@
 """The sections about quality: recall, needles, text, and any other suite."""
 
-from dataclasses import replace
-
 from statex.reporting import figures
 from statex.reporting.content import Block, Figure, Folded, Heading, Panel, Section, Text
-from statex.reporting.figures import HeatMap, Line, LineChart
-from statex.reporting.run import Measure, Run, slice_key
+from statex.reporting.figures import Line, LineChart
+from statex.reporting.needles import is_needle, needle_blocks
+from statex.reporting.run import Measure, Run
 from statex.reporting.tables import by_arm, by_measure
 from statex.reporting.wording import measure_title, metric_title, slice_title, suite_title
 
 NOTHING = Text("Not run.")
-NEAR_ZERO = 0.2
 OWN_SECTIONS = {"mqar", "passkey", "ar_hits", "nll_by_position", "state", "cost", "run"}
 
 
@@ -126,82 +124,6 @@ def passkey_section(run: Run) -> Section:
     return Section("Passkey", blocks)
 
 
-def needle_blocks(run: Run, model: str, suite: str) -> list[Block]:
-    """A needle suite of a model: heat maps per arm and against the baseline, a table by length, all cells folded."""
-    measures = run.measures(model, suite)
-    if not measures:
-        return [NOTHING]
-    blocks: list[Block] = []
-    cells = [one for one in measures if {"length", "depth"} <= one.values.keys()]
-    accuracies = [one for one in cells if one.metric == "accuracy"]
-    found = [run.find(model, arm, one) for arm in run.arms(model) for one in accuracies]
-    near_zero = all(one.result.value < NEAR_ZERO for one in found if one is not None)
-    for metric in ["accuracy", "answer_nll"] if near_zero else ["accuracy"]:
-        grid = [one for one in cells if one.metric == metric]
-        if grid:
-            blocks.append(_heat_maps(run, model, suite, metric, grid))
-    by_length = [one for one in measures if "depth" not in one.values]
-    if by_length:
-        caption = f"{suite_title(suite)}, {model}: over all depths, with 95 % intervals. n counts questions."
-        blocks.append(by_arm(run, model, by_length, caption, measure_title))
-    if cells:
-        caption = f"{suite_title(suite)}, {model}: every cell, with 95 % intervals."
-        blocks.append(Folded("Every cell with its interval", [by_measure(run, model, cells, caption)]))
-    return blocks
-
-
-def _heat_maps(run: Run, model: str, suite: str, metric: str, grid: list[Measure]) -> Figure:
-    baseline, title = run.baseline(model), metric_title(metric)
-    lengths = sorted({one.values["length"] for one in grid})
-    depths = sorted({one.values["depth"] for one in grid})
-    extra = {key: value for key, value in grid[0].values.items() if key not in ("length", "depth")}
-    values = {arm: _grid_values(run, model, arm, suite, metric, lengths, depths, extra) for arm in run.arms(model)}
-    known = [value for rows in values.values() for row in rows for value in row if value is not None]
-    smallest, largest = (0.0, 1.0) if metric == "accuracy" else (min(known, default=0.0), max(known, default=1.0))
-    columns, rows_titles = [f"{n:,}" for n in lengths], [f"{depth:g}" for depth in depths]
-    lower = metric != "accuracy"
-    base = HeatMap("", "length, tokens", "depth", columns, rows_titles, [], smallest, largest, lower_is_better=lower)
-    panels = []
-    for arm, rows in values.items():
-        panels.append(_heat_panel(replace(base, title=arm, values=rows), f"{suite}-{metric}-{model}-{arm}", title))
-    changes = {
-        arm: [[_minus(a, b) for a, b in zip(*pair)] for pair in zip(rows, values[baseline])]
-        for arm, rows in values.items()
-        if baseline is not None and run.kind(arm) in ("statex", "control")
-    }
-    sizes = [abs(value) for rows in changes.values() for row in rows for value in row if value is not None]
-    largest = max([0.25, *sizes])
-    for arm, rows in changes.items():
-        chart = replace(base, title=f"{arm} − {baseline}", values=rows, smallest=0.0, largest=largest, signed=True)
-        panels.append(_heat_panel(chart, f"{suite}-{metric}-{model}-{arm}-minus-{baseline}", title))
-    counts = {one.result.n for measure in grid for arm in values if (one := run.find(model, arm, measure))}
-    n = f"n = {counts.pop()} questions in each cell" if len(counts) == 1 else "n of each cell in the folded table"
-    scale = "stronger is higher" if metric == "accuracy" else "in nats, stronger is higher, lower is better"
-    caption = f"{suite_title(suite)}, {model}: {title} by length and depth ({n}; {scale}). "
-    caption += "In the differences blue is better and orange worse. " * bool(changes) + "Intervals are in the tables."
-    return Figure(caption, panels, small=True)
-
-
-def _grid_values(run, model, arm, suite, metric, lengths, depths, extra) -> list[list[float | None]]:
-    rows = []
-    for depth in depths:
-        keys = [Measure(suite, metric, slice_key({"length": length, "depth": depth} | extra)) for length in lengths]
-        found = [run.find(model, arm, key) for key in keys]
-        rows.append([None if one is None else one.result.value for one in found])
-    return rows
-
-
-def _heat_panel(chart: HeatMap, name: str, title: str) -> Panel:
-    rows = ["; ".join("not run" if value is None else f"{value:.2f}" for value in row) for row in chart.values]
-    words = [f"depth {depth}: {row}" for depth, row in zip(chart.rows, rows)]
-    text = f"{chart.title}, {title} at lengths {', '.join(chart.columns)}. " + ". ".join(words)
-    return Panel(name, figures.heat_map(chart), text)
-
-
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
-
-
 def text_section(run: Run) -> Section:
     """Text quality: NLL on recalled and on other tokens, and NLL by position."""
     blocks: list[Block] = []
@@ -284,7 +206,7 @@ def _other_blocks(run: Run, model: str, suite: str) -> list[Block]:
     measures = run.measures(model, suite)
     if not measures:
         return [NOTHING]
-    if any({"length", "depth"} <= one.values.keys() for one in measures):
+    if any(is_needle(one) for one in measures):
         return needle_blocks(run, model, suite)
     blocks: list[Block] = []
     panels = _slice_panels(run, model, suite, measures)

@@ -220,7 +220,7 @@ def _flat_recall(run: Run, model: str, recall: Measure | None) -> str | None:
             flat.append(arm)
     if not flat:
         return None
-    return f"Recall of {listing(flat)} is not above post-training alone: the added capacity is not being used for it."
+    return f"Recall of {listing(flat)} is not shown to be above post-training alone: no sign that the state is used."
 
 
 def _worse_text(text: dict[str, Estimate | None]) -> str | None:
@@ -228,8 +228,8 @@ def _worse_text(text: dict[str, Estimate | None]) -> str | None:
     if not worse:
         return None
     return (
-        f"{listing(worse)} {'costs' if len(worse) == 1 else 'cost'} more than {100 * TEXT_MARGIN:.0f} % of text NLL at "
-        "this training budget: too many fresh parameters for it, in the paper the sign of too many expanded layers."
+        f"{listing(worse)} {'costs' if len(worse) == 1 else 'cost'} more than {100 * TEXT_MARGIN:.0f} % of text NLL; "
+        "the usual reasons are more fresh parameters than this training can settle, or too many expanded layers."
     )
 
 
