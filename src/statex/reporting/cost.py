@@ -108,7 +108,7 @@ def _cost_table(run: Run, model: str, measures: list[Measure]) -> Table:
     columns = [Column("measure", words=True), Column("n"), *(Column(arm or "all arms") for arm in arms)]
     caption = (
         f"Cost of {model}. Under a figure stands its 95 % interval or, where it was taken once for each seed, the "
-        "range of the seeds; a figure with neither was taken once. n counts repetitions."
+        "range of the seeds; a figure with neither was taken once. n counts the repetitions for a seed."
     )
     return Table(caption, columns, rows, notes.lines())
 
