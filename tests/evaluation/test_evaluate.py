@@ -1,6 +1,7 @@
 """`evaluate` and `compare_arms` end to end, their files, and their refusals."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tiny_models import MODELS, make_gla, make_llama
@@ -65,7 +66,7 @@ def _watched(suite, scored):
         scored.append(cell.name)
         return suite.score(context, cell)
 
-    return type(suite)(suite.name, suite.units, suite.groups, suite.cells, score)
+    return replace(suite, score=score)
 
 
 @pytest.mark.parametrize("change", ["model", "settings", "training_length"])

@@ -52,18 +52,47 @@ def test_batch_of_1_equals_batch_of_3(model, ids):
 def test_shared_prefill_equals_separate_prefill(model, ids):
     reader = Reader(model, 16)
     context, questions = ids[:1, :80], ids[:, 80:]
-    _, state = reader.prefill(context)
-    shared = reader.score(questions[:, :-1], questions[:, 1:], reader.copy_state(state, rows=3))[0]
-    again = reader.score(questions[:, :-1], questions[:, 1:], reader.copy_state(state, rows=3))[0]
+    _, state = reader.read(context.tolist())
+    shared = reader.score(questions[:, :-1], questions[:, 1:], reader.copy_state(state, [0, 0, 0]))[0]
+    again = reader.score(questions[:, :-1], questions[:, 1:], reader.copy_state(state, [0, 0, 0]))[0]
     separate = reader.next_token_nll(torch.cat([context.expand(3, -1), questions], dim=1))[:, 80:]
     torch.testing.assert_close(shared, separate, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(shared, again, atol=0, rtol=0)
 
 
-def test_prefill_gives_the_last_logits(model, ids):
-    logits, _ = Reader(model, 16).prefill(ids)
+@pytest.mark.parametrize("piece", [None, 16])
+def test_left_padding_changes_nothing(model, ids, piece):
+    reader = Reader(model, piece)
+    prompts = [ids[0].tolist(), ids[1, :93].tolist(), ids[2, :40].tolist()]
+    logits, state = reader.read(prompts)
     with torch.no_grad():
-        torch.testing.assert_close(logits, model(input_ids=ids).logits[:, -1], atol=1e-4, rtol=1e-4)
+        for row, prompt in zip(logits, prompts, strict=True):
+            whole = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+            torch.testing.assert_close(row, whole, atol=1e-4, rtol=1e-4)
+    together = reader.generate(logits, state, 12)
+    alone = [reader.generate(*reader.read([prompt]), 12)[0] for prompt in prompts]
+    assert together == alone
+    for prompt, tokens in zip(prompts, alone, strict=True):
+        given = torch.tensor([prompt + tokens])
+        with torch.no_grad():
+            greedy = model(input_ids=given).logits[0, len(prompt) - 1 : -1].argmax(dim=-1)
+        assert greedy.tolist() == tokens
+
+
+def test_rows_of_a_padded_state_can_be_chosen(model, ids):
+    reader = Reader(model)
+    _, state = reader.read([ids[0].tolist(), ids[1, :60].tolist()])
+    logits, _ = reader.read([[7, 8]] * 3, reader.copy_state(state, [1, 0, 1]))
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([[*ids[1, :60].tolist(), 7, 8]])).logits[0, -1]
+    torch.testing.assert_close(logits[0], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits[2], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_finished_row_is_not_continued(model, ids):
+    reader = Reader(model)
+    rows = reader.generate(*reader.read(ids[:2].tolist()), 5, lambda row, tokens: row == 0 and len(tokens) == 2)
+    assert [len(row) for row in rows] == [2, 5]
 
 
 def test_only_attention_has_a_limit(model):

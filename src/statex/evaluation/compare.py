@@ -41,7 +41,7 @@ def compare_arms(
     training_lengths = {_training_length(Path(folder)) for folder in folders.values()}
     training_length = training_lengths.pop() if len(training_lengths) == 1 else None
     results = []
-    for suite in SUITES.values():
+    for suite in (suite for suite in SUITES.values() if suite.paired):
         paths = {key: Path(folder) / "items" / f"{suite.name}.jsonl" for key, folder in folders.items()}
         runs = {key: read_scores(path) for key, path in paths.items() if path.exists()}
         require_same_items(suite.name, runs)

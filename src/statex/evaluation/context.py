@@ -71,6 +71,7 @@ class Suite:
         groups: the keys of a slice by which figures are reported, () for all items in one.
         cells: the cells in order, cheap to list.
         score: the scores of one cell's items.
+        paired: whether its items are the same for every model, so that arms can be compared one by one.
     """
 
     name: str
@@ -78,3 +79,4 @@ class Suite:
     groups: tuple[tuple[str, ...], ...]
     cells: Callable[[Context], list[Cell]]
     score: Callable[[Context, Cell], list[Score]]
+    paired: bool = True

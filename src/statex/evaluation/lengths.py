@@ -2,22 +2,32 @@
 
 import logging
 
+from statex.errors import UserError
 from statex.evaluation.context import Context
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_LENGTHS = {"cpu": (256, 512, 1024, 2048), "cuda": (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)}
+DEFAULT_LENGTHS = {"cpu": (512, 1024, 2048), "cuda": (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)}
 
 
-def grid_lengths(context: Context, suite: str, asked: list[int] | None) -> list[int]:
-    """The lengths that were asked for, all of which the model must be able to read; else those the device allows."""
+def grid_lengths(context: Context, suite: str, asked: list[int] | None, shortest: int) -> list[int]:
+    """The lengths that were asked for, all of which the model must be able to read; else those the device allows.
+
+    Args:
+        shortest: tokens that have room for a question; shorter ones are left out where none were asked for.
+
+    Raises:
+        UserError: a length that was asked for is more than the model can read.
+    """
     if asked is not None:
         for length in asked:
             context.check_length(f"evaluation.{suite}.lengths", length)
         return asked
-    lengths = list(DEFAULT_LENGTHS.get(context.reader.device.type, DEFAULT_LENGTHS["cuda"]))
-    if context.limit is not None:
-        lengths = [length for length in lengths if length <= context.limit]
+    candidates = DEFAULT_LENGTHS.get(context.reader.device.type, DEFAULT_LENGTHS["cuda"])
+    lengths = [length for length in candidates if shortest <= length <= (context.limit or length)]
+    if not lengths:
+        problem = f"no default length has room for a question of {shortest} tokens within what the model can read"
+        raise UserError(f"evaluation.{suite}.lengths", None, problem, "give lengths, or leave the suite out")
     logger.info("%s: lengths %s", suite, lengths)
     return lengths
 

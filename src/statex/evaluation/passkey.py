@@ -15,9 +15,10 @@ from statex.evaluation.records import Score, digest
 
 def cells(context: Context) -> list[Cell]:
     settings = context.evaluation.passkey
+    shortest = PasskeyBuilder(context.require_tokenizer("passkey")).min_length
     return [
         Cell(f"length-{length}-depth-{depth}", {"length": length, "depth": depth})
-        for length in grid_lengths(context, "passkey", settings.lengths)
+        for length in grid_lengths(context, "passkey", settings.lengths, shortest)
         for depth in grid_depths(settings.num_depths)
     ]
 

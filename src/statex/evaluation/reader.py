@@ -6,7 +6,9 @@ Works with any causal language model of the Hugging Face interface whose forward
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +20,21 @@ LOGIT_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 65_536}
 """B times T of a piece that is read without logits."""
 SHORTEST_PIECE = 64
+
+
+@dataclass
+class State:
+    """What a model remembers of the tokens it has read, in B rows; reading on changes it in place.
+
+    Args:
+        cache: the model's own.
+        num_tokens: how many it has read, padding included.
+        mask: (B, num_tokens), 0 at padding, None where there is none.
+    """
+
+    cache: Any
+    num_tokens: int
+    mask: torch.Tensor | None = None
 
 
 def text_config(model: Any) -> Any:
@@ -52,13 +69,16 @@ class Reader:
                 "evaluate a causal language model that has a cache",
             )
         self.cache_name = cache_names[0]
+        self.takes_positions = "position_ids" in accepted
         self.keeps_logits = "logits_to_keep" in accepted
         self.piece = piece
         self.config = text_config(model)
         self.vocab_size: int = self.config.vocab_size
 
     @torch.inference_mode()
-    def score(self, ids: torch.Tensor, targets: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def score(
+        self, ids: torch.Tensor, targets: torch.Tensor, state: State | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Negative log-likelihood of each target, and whether it was the model's first choice.
 
         Args:
@@ -88,38 +108,105 @@ class Reader:
         return self.score(ids[:, :-1], ids[:, 1:])[0]
 
     @torch.inference_mode()
-    def prefill(self, ids: torch.Tensor, state: Any = None) -> tuple[torch.Tensor, Any]:
-        """Read (B, T) tokens; the logits (B, V) after the last one, and the state."""
+    def read(self, prompts: Sequence[Sequence[int]], state: State | None = None) -> tuple[torch.Tensor, State]:
+        """Read prompts of B rows; the logits (B, V) after each one's last token, and the state there.
+
+        Shorter prompts are padded on the left, behind a mask. That is possible only at the beginning of a sequence
+        (between its parts, padding would push the last tokens out of a convolution), so prompts that continue
+        `state`, which is used up, must have one length.
+        """
+        length = max(map(len, prompts))
+        ids = torch.zeros((len(prompts), length), dtype=torch.long)
+        mask = torch.zeros((len(prompts), length), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, length - len(prompt) :] = torch.as_tensor(prompt)
+            mask[row, length - len(prompt) :] = 1
+        padded = not bool(mask.all())
+        assert state is None or not padded, "prompts that continue a state must have one length"
         logits = torch.empty(0)
-        for start, end, _ in self._pieces(ids.shape[0], ids.shape[1], []):
-            logits, state = self._forward(ids[:, start:end], state, all_logits=False)
+        for start, end, _ in self._pieces(len(prompts), length, []):
+            logits, state = self._forward(
+                ids[:, start:end], state, all_logits=False, mask=mask[:, start:end] if padded else None
+            )
+        assert state is not None
         return logits[:, -1].float(), state
 
-    def copy_state(self, state: Any, rows: int | None = None) -> Any:
-        """A state that can be continued without touching this one, its single row repeated `rows` times."""
-        state = copy.deepcopy(state)
-        if rows is not None:
-            state.reorder_cache(torch.zeros(rows, dtype=torch.long, device=self.device))
-        return state
+    @torch.inference_mode()
+    def generate(
+        self,
+        logits: torch.Tensor,
+        state: State,
+        max_new_tokens: int,
+        finished: Callable[[int, list[int]], bool] = lambda row, tokens: False,
+    ) -> list[list[int]]:
+        """Continue B rows greedily.
 
+        Args:
+            logits: (B, V) after the last token read.
+            state: the state there, which is used up.
+            finished: called with a row and its tokens so far; a row that is finished is not continued.
+        """
+        rows: list[list[int]] = [[] for _ in range(len(logits))]
+        open_rows = set(range(len(rows)))
+        for step in range(max_new_tokens):
+            chosen = logits.argmax(dim=-1)
+            for row, token in enumerate(chosen.tolist()):
+                if row in open_rows:
+                    rows[row].append(token)
+                    if finished(row, rows[row]):
+                        open_rows.remove(row)
+            if not open_rows or step + 1 == max_new_tokens:
+                break
+            logits, state = self._forward(chosen[:, None], state, all_logits=False)
+            logits = logits[:, -1].float()
+        return rows
+
+    def copy_state(self, state: State, rows: Sequence[int] | None = None) -> State:
+        """A state that can be continued without touching this one; `rows` chooses its rows, any of them repeatedly."""
+        cache, mask = copy.deepcopy(state.cache), state.mask
+        if rows is not None:
+            cache.reorder_cache(torch.tensor(rows, dtype=torch.long, device=self.device))
+            mask = mask[list(rows)] if mask is not None else None
+        return State(cache, state.num_tokens, mask)
+
+    @cached_property
     def has_attention(self) -> bool:
         """Whether the model keeps keys and values of every token, as its own cache shows after one token."""
-        _, state = self.prefill(torch.zeros((1, 1), dtype=torch.long))
-        layers = getattr(state, "layers", None) or []
+        _, state = self.read([[0]])
+        layers = getattr(state.cache, "layers", None) or []
         return any(getattr(layer, "keys", None) is not None for layer in layers)
 
     def real_limit(self) -> int | None:
         """The most tokens the model can read: its max_position_embeddings if it has attention, else None."""
         limit = getattr(self.config, "max_position_embeddings", None)
-        return limit if limit is not None and self.has_attention() else None
+        return limit if limit is not None and self.has_attention else None
 
-    def _forward(self, ids: torch.Tensor, state: Any, *, all_logits: bool) -> tuple[torch.Tensor, Any]:
-        """One forward pass over a piece that continues `state`; all its logits, or at least those of its last token."""
-        arguments: dict[str, Any] = {"input_ids": ids.to(self.device), "use_cache": True, self.cache_name: state}
+    def _forward(
+        self, ids: torch.Tensor, state: State | None, *, all_logits: bool, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, State]:
+        """One forward pass over a piece (B, T) that continues `state`: all logits, or at least the last token's.
+
+        `mask` (B, T) is 0 at padding. Once there was some, the mask of all tokens so far goes along, as attention
+        needs it; recurrent layers use its last T columns.
+        """
+        B, T = ids.shape
+        past = state.num_tokens if state is not None else 0
+        arguments: dict[str, Any] = {"input_ids": ids.to(self.device), "use_cache": True}
+        if state is not None:
+            arguments[self.cache_name] = state.cache
+        before = state.mask if state is not None else None
+        whole = None
+        if mask is not None or before is not None:
+            ones = torch.ones((B, 1), dtype=torch.long)
+            parts = [ones.expand(-1, past) if before is None else before, ones.expand(-1, T) if mask is None else mask]
+            whole = torch.cat(parts, dim=1)
+            arguments["attention_mask"] = whole.to(self.device)
+            if self.takes_positions:
+                arguments["position_ids"] = (whole.cumsum(dim=1) - 1).clamp_min(0)[:, past:].to(self.device)
         if self.keeps_logits and not all_logits:
             arguments["logits_to_keep"] = 1
         output = self.model(**arguments)
-        return output.logits, getattr(output, self.cache_name)
+        return output.logits, State(getattr(output, self.cache_name), past + T, whole)
 
     def _pieces(self, rows: int, length: int, asked: list[int]) -> Iterator[tuple[int, int, bool]]:
         """Cut `length` tokens into (start, end, logits wanted); a piece without logits ends where one is asked."""

@@ -1,7 +1,17 @@
 """The table of suites."""
 
 from statex.errors import UserError
-from statex.evaluation import ar_hits, mqar, nll_by_position, passkey
+from statex.evaluation import (
+    ar_hits,
+    cost,
+    mqar,
+    niah_multikey,
+    niah_single,
+    nll_by_position,
+    passkey,
+    symbol_icl,
+    variable_tracking,
+)
 from statex.evaluation.context import Suite
 
 SUITES: dict[str, Suite] = {
@@ -9,6 +19,13 @@ SUITES: dict[str, Suite] = {
     "passkey": passkey.SUITE,
     "ar_hits": ar_hits.SUITE,
     "nll_by_position": nll_by_position.SUITE,
+    "niah_single_1": niah_single.NIAH_SINGLE_1,
+    "niah_single_2": niah_single.NIAH_SINGLE_2,
+    "niah_single_3": niah_single.NIAH_SINGLE_3,
+    "niah_multikey": niah_multikey.SUITE,
+    "variable_tracking": variable_tracking.SUITE,
+    "symbol_icl": symbol_icl.SUITE,
+    "cost": cost.SUITE,
 }
 
 SUITE_GROUPS: dict[str, list[str]] = {"offline": list(SUITES)}

@@ -1,0 +1,130 @@
+"""Cost: state bytes, prefill speed by length, decode time by batch, peak memory, on the device at hand.
+
+Speeds are of random tokens through the model's own forward with its cache, as `generate` would run it: prefill at
+batch 1, decoding as milliseconds for one more token in every row. Each repetition is an item, so a figure has an
+interval; it says how steady the machine was, not how machines differ.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from statex.evaluation.context import Cell, Context, Suite
+from statex.evaluation.reader import Reader, State
+from statex.evaluation.records import Score
+from statex.measure import Stopwatch, peak_memory, reset_peak_memory
+
+DEFAULT_LENGTHS = {"cpu": (512, 2048), "cuda": (2048, 16_384, 65_536)}
+
+
+def cells(context: Context) -> list[Cell]:
+    settings = context.evaluation.cost
+    lengths = settings.lengths or DEFAULT_LENGTHS.get(context.reader.device.type, DEFAULT_LENGTHS["cuda"])
+    for length in settings.lengths or []:
+        context.check_length("evaluation.cost.lengths", length)
+    fitting = [length for length in lengths if context.limit is None or length <= context.limit]
+    return [
+        Cell("model", {"batch_size": 1}),
+        *(Cell(f"prefill-{length}", {"length": length}) for length in fitting),
+        *(Cell(f"decode-{size}", {"batch_size": size}) for size in settings.batch_sizes),
+    ]
+
+
+def score(context: Context, cell: Cell) -> list[Score]:
+    kind = cell.name.partition("-")[0]
+    return MEASURES[kind](context, cell)
+
+
+def _size(context: Context, cell: Cell) -> list[Score]:
+    reader = context.reader
+    _, state = reader.read([[0]])
+    counts = {
+        "state_bytes": float(sum(tensor.numel() * tensor.element_size() for tensor in state_tensors(state))),
+        "parameters": float(sum(parameter.numel() for parameter in reader.model.parameters())),
+    }
+    return [Score(f"{cell.name}/0", cell.name, cell.slice, counts)]
+
+
+def state_tensors(state: State) -> list[torch.Tensor]:
+    """All tensors of a cache: recurrent and convolution states, and attention's keys and values."""
+    found: dict[int, torch.Tensor] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found[id(value)] = value
+        elif isinstance(value, dict):
+            for inner in value.values():
+                visit(inner)
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                visit(inner)
+
+    for layer in getattr(state.cache, "layers", [state.cache]):
+        visit(vars(layer))
+    return list(found.values())
+
+
+def _random_ids(reader: Reader, rows: int, length: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, reader.vocab_size, (rows, length), generator=generator)
+
+
+def _prefill(context: Context, cell: Cell) -> list[Score]:
+    reader, length = context.reader, cell.slice["length"]
+    ids = _random_ids(reader, 1, length).tolist()
+    reset_peak_memory(reader.device)
+    times = _times(context, lambda: reader.read(ids))
+    peak = float(peak_memory(reader.device))
+    return [
+        Score(
+            f"{cell.name}/{number}", f"{cell.name}/{number}", cell.slice,
+            {"prefill_tokens_per_second": length / seconds} | ({"peak_memory": peak} if number == 0 else {}),
+        )
+        for number, seconds in enumerate(times)
+    ]  # fmt: skip
+
+
+def _decode(context: Context, cell: Cell) -> list[Score]:
+    reader, size, count = context.reader, cell.slice["batch_size"], context.evaluation.cost.decode_tokens
+    logits, state = reader.read(_random_ids(reader, size, 16).tolist())
+    states = iter([reader.copy_state(state) for _ in range(context.evaluation.cost.repetitions + 1)])
+    times = _times(context, lambda: reader.generate(logits, next(states), count + 1))
+    return [
+        Score(
+            f"{cell.name}/{number}", f"{cell.name}/{number}", cell.slice,
+            {"decode_ms_per_token": 1e3 * seconds / count},
+        )
+        for number, seconds in enumerate(times)
+    ]  # fmt: skip
+
+
+def _times(context: Context, function: Callable[[], object]) -> list[float]:
+    """Seconds of each repetition, after one that is not counted."""
+    function()
+    times = []
+    for _ in range(context.evaluation.cost.repetitions):
+        watch = Stopwatch(context.reader.device)
+        function()
+        times.append(watch.seconds())
+    return times
+
+
+MEASURES: dict[str, Callable[[Context, Cell], list[Score]]] = {
+    "model": _size, "prefill": _prefill, "decode": _decode
+}  # fmt: skip
+
+SUITE = Suite(
+    name="cost",
+    units={
+        "state_bytes": "bytes",
+        "parameters": "elements",
+        "prefill_tokens_per_second": "tokens/s",
+        "decode_ms_per_token": "ms",
+        "peak_memory": "bytes",
+    },
+    groups=(("length",), ("batch_size",)),
+    cells=cells,
+    score=score,
+    paired=False,
+)

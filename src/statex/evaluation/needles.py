@@ -1,0 +1,200 @@
+"""Questions about things hidden in a context: asking them, sharing a context's state, and scoring the answers.
+
+Several questions about one context share its prefill: it is read once, and its state is copied for each question.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from statex.evaluation.context import Cell, Context
+from statex.evaluation.reader import State
+from statex.evaluation.records import Score, digest
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a context.
+
+    Args:
+        text: what stands behind the context, to the beginning of the answer.
+        answers: strings that must occur in what the model says next.
+        slice: the cell of the question.
+        measured: figures of the question itself.
+    """
+
+    text: str
+    answers: tuple[str, ...]
+    slice: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A context and the questions about it."""
+
+    context: str
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A question in tokens: which row of the batch holds its context, and how its score is called."""
+
+    question: Question
+    row: int
+    ids: list[int]
+    answer: list[int]
+    item: str
+    cluster: str
+    digest: str
+    num_tokens: int
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a prompt, begun as the tokenizer begins a text, not ended."""
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def encode_piece(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text that continues another."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def tokenize_prompt(tokenizer: Any, prompt: Prompt) -> tuple[list[int], list[list[int]]]:
+    """The tokens of the context, and of each question.
+
+    A single question is tokenised together with its context, as anyone would ask it, and its last token put apart.
+    """
+    if len(prompt.questions) == 1:
+        ids = encode_prompt(tokenizer, prompt.context + prompt.questions[0].text)
+        return ids[:-1], [ids[-1:]]
+    questions = [encode_piece(tokenizer, question.text) for question in prompt.questions]
+    return encode_prompt(tokenizer, prompt.context), questions
+
+
+def num_tokens(tokenizer: Any, prompt: Prompt) -> int:
+    """Tokens of the longest of a prompt's questions with its context and answer."""
+    context, questions = tokenize_prompt(tokenizer, prompt)
+    answers = [encode_piece(tokenizer, answer_text(question)) for question in prompt.questions]
+    return len(context) + max(len(ids) + len(answer) for ids, answer in zip(questions, answers, strict=True))
+
+
+def answer_text(question: Question) -> str:
+    """What a model that knows the answer would go on with."""
+    return " " + " ".join(question.answers)
+
+
+def score_prompts(
+    context: Context, suite: str, cell: Cell, prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[Score]:
+    """Ask every question and score it: `accuracy`, the share of its answers found, and `answer_nll`, per token.
+
+    An answer is found if it is a substring, whatever its case, of what the model generates greedily in
+    `max_new_tokens` tokens, as RULER counts. A context is read once for all its questions.
+    """
+    size, scores = context.evaluation.batch_size, []
+    for start in range(0, len(prompts), size):
+        part = prompts[start : start + size]
+        contexts, asked = _tokenize_batch(context, cell, part, start)
+        for one in asked:
+            context.check_length(f"evaluation.{suite}.lengths", one.num_tokens - len(one.answer) + max_new_tokens)
+        scores += _ask(context, cell, contexts, asked, max_new_tokens)
+        context.advance(len(part))
+    return scores
+
+
+def _tokenize_batch(
+    context: Context, cell: Cell, prompts: Sequence[Prompt], first: int
+) -> tuple[list[list[int]], list[_Asked]]:
+    """The contexts of some prompts, the first of them number `first` of its cell, and all their questions."""
+    tokenizer = context.tokenizer
+    contexts, asked = [], []
+    for row, prompt in enumerate(prompts):
+        ids, questions = tokenize_prompt(tokenizer, prompt)
+        contexts.append(ids)
+        cluster = f"{cell.name}/{first + row}"
+        for number, (question, question_ids) in enumerate(zip(prompt.questions, questions, strict=True)):
+            answer = encode_piece(tokenizer, answer_text(question))
+            asked.append(
+                _Asked(
+                    question, row, question_ids, answer,
+                    item=cluster if len(questions) == 1 else f"{cluster}-{number}",
+                    cluster=cluster,
+                    digest=digest(ids, question_ids, *question.answers),
+                    num_tokens=len(ids) + len(question_ids) + len(answer),
+                )
+            )  # fmt: skip
+    return contexts, asked
+
+
+def _ask(
+    context: Context, cell: Cell, contexts: list[list[int]], asked: list[_Asked], max_new_tokens: int
+) -> list[Score]:
+    """Read the contexts, then ask questions of one length together: padding behind a state is not possible."""
+    reader, size = context.reader, context.evaluation.batch_size
+    _, state = reader.read(contexts)
+    scores: dict[str, Score] = {}
+    for length in {len(one.ids) for one in asked}:
+        same = [one for one in asked if len(one.ids) == length]
+        for start in range(0, len(same), size):
+            part = same[start : start + size]
+            logits, after = reader.read([one.ids for one in part], reader.copy_state(state, [one.row for one in part]))
+            nll = _answer_nll(context, part, logits, after)
+            said = continuations(context, logits, after, [one.question.answers for one in part], max_new_tokens)
+            for one, value, text in zip(part, nll, said, strict=True):
+                scores[one.item] = _score(cell, one, value, text)
+    return [scores[one.item] for one in asked]
+
+
+def _score(cell: Cell, one: _Asked, nll: float, said: str) -> Score:
+    found = sum(answer.lower() in said.lower() for answer in one.question.answers)
+    return Score(
+        item=one.item,
+        cluster=one.cluster,
+        slice=cell.slice | one.question.slice,
+        scores={"accuracy": found / len(one.question.answers), "answer_nll": nll},
+        digest=one.digest,
+        measured={"tokens": one.num_tokens} | one.question.measured,
+    )
+
+
+def _answer_nll(context: Context, part: list[_Asked], logits: torch.Tensor, state: State) -> list[float]:
+    """Mean NLL of the answers' tokens, the first from `logits`, the others read behind a copy of `state`."""
+    reader, longest = context.reader, max(len(one.answer) for one in part)
+    first = torch.tensor([one.answer[0] for one in part], device=logits.device)
+    nll = torch.nn.functional.cross_entropy(logits, first, reduction="none").cpu()
+    if longest > 1:
+        ids = torch.zeros((len(part), longest - 1), dtype=torch.long)
+        targets = torch.full_like(ids, -100)
+        for row, one in enumerate(part):
+            ids[row, : len(one.answer) - 1] = torch.tensor(one.answer[:-1])
+            targets[row, : len(one.answer) - 1] = torch.tensor(one.answer[1:])
+        nll = nll + reader.score(ids, targets, reader.copy_state(state))[0].sum(dim=1)
+    return [float(value) / len(one.answer) for value, one in zip(nll, part, strict=True)]
+
+
+def continuations(
+    context: Context, logits: torch.Tensor, state: State, answers: Sequence[Sequence[str]], max_new_tokens: int
+) -> list[str]:
+    """What the model says next in each row, until it ends its text, has said all answers, or `max_new_tokens`."""
+    tokenizer, ends = context.tokenizer, end_tokens(context)
+
+    def decode(tokens: list[int]) -> str:
+        return tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def finished(row: int, tokens: list[int]) -> bool:
+        text = decode(tokens).lower()
+        return tokens[-1] in ends or all(answer.lower() in text for answer in answers[row])
+
+    return [decode(tokens) for tokens in context.reader.generate(logits, state, max_new_tokens, finished)]
+
+
+def end_tokens(context: Context) -> set[int]:
+    """The tokens that end a text, by the tokenizer and by the model."""
+    configured = getattr(getattr(context.reader.model, "generation_config", None), "eos_token_id", None)
+    several = configured if isinstance(configured, list) else [configured]
+    return {token for token in [*several, context.tokenizer.eos_token_id] if token is not None}
