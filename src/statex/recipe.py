@@ -240,7 +240,9 @@ class TextSuite(Section):
 
 class ArHitsSuite(TextSuite):
     theta: int = Field(default=0, ge=0, description="how often the n-gram of a hit may occur in the training text")
-    ngram: int = Field(default=2, ge=2, le=4, description="3 or 4 suit vocabularies below some thousand tokens")
+    ngram: int | None = Field(
+        default=None, ge=2, le=4, description="default: 2, but 3 below 16,384 and 4 below 2,048 tokens of vocabulary"
+    )
     count_tokens: int = Field(default=2_000_000, ge=1, description="tokens of the training text that are counted")
 
 

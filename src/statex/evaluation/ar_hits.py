@@ -10,7 +10,6 @@ import numpy as np
 from statex.evaluation.context import Cell, Context, Suite
 from statex.evaluation.records import Score, digest
 from statex.evaluation.text import CountTable, Window, count_table, held_out_windows, ngram_keys, scored_windows
-from statex.recipe import ArHitsSuite
 
 LONG_GAP = 1024
 """Tokens since the latest occurrence from which a hit counts as long-gap."""
@@ -25,12 +24,12 @@ def ngram_gaps(keys: np.ndarray) -> np.ndarray:
     return gaps
 
 
-def find_hits(ids: np.ndarray, table: CountTable, settings: ArHitsSuite) -> tuple[np.ndarray, np.ndarray]:
+def find_hits(ids: np.ndarray, table: CountTable, theta: int) -> tuple[np.ndarray, np.ndarray]:
     """(T,) which of the tokens after the first of (T + 1,) are hits, and (T,) their gaps, 0 where there is none."""
-    keys = ngram_keys(ids, settings.ngram, table.vocab_size)
+    keys = ngram_keys(ids, table.ngram, table.vocab_size)
     unseen = len(ids) - 1 - len(keys)  # the first tokens end no n-gram
     gaps = np.concatenate([np.zeros(unseen, np.int64), ngram_gaps(keys)])
-    rare = np.concatenate([np.zeros(unseen, bool), table.lookup(keys) <= settings.theta])
+    rare = np.concatenate([np.zeros(unseen, bool), table.lookup(keys) <= theta])
     return (gaps > 0) & rare, gaps
 
 
@@ -42,11 +41,11 @@ def score(context: Context, cell: Cell) -> list[Score]:
     settings = context.evaluation.ar_hits
     windows = held_out_windows(context, "ar_hits", settings, context.training_length)
     table = count_table(context, settings)
-    return [_score_window(cell, window, nll, table, settings) for window, nll in scored_windows(context, windows)]
+    return [_score_window(cell, window, nll, table, settings.theta) for window, nll in scored_windows(context, windows)]
 
 
-def _score_window(cell: Cell, window: Window, nll: np.ndarray, table: CountTable, settings: ArHitsSuite) -> Score:
-    hits, gaps = find_hits(window.ids, table, settings)
+def _score_window(cell: Cell, window: Window, nll: np.ndarray, table: CountTable, theta: int) -> Score:
+    hits, gaps = find_hits(window.ids, table, theta)
     parts = {
         "nll": np.ones_like(hits),
         "hit_nll": hits,
@@ -60,8 +59,14 @@ def _score_window(cell: Cell, window: Window, nll: np.ndarray, table: CountTable
         slice={},
         scores={name: float(nll[part].mean()) for name, part in parts.items()} | {"hit_share": float(hits.mean())},
         weights={name: float(part.sum()) for name, part in parts.items()} | {"hit_share": float(len(nll))},
-        digest=digest(window.ids, table.digest, f"{settings.theta} {settings.ngram}"),
-        measured={"tokens": len(nll), "count_table_hash": table.digest, "count_tokens": table.num_tokens},
+        digest=digest(window.ids, table.digest, f"{theta} {table.ngram}"),
+        measured={
+            "tokens": len(nll),
+            "ngram": table.ngram,
+            "theta": theta,
+            "count_tokens": table.num_tokens,
+            "count_table_hash": table.digest,
+        },
     )
 
 

@@ -1,6 +1,7 @@
 """Held-out documents as tokens, and the frozen table of the training text's n-grams."""
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,12 +44,14 @@ class CountTable:
         ngrams: (m,) sorted, as `ngram_keys` gives them.
         counts: (m,).
         vocab_size: V.
+        ngram: n.
         num_tokens: of the text that was counted.
     """
 
     ngrams: np.ndarray
     counts: np.ndarray
     vocab_size: int
+    ngram: int
     num_tokens: int
 
     @cached_property
@@ -157,17 +160,22 @@ def scored_windows(context: Context, windows: list[Window]) -> Iterator[tuple[Wi
         context.advance(len(part))
 
 
-def count_ngrams(tokenizer: Any, source: TextSource, settings: ArHitsSuite, vocab_size: int) -> CountTable:
-    """Count the n-grams of a source's training part, in a fixed shuffled order up to `settings.count_tokens`."""
+def default_ngram(vocab_size: int) -> int:
+    """How many tokens are about as telling as a bigram of words: with few tokens almost all bigrams are common."""
+    return 2 if vocab_size >= 16_384 else 3 if vocab_size >= 2048 else 4
+
+
+def count_ngrams(tokenizer: Any, source: TextSource, ngram: int, max_tokens: int, vocab_size: int) -> CountTable:
+    """Count the n-grams of a source's training part, in a fixed shuffled order up to `max_tokens` tokens."""
     parts, total = [np.zeros(0, np.int64)], 0
     for document in open_documents(source, shuffle_seed=0, field="evaluation.text"):
-        ids = tokenize(tokenizer, document["text"])[: settings.count_tokens - total]
-        parts.append(ngram_keys(ids, settings.ngram, vocab_size))
+        ids = tokenize(tokenizer, document["text"])[: max_tokens - total]
+        parts.append(ngram_keys(ids, ngram, vocab_size))
         total += len(ids)
-        if total >= settings.count_tokens:
+        if total >= max_tokens:
             break
     ngrams, counts = np.unique(np.concatenate(parts), return_counts=True)
-    return CountTable(ngrams, counts, vocab_size, total)
+    return CountTable(ngrams, counts, vocab_size, ngram, total)
 
 
 _tables: dict[str, CountTable] = {}
@@ -177,14 +185,15 @@ def count_table(context: Context, settings: ArHitsSuite) -> CountTable:
     """The count table of this context's `count_text`; counted once a process, and kept in `shared`."""
     tokenizer = context.require_tokenizer("ar_hits")
     vocab_size = context.reader.vocab_size
+    ngram = settings.ngram or default_ngram(vocab_size)
     source = context.count_text.model_dump_json()
-    key = digest(source, tokenizer_digest(tokenizer), str((vocab_size, settings.ngram, settings.count_tokens)))
+    key = digest(source, tokenizer_digest(tokenizer), str((vocab_size, ngram, settings.count_tokens)))
     if key not in _tables:
         path = context.shared / f"ngrams-{key}.npz" if context.shared is not None else None
         if path is not None and path.exists():
             _tables[key] = _load_table(path)
         else:
-            _tables[key] = count_ngrams(tokenizer, context.count_text, settings, vocab_size)
+            _tables[key] = count_ngrams(tokenizer, context.count_text, ngram, settings.count_tokens, vocab_size)
             if path is not None:
                 _save_table(path, _tables[key])
     return _tables[key]
@@ -196,16 +205,16 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return digest(tokenize(tokenizer, sample), str(len(tokenizer)), "".join(sorted(tokenizer.get_vocab())))
 
 
+NUMBERS = ("vocab_size", "ngram", "num_tokens")
+
+
 def _load_table(path: Path) -> CountTable:
     with np.load(path, allow_pickle=False) as data:
-        return CountTable(data["ngrams"], data["counts"], int(data["vocab_size"]), int(data["num_tokens"]))
+        return CountTable(data["ngrams"], data["counts"], *(int(data[name]) for name in NUMBERS))
 
 
 def _save_table(path: Path, table: CountTable) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp.npz")
-    np.savez(
-        temporary, ngrams=table.ngrams, counts=table.counts,
-        vocab_size=table.vocab_size, num_tokens=table.num_tokens,
-    )  # fmt: skip
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")  # several processes may write it at once
+    np.savez(temporary, ngrams=table.ngrams, counts=table.counts, **{name: getattr(table, name) for name in NUMBERS})
     temporary.replace(path)
