@@ -1,8 +1,9 @@
-"""What every recurrence shares: the dtype of the arithmetic, and sequences of several segments (cu_seqlens).
+"""What every recurrence shares: the precision of the arithmetic, and sequences of several segments (cu_seqlens).
 
 Shape letters: B batch, T time, S number of segments.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,6 +16,25 @@ from torch.nn import functional as F
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """fp64 for fp64 inputs, fp32 for all others: the dtype of the arithmetic and of the states."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def full_precision(recurrence: Callable) -> Callable:
+    """Keep autocast out of a recurrence: it would run the products in half precision."""
+
+    @functools.wraps(recurrence)
+    def wrapped(*args, **kwargs):
+        device = next(x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return recurrence(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return recurrence(*args, **kwargs)
+
+    return wrapped
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`."""
+    return 1 << (number - 1).bit_length()
 
 
 def over_segments(
@@ -56,10 +76,11 @@ def over_segments(
         )
         outputs.append(output[valid])
         tokens.append(index[valid])
-        states.append(state)
         order += members
+        if state is not None:
+            states.append(state)
     output = torch.cat(outputs)[torch.cat(tokens).argsort()][None]
-    if not output_final_state:
+    if not states:
         return output, None
     return output, torch.cat(states)[torch.tensor(order, device=device).argsort()]
 

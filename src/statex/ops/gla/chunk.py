@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from statex.ops.segments import compute_dtype, over_segments
+from statex.ops.segments import compute_dtype, full_precision, over_segments, power_of_two
 
-MAX_CHUNK = 64
-SAFE_DECAY = 16
+MIN_CHUNK, MAX_CHUNK = 16, 64
+SAFE_DECAY = 16  # largest sum of log decays over a block whose decays are factored
 
 
+@full_precision
 def chunk_gla(
     q: Tensor,
     k: Tensor,
@@ -46,7 +47,7 @@ def chunk_gla(
         return over_segments(recurrence, (q, k, v, log_decay), cu_seqlens, initial_state, output_final_state)
     num_tokens, key_dim = q.shape[1], q.shape[-1]
     scale = key_dim**-0.5 if scale is None else scale
-    chunk = min(MAX_CHUNK, 1 << (num_tokens - 1).bit_length())
+    chunk = _chunk_size(num_tokens, key_dim)
     dtype = compute_dtype(v)
     queries, keys, values, decays = (_into_chunks(x.to(dtype), chunk) for x in (scale * q.to(dtype), k, v, log_decay))
     output, queries, keys, decays = _within_chunks(queries, keys, values, decays)
@@ -54,6 +55,11 @@ def chunk_gla(
     output = torch.baddbmm(output.flatten(0, 2), queries.flatten(0, 2), states.flatten(0, 2)).view_as(output)
     output = output.flatten(2, 3)[:, :, :num_tokens].transpose(1, 2)  # [B, T, H, V]
     return output.to(v.dtype), final_state if output_final_state else None
+
+
+def _chunk_size(num_tokens: int, key_dim: int) -> int:
+    """About the key dimension: then the products of a chunk with itself and with the state cost the same."""
+    return min(power_of_two(num_tokens), max(MIN_CHUNK, min(MAX_CHUNK, power_of_two(key_dim))))
 
 
 def _into_chunks(x: Tensor, chunk: int) -> Tensor:

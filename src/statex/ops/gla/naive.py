@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from statex.ops.segments import compute_dtype, over_segments
+from statex.ops.segments import compute_dtype, full_precision, over_segments
 
 
+@full_precision
 def naive_gla(
     q: Tensor,
     k: Tensor,

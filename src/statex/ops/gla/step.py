@@ -5,9 +5,10 @@ Shape letters: B batch, H heads, K key dim, V value dim.
 
 from torch import Tensor
 
-from statex.ops.segments import compute_dtype
+from statex.ops.segments import compute_dtype, full_precision
 
 
+@full_precision
 def step_gla(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, *, scale: float | None = None
 ) -> Tensor:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from statex.ops.segments import compute_dtype, over_segments
+from statex.ops.segments import compute_dtype, full_precision, over_segments, power_of_two
 
-MAX_CHUNK = 64
-BLOCK = 32
+MIN_CHUNK, MAX_CHUNK = 32, 128
 
 
+@full_precision
 def chunk_ssd(
     x: Tensor,
     dt: Tensor,
@@ -49,7 +49,7 @@ def chunk_ssd(
 
         return over_segments(recurrence, (x, dt, B, C), cu_seqlens, initial_state, output_final_state)
     num_tokens, num_groups, dtype = x.shape[1], B.shape[2], compute_dtype(x)
-    chunk = min(MAX_CHUNK, 1 << (num_tokens - 1).bit_length())
+    chunk = _chunk_size(num_tokens, B.shape[-1])
     dt, A = dt.to(dtype), A.to(dtype)
     values = _into_chunks((dt[..., None] * x).unflatten(2, (num_groups, -1)), chunk)  # [B, G, n, c, R, P]
     decays = _into_chunks((dt * A).unflatten(2, (num_groups, -1)), chunk)  # [B, G, n, c, R]
@@ -57,11 +57,17 @@ def chunk_ssd(
     output, prefix, suffix, total = _within_chunks(queries, keys, values, decays)
     updates = keys.mT @ (suffix[..., None] * values).flatten(-2)  # [B, G, n, N, R * P]
     states, final_state = _across_chunks(updates, total.exp(), initial_state)
-    output = output + prefix[..., None] * (queries @ states).view_as(output)
+    output = torch.addcmul(output, prefix[..., None], (queries @ states).view_as(output))
     output = output.flatten(2, 3)[:, :, :num_tokens].transpose(1, 2).flatten(2, 3)  # [B, T, H, P]
     if D is not None:
-        output = output + D.to(dtype)[:, None] * x
+        output = torch.addcmul(output, D.to(dtype)[:, None], x.to(dtype))
     return output.to(x.dtype), final_state if output_final_state else None
+
+
+def _chunk_size(num_tokens: int, state_size: int) -> int:
+    """Half the state size, within bounds: the bigger the states, the fewer are kept. Chosen by measurement."""
+    chunk = max(MIN_CHUNK, min(MAX_CHUNK, power_of_two(state_size) // 2))
+    return max(2, min(chunk, power_of_two(num_tokens)))  # two blocks
 
 
 def _into_chunks(x: Tensor, chunk: int) -> Tensor:
@@ -72,7 +78,7 @@ def _into_chunks(x: Tensor, chunk: int) -> Tensor:
 
 
 def _within_chunks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Attention inside each chunk: blocks directly, then neighbouring blocks are merged.
+    """Attention inside each chunk: two blocks directly, then the right one reads the left one.
 
     A block keeps the decay from its start to each token (that token included), the decay after each token to its
     end, and its total log decay. Merging two blocks needs only products of these: no exponent is ever positive and
@@ -81,36 +87,31 @@ def _within_chunks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[
     Takes q, k [B, G, n, c, N], v [B, G, n, c, R, P], log_decay [B, G, n, c, R]; returns the output, shaped as v,
     both decays for the whole chunk [B, G, n, c, R], and its log decay [B, G, n, R].
     """
-    head_shape = v.shape[-2:]
-    chunk, size = q.shape[-2], min(BLOCK, q.shape[-2])
-    output, prefix, suffix, total = _within_blocks(*(x.unflatten(3, (-1, size)) for x in (q, k, v, log_decay)))
-    while size < chunk:
-        blocks = (-1, 2, size)
-        (_, q_right), (k_left, _), (v_left, _), (output_left, output_right), prefixes, suffixes = (
-            tensor.unflatten(3, blocks).unbind(4) for tensor in (q, k, v, output, prefix, suffix)
-        )
-        total_left, total_right = total.unflatten(3, (-1, 2)).unbind(4)  # [B, G, n, blocks, R]
-        past = q_right @ k_left.mT @ (suffixes[0][..., None] * v_left).flatten(-2)
-        output_right = output_right + prefixes[1][..., None] * past.unflatten(-1, head_shape)
-        output = torch.stack((output_left, output_right), dim=4).flatten(3, 5)
-        prefix = torch.stack((prefixes[0], prefixes[1] * total_left.exp()[..., None, :]), dim=4).flatten(3, 5)
-        suffix = torch.stack((suffixes[0] * total_right.exp()[..., None, :], suffixes[1]), dim=4).flatten(3, 5)
-        total = total_left + total_right
-        size *= 2
-    return output, prefix, suffix, total.squeeze(3)
+    q, k, v, log_decay = (tensor.unflatten(3, (2, -1)) for tensor in (q, k, v, log_decay))
+    output, prefix, suffix, total = _within_blocks(q, k, v, log_decay)
+    output_left, output_right = output.unbind(3)
+    prefix_left, prefix_right = prefix.unbind(3)
+    suffix_left, suffix_right = suffix.unbind(3)
+    decay_left, decay_right = total.exp()[..., None, :].unbind(3)
+    read = q[:, :, :, 1] @ k[:, :, :, 0].mT @ (suffix_left[..., None] * v[:, :, :, 0]).flatten(-2)
+    output_right = torch.addcmul(output_right, prefix_right[..., None], read.view_as(output_right))
+    output = torch.cat((output_left, output_right), dim=3)
+    prefix = torch.cat((prefix_left, prefix_right * decay_left), dim=3)
+    suffix = torch.cat((suffix_left * decay_right, suffix_right), dim=3)
+    return output, prefix, suffix, total.sum(3)
 
 
 def _within_blocks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `_within_chunks` keeps of each block: [B, G, n, blocks, size, ...] -> [B, G, n, c, ...]."""
+    """What `_within_chunks` keeps of each block, from and to [B, G, n, 2, c / 2, ...]; the total is [B, G, n, 2, R]."""
     size = q.shape[-2]
     spans = _spans(size, q.dtype, q.device)  # [size (to), size (from), size]
-    log_decay = log_decay.transpose(-1, -2)  # [B, G, n, blocks, R, size]
+    log_decay = log_decay.transpose(-1, -2)  # [B, G, n, 2, R, size]
     decays = (log_decay @ spans.flatten(0, 1).T).exp().unflatten(-1, (size, size))
     weights = (q @ k.mT * q.new_ones(size, size).tril())[..., None, :, :] * decays
     output = (weights @ v.transpose(-2, -3)).transpose(-2, -3)
     prefix = (decays[..., 0] * log_decay[..., :1].exp()).transpose(-1, -2)
     suffix = decays[..., -1, :].transpose(-1, -2)
-    return output.flatten(3, 4), prefix.flatten(3, 4), suffix.flatten(3, 4), log_decay.sum(-1)
+    return output, prefix, suffix, log_decay.sum(-1)
 
 
 def _spans(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:

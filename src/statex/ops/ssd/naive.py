@@ -6,9 +6,10 @@ Shape letters: B batch, T time, H heads, P head dim, N state size, G groups.
 import torch
 from torch import Tensor
 
-from statex.ops.segments import compute_dtype, over_segments
+from statex.ops.segments import compute_dtype, full_precision, over_segments
 
 
+@full_precision
 def naive_ssd(
     x: Tensor,
     dt: Tensor,

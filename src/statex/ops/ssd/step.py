@@ -5,9 +5,10 @@ Shape letters: B batch, H heads, P head dim, N state size, G groups.
 
 from torch import Tensor
 
-from statex.ops.segments import compute_dtype
+from statex.ops.segments import compute_dtype, full_precision
 
 
+@full_precision
 def step_ssd(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, *, D: Tensor | None = None
 ) -> Tensor:
