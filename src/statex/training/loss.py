@@ -19,11 +19,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, chunk):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        total = hidden.new_zeros((), dtype=torch.float32)
+        precise = torch.promote_types(hidden.dtype, torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=precise) if needs_weight else None
+        total = hidden.new_zeros((), dtype=precise)
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
-            logits = (hidden[rows] @ weight.T).float()  # [chunk, V]
+            logits = (hidden[rows] @ weight.T).to(precise)  # [chunk, V]
             log_normalizer = logits.logsumexp(-1)
             target = targets[rows, None]
             total += (log_normalizer - logits.gather(-1, target).squeeze(-1)).sum()
@@ -55,7 +56,7 @@ def linear_cross_entropy(
         hidden: [..., D].
         weight: [V, D], the language-model head.
         targets: [...] int64; -100 is ignored.
-        chunk: tokens whose logits, [chunk, V] in fp32, exist at one time.
+        chunk: tokens whose logits, [chunk, V] in fp32 (fp64 of fp64 inputs), exist at one time.
     """
     scored = targets.reshape(-1) != -100
     rows = hidden.reshape(-1, hidden.shape[-1])[scored]
