@@ -6,6 +6,7 @@ together). The kernels see batch rows as segments of one long row.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
@@ -17,6 +18,7 @@ from statex.ops.gla.triton_step import triton_gla_step
 __all__ = ["triton_gla", "triton_gla_step"]
 
 BLOCK = 64  # tokens; the kernels' own
+STRONG_DECAY = 64.0  # nats over a block in some channel, beyond which exponents must not be positive
 
 
 def triton_gla(
@@ -89,12 +91,13 @@ class Tiles:
 
     part: int  # tokens of a tile, at most a chunk
     prepare: tuple[int, int]  # key channels, warps
-    between: tuple[int, int, int]  # key channels a step, warps, stages
+    attention: tuple[int, int, int]  # key channels a step, warps, stages
     state: tuple[int, int, int, int]  # key channels, value channels, warps, stages
     output: tuple[int, int, int, int]  # key channels a step, value channels, warps, stages
-    attention: tuple[int, int, int]  # value channels a step, warps, stages
+    d_attention: tuple[int, int, int]  # value channels a step, warps, stages
     through: tuple[int, int, int, int]  # key channels, value channels a step, warps, stages
     inside: tuple[int, int]  # key channels, warps
+    strong: tuple[int, int]  # key channels, warps, where a decay is strong
 
 
 @lru_cache
@@ -113,12 +116,13 @@ def _tiles(key_dim: int, value_dim: int, rows: int, chunk: int, dtype: torch.dty
         return Tiles(
             part=64,
             prepare=(half_k, 4),
-            between=(half_k, 4, 2),
+            attention=(half_k, 4, 2),
             state=(step_k, step_v, 4, 2),
             output=(half_k, step_v, 4, 2),
-            attention=(half_v, 4, 2),
+            d_attention=(half_v, 4, 2),
             through=(step_k, half_v, 4, 2),
             inside=(half_k, 4),
+            strong=(half_k, 4),
         )
     part = min(chunk, 128)
     large = 128 if rows * key_dim * value_dim >= 96 * 128 * 128 else 64
@@ -126,13 +130,14 @@ def _tiles(key_dim: int, value_dim: int, rows: int, chunk: int, dtype: torch.dty
     wide_k, wide_v = fit(key_dim, 2 * part), fit(value_dim, 2 * part)
     return Tiles(
         part=part,
-        prepare=(fit(key_dim, 32), 4),
-        between=(step_k, 4, 3),
+        prepare=(step_k, 4),
+        attention=(step_k, 4, 3),
         state=(state_k, state_v, warps(state_k, state_v), 4),
         output=(step_k, wide_v, warps(part, wide_v), 3),
-        attention=(step_v, warps(part, part), 3),
+        d_attention=(step_v, warps(part, part), 3),
         through=(wide_k, step_v, warps(part, wide_k), 3),
-        inside=(fit(key_dim, 32), 4),
+        inside=(step_k, 4),
+        strong=(step_k, 4),
     )
 
 
@@ -168,8 +173,7 @@ class _Gla(torch.autograd.Function):
         return dq, dk, dv, d_decay, d_initial, None, None, None
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """What the prepare kernels make of q, k and the decays; docstrings there."""
 
     q_decayed: Tensor  # [N * C, H, K]
@@ -177,10 +181,8 @@ class Prepared:
     block_decay: Tensor  # [N * C / 64, H, K]
     before: Tensor  # [N * C / 64, H, K]
     after: Tensor  # [N * C / 64, H, K]
+    strong: Tensor  # [N, H]
     attention: Tensor  # [N * C, H, C]
-
-    def __iter__(self):
-        return iter((self.q_decayed, self.k_decayed, self.block_decay, self.before, self.after, self.attention))
 
 
 @lru_cache
@@ -204,31 +206,34 @@ def _state_like(v: Tensor, k: Tensor, layout: Layout) -> Tensor:
 
 def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layout) -> Prepared:
     heads, key_dim = q.shape[2:]
-    tokens, chunk = layout.num_chunks * layout.chunk, layout.chunk
-    blocks, precision = chunk // BLOCK, _precision(q.dtype)
+    chunk, num_chunks = layout.chunk, layout.num_chunks
+    tokens, blocks, precision = num_chunks * chunk, chunk // BLOCK, _precision(q.dtype)
+    exact, windows = q.dtype == torch.float32, _windows(q.dtype, q.device)
     tiles = _tiles(key_dim, key_dim, heads, chunk, q.dtype)
-    (tile, warps), (tile_between, warps_between, stages) = tiles.prepare, tiles.between
     q_decayed, k_decayed = q.new_empty(2, tokens, heads, key_dim).unbind()
-    table = q.new_empty(3, tokens // BLOCK, heads, key_dim, dtype=torch.float32)
-    block_decay, before, after = table.unbind()
+    block_decay, before, after = q.new_empty(3, tokens // BLOCK, heads, key_dim, dtype=torch.float32).unbind()
+    strong = torch.empty(num_chunks, heads, dtype=torch.int32, device=q.device)
     attention = q.new_empty(tokens, heads, chunk)
-    grid = (layout.num_chunks * blocks, heads)
-    kernels.prepare_kernel[grid](
-        q, k, log_decay, layout.chunk_table, _windows(q.dtype, q.device), q_decayed, k_decayed, block_decay, attention, scale,
-        H=heads, K=key_dim, C=chunk, BK=tile, PRECISION=precision, EXACT=q.dtype == torch.float32,
-        num_warps=warps, num_stages=2,
+    tile, warps = tiles.prepare
+    kernels.prepare_kernel[(triton.cdiv(key_dim, tile), num_chunks * blocks, heads)](
+        q, k, log_decay, layout.chunk_table, windows, q_decayed, k_decayed, block_decay, scale,
+        H=heads, K=key_dim, C=chunk, BK=tile, EXACT=exact, num_warps=warps,
     )  # fmt: skip
-    wide = max(16, min(1024, triton.next_power_of_2(key_dim)))
-    kernels.prefix_kernel[(layout.num_chunks, heads, triton.cdiv(key_dim, wide))](
-        block_decay, before, after, H=heads, K=key_dim, C=chunk, BK=wide
+    tile = max(16, min(1024, triton.next_power_of_2(key_dim)))
+    kernels.prefix_kernel[(num_chunks, heads)](
+        block_decay, before, after, strong, H=heads, K=key_dim, C=chunk, BK=tile, LIMIT=STRONG_DECAY
     )
-    if blocks > 1:
-        kernels.between_blocks_kernel[(layout.num_chunks * (blocks * (blocks - 1) // 2), heads)](
-            q_decayed, k_decayed, before, block_decay, attention,
-            H=heads, K=key_dim, C=chunk, BK=tile_between, PRECISION=precision,
-            num_warps=warps_between, num_stages=stages,
-        )  # fmt: skip
-    return Prepared(q_decayed, k_decayed, block_decay, before, after, attention)
+    tile, warps, stages = tiles.attention
+    kernels.attention_kernel[(num_chunks * (blocks * (blocks + 1) // 2), heads)](
+        q_decayed, k_decayed, before, block_decay, strong, attention,
+        H=heads, K=key_dim, C=chunk, BK=tile, PRECISION=precision, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    tile, warps = tiles.strong
+    kernels.strong_attention_kernel[(num_chunks * blocks, heads)](
+        q, k, log_decay, layout.chunk_table, windows, strong, attention, scale,
+        H=heads, K=key_dim, C=chunk, BK=tile, PRECISION=precision, EXACT=exact, num_warps=warps, num_stages=2,
+    )  # fmt: skip
+    return Prepared(q_decayed, k_decayed, block_decay, before, after, strong, attention)
 
 
 def _states(prepared: Prepared, v: Tensor, initial: Tensor | None, final: Tensor | None, layout: Layout) -> Tensor:
@@ -317,7 +322,7 @@ def _attention_gradient(d_output: Tensor, v: Tensor, layout: Layout) -> Tensor:
     heads, value_dim = v.shape[2:]
     tiles = _tiles(value_dim, value_dim, heads, layout.chunk, v.dtype)
     parts = layout.chunk // tiles.part
-    tile_v, warps, stages = tiles.attention
+    tile_v, warps, stages = tiles.d_attention
     d_attention = v.new_empty(layout.num_chunks * layout.chunk, heads, layout.chunk)
     kernels.attention_gradient_kernel[(layout.num_chunks * (parts * (parts + 1) // 2), heads)](
         d_output, v, d_attention, layout.chunk_table,
@@ -338,14 +343,14 @@ def _inside_gradients(
     layout: Layout,
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads, key_dim = q.shape[2:]
-    tile, warps = _tiles(key_dim, key_dim, heads, layout.chunk, q.dtype).inside
+    tiles = _tiles(key_dim, key_dim, heads, layout.chunk, q.dtype)
     dq, dk, d_decay = torch.empty_like(q), torch.empty_like(k), torch.empty_like(log_decay)
-    kernels.inside_gradient_kernel[(triton.cdiv(key_dim, tile), layout.num_chunks, heads)](
-        q, k, log_decay, prepared.q_decayed, prepared.k_decayed, d_attention, *through,
-        prepared.before, prepared.after, prepared.block_decay, layout.chunk_table,
-        _windows(q.dtype, q.device), dq, dk, d_decay,
-        scale, layout.num_chunks,
-        H=heads, K=key_dim, C=layout.chunk, BK=tile, TILES_V=through[2].shape[0], PRECISION=_precision(q.dtype),
-        EXACT=q.dtype == torch.float32, num_warps=warps, num_stages=2,
-    )  # fmt: skip
+    for strong, (tile, warps) in ((False, tiles.inside), (True, tiles.strong)):
+        kernels.inside_gradient_kernel[(triton.cdiv(key_dim, tile), layout.num_chunks, heads)](
+            q, k, log_decay, prepared.q_decayed, prepared.k_decayed, d_attention, *through,
+            prepared.before, prepared.after, prepared.block_decay, prepared.strong, layout.chunk_table,
+            _windows(q.dtype, q.device), dq, dk, d_decay, scale, layout.num_chunks,
+            H=heads, K=key_dim, C=layout.chunk, BK=tile, TILES_V=through[2].shape[0], STRONG=strong,
+            PRECISION=_precision(q.dtype), EXACT=q.dtype == torch.float32, num_warps=warps, num_stages=2,
+        )  # fmt: skip
     return dq, dk, d_decay

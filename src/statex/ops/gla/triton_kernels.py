@@ -49,102 +49,136 @@ def _sums(windows, index, high, low, rows, EXACT: tl.constexpr):
 
 @triton.jit
 def prepare_kernel(
-    q, k, log_decay, chunk_table, windows,
-    q_decayed, k_decayed, block_decay, attention,
+    q, k, log_decay, chunk_table, windows, q_decayed, k_decayed, block_decay,
+    scale,
+    H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """BK key channels of one block: scaled q decayed from the block's start, k decayed to its end (both padded), and
+    the block's total decay [N * C / 64, H, K]."""
+    tile, block, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    chunk = block // (C // BLOCK)
+    start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
+    rows, cols = tl.arange(0, BLOCK), tile * BK + tl.arange(0, BK)
+    in_chunk = (block % (C // BLOCK)) * BLOCK + rows
+    inside = (cols < K)[None, :]
+    mask = (in_chunk < length)[:, None] & inside
+    token = (start.to(tl.int64) * H + head) * K
+    padded = (chunk.to(tl.int64) * C * H + head) * K
+    at = (in_chunk * (H * K))[:, None] + cols[None, :]
+    decay = tl.load(log_decay + token + at, mask=mask, other=0.0).to(tl.float32)
+    queries = tl.load(q + token + at, mask=mask, other=0.0)
+    keys = tl.load(k + token + at, mask=mask, other=0.0)
+    tl.store(block_decay + (block * H + head).to(tl.int64) * K + cols, tl.sum(decay, 0), mask=cols < K)
+    high, low = _split(decay, EXACT)
+    q_out = queries.to(tl.float32) * scale * tl.exp(_sums(windows, FROM_START, high, low, rows, EXACT))
+    tl.store(q_decayed + padded + at, q_out.to(queries.dtype), mask=inside)
+    k_out = keys.to(tl.float32) * tl.exp(_sums(windows, TO_END, high, low, rows, EXACT))
+    tl.store(k_decayed + padded + at, k_out.to(keys.dtype), mask=inside)
+
+
+@triton.jit
+def prefix_kernel(
+    block_decay, before, after, strong,
+    H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, LIMIT: tl.constexpr,
+):  # fmt: skip
+    """Decay of the blocks of the same chunk before and after each block [N * C / 64, H, K]; and whether a block of
+    the chunk decays by more than exp(-LIMIT) in some channel [N, H]."""
+    chunk, head = tl.program_id(0), tl.program_id(1)
+    blocks: tl.constexpr = C // 64
+    largest = tl.zeros((BK,), tl.float32)
+    for k0 in range(0, K, BK):
+        cols = k0 + tl.arange(0, BK)
+        at = (chunk * blocks * H + head).to(tl.int64) * K + cols
+        total = tl.zeros((BK,), tl.float32)
+        for i in range(blocks):
+            tl.store(before + at + i * H * K, total, mask=cols < K)
+            decay = tl.load(block_decay + at + i * H * K, mask=cols < K, other=0.0)
+            total += decay
+            largest = tl.maximum(largest, tl.where(decay >= -LIMIT, 0.0, 1.0))  # also for NaN
+        total = tl.zeros((BK,), tl.float32)
+        for j in range(blocks):
+            i = blocks - 1 - j
+            tl.store(after + at + i * H * K, total, mask=cols < K)
+            total += tl.load(block_decay + at + i * H * K, mask=cols < K, other=0.0)
+    tl.store(strong + chunk * H + head, tl.max(largest, 0).to(tl.int32))
+
+
+@triton.jit
+def attention_kernel(
+    q_decayed, k_decayed, before, block_decay, strong, attention,
+    H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Attention of one block to itself or to an earlier block of its chunk (padded [N * C, H, C]), zeros for the
+    mirrored pair. To itself only where no decay is strong: there the decay between two tokens is taken as that from
+    the block's start, times that to its end, over that of the whole block."""
+    blocks: tl.constexpr = C // 64
+    pairs: tl.constexpr = blocks * (blocks + 1) // 2
+    chunk, head = tl.program_id(0) // pairs, tl.program_id(1)
+    pair = tl.program_id(0) % pairs
+    i = (pair >= 1).to(tl.int32) + (pair >= 3).to(tl.int32) + (pair >= 6).to(tl.int32)  # (0, 0), (1, 0), (1, 1), ...
+    j = pair - i * (i + 1) // 2
+    if (i == j) & (tl.load(strong + chunk * H + head) != 0):
+        return
+    rows = tl.arange(0, BLOCK)
+    to_row, from_row = chunk * C + rows + i * BLOCK, chunk * C + rows + j * BLOCK
+    to_at, from_at = (to_row.to(tl.int64) * H + head)[:, None], (from_row.to(tl.int64) * H + head)[:, None]
+    table = (chunk * blocks * H + head).to(tl.int64) * K
+    result = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for k0 in range(0, K, BK):
+        cols = k0 + tl.arange(0, BK)
+        inside = (cols < K)[None, :]
+        queries = tl.load(q_decayed + to_at * K + cols[None, :], mask=inside, other=0.0)
+        keys = tl.load(k_decayed + from_at * K + cols[None, :], mask=inside, other=0.0)
+        decay = tl.load(before + table + i * H * K + cols, mask=cols < K, other=0.0)
+        decay -= tl.load(before + table + j * H * K + cols, mask=cols < K, other=0.0)
+        decay -= tl.load(block_decay + table + j * H * K + cols, mask=cols < K, other=0.0)
+        queries = (queries.to(tl.float32) * tl.exp(decay)[None, :]).to(keys.dtype)
+        result += tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+    result = tl.where((i > j) | (rows[:, None] >= rows[None, :]), result, 0.0)
+    tl.store(attention + to_at * C + (rows + j * BLOCK)[None, :], result.to(attention.dtype.element_ty))
+    if i > j:
+        zeros = tl.zeros((BLOCK, BLOCK), attention.dtype.element_ty)
+        tl.store(attention + from_at * C + (rows + i * BLOCK)[None, :], zeros)
+
+
+@triton.jit
+def strong_attention_kernel(
+    q, k, log_decay, chunk_table, windows, strong, attention,
     scale,
     H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """One block of one head: scaled q decayed from the block's start, k decayed to its end (both padded), the
-    block's total decay [N * C / 64, H, K], and attention inside the block (padded [N * C, H, C])."""
+    """Attention of one block to itself where a decay is strong: neighbouring blocks of 1, 2, 4, ..., 32 tokens are
+    merged in pairs, with decays from the later block's start and to the earlier one's end, so that no exponent is
+    positive."""
     block, head = tl.program_id(0), tl.program_id(1)
-    chunk, block_of_chunk = block // (C // BLOCK), block % (C // BLOCK)
+    chunk = block // (C // BLOCK)
+    if tl.load(strong + chunk * H + head) == 0:
+        return
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     rows = tl.arange(0, BLOCK)
-    in_chunk = block_of_chunk * BLOCK + rows
+    in_chunk = (block % (C // BLOCK)) * BLOCK + rows
     token = (start.to(tl.int64) * H + head) * K
-    padded = (chunk.to(tl.int64) * C * H + head) * K
-    valid = in_chunk < length
     result = tl.zeros((BLOCK, BLOCK), tl.float32)
     diagonal = tl.zeros((BLOCK,), tl.float32)
     for k0 in range(0, K, BK):
         cols = k0 + tl.arange(0, BK)
-        mask = valid[:, None] & (cols < K)[None, :]
+        mask = (in_chunk < length)[:, None] & (cols < K)[None, :]
         at = (in_chunk * (H * K))[:, None] + cols[None, :]
-        q_in = tl.load(q + token + at, mask=mask, other=0.0)
-        k_in = tl.load(k + token + at, mask=mask, other=0.0)
-        decay = tl.load(log_decay + token + at, mask=mask, other=0.0).to(tl.float32)
-        high, low = _split(decay, EXACT)
-        inside = (cols < K)[None, :]
-        q_out = q_in.to(tl.float32) * scale * tl.exp(_sums(windows, FROM_START, high, low, rows, EXACT))
-        tl.store(q_decayed + padded + at, q_out.to(q_in.dtype), mask=inside)
-        k_out = k_in.to(tl.float32) * tl.exp(_sums(windows, TO_END, high, low, rows, EXACT))
-        tl.store(k_decayed + padded + at, k_out.to(q_in.dtype), mask=inside)
-        tl.store(block_decay + (block * H + head).to(tl.int64) * K + cols, tl.sum(decay, 0), mask=cols < K)
-        diagonal += tl.sum(q_in.to(tl.float32) * k_in.to(tl.float32), 1)
+        queries = tl.load(q + token + at, mask=mask, other=0.0)
+        keys = tl.load(k + token + at, mask=mask, other=0.0)
+        high, low = _split(tl.load(log_decay + token + at, mask=mask, other=0.0).to(tl.float32), EXACT)
+        diagonal += tl.sum(queries.to(tl.float32) * keys.to(tl.float32), 1)
         for level in range(LEVELS):
             later = (((rows >> level) & 1) != 0)[:, None]
             factor = tl.exp(_sums(windows, level, high, low, rows, EXACT))
-            both = tl.where(later, q_in.to(tl.float32) * factor, k_in.to(tl.float32) * factor).to(q_in.dtype)
+            both = tl.where(later, queries.to(tl.float32) * factor, keys.to(tl.float32) * factor).to(queries.dtype)
             product = tl.dot(both, tl.trans(both), input_precision=PRECISION)  # symmetric
             result += tl.where((rows[:, None] ^ rows[None, :]) >> level == 1, product, 0.0)
     result = tl.where(rows[:, None] > rows[None, :], result, 0.0)
     result = (result + tl.where(rows[:, None] == rows[None, :], diagonal[:, None], 0.0)) * scale
     at = (chunk.to(tl.int64) * C * H + head) * C + (in_chunk * (H * C))[:, None] + in_chunk[None, :]
     tl.store(attention + at, result.to(attention.dtype.element_ty))
-
-
-@triton.jit
-def prefix_kernel(block_decay, before, after, H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr):
-    """Decay of the blocks of the same chunk before and after each block: [N * C / 64, H, K]."""
-    chunk, head, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    cols = tile * BK + tl.arange(0, BK)
-    blocks: tl.constexpr = C // 64
-    at = (chunk * blocks * H + head).to(tl.int64) * K + cols
-    total = tl.zeros((BK,), tl.float32)
-    for i in range(blocks):
-        tl.store(before + at + i * H * K, total, mask=cols < K)
-        total += tl.load(block_decay + at + i * H * K, mask=cols < K, other=0.0)
-    total = tl.zeros((BK,), tl.float32)
-    for j in range(blocks):
-        i = blocks - 1 - j
-        tl.store(after + at + i * H * K, total, mask=cols < K)
-        total += tl.load(block_decay + at + i * H * K, mask=cols < K, other=0.0)
-
-
-@triton.jit
-def between_blocks_kernel(
-    q_decayed, k_decayed, before, block_decay, attention,
-    H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Attention of one block to an earlier block of its chunk; zeros for the mirrored pair."""
-    blocks: tl.constexpr = C // 64
-    pairs: tl.constexpr = blocks * (blocks - 1) // 2
-    chunk, head = tl.program_id(0) // pairs, tl.program_id(1)
-    pair = tl.program_id(0) % pairs
-    i = 1 + (pair >= 1).to(tl.int32) + (pair >= 3).to(tl.int32)  # (1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)
-    j = pair - i * (i - 1) // 2
-    rows = tl.arange(0, BLOCK)
-    to_row = chunk * C + rows + i * BLOCK
-    from_row = chunk * C + rows + j * BLOCK
-    result = tl.zeros((BLOCK, BLOCK), tl.float32)
-    for k0 in range(0, K, BK):
-        cols = k0 + tl.arange(0, BK)
-        mask = (cols < K)[None, :]
-        at = ((to_row.to(tl.int64) * H + head) * K)[:, None] + cols[None, :]
-        queries = tl.load(q_decayed + at, mask=mask, other=0.0)
-        at = ((from_row.to(tl.int64) * H + head) * K)[:, None] + cols[None, :]
-        keys = tl.load(k_decayed + at, mask=mask, other=0.0)
-        at = (chunk * blocks * H + head).to(tl.int64) * K + cols
-        decay = tl.load(before + at + i * H * K, mask=cols < K, other=0.0)
-        decay -= tl.load(before + at + j * H * K, mask=cols < K, other=0.0)
-        decay -= tl.load(block_decay + at + j * H * K, mask=cols < K, other=0.0)
-        queries = (queries.to(tl.float32) * tl.exp(tl.minimum(decay, 0.0))[None, :]).to(keys.dtype)
-        result += tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-    at = ((to_row.to(tl.int64) * H + head) * C)[:, None] + (rows + j * BLOCK)[None, :]
-    tl.store(attention + at, result.to(attention.dtype.element_ty))
-    at = ((from_row.to(tl.int64) * H + head) * C)[:, None] + (rows + i * BLOCK)[None, :]
-    tl.store(attention + at, tl.zeros((BLOCK, BLOCK), attention.dtype.element_ty))
 
 
 @triton.jit
@@ -177,7 +211,9 @@ def state_kernel(
     if HAS_FIRST:
         state += tl.load(first + segment_state, mask=inside, other=0.0).to(tl.float32)
     decays = block_decay + (first_chunk * blocks * H + head).to(tl.int64) * K + cols_k
-    decay = tl.load(decays + tl.where(REVERSE, num_blocks - 1, 0) * (H * K), mask=(cols_k < K) & (num_blocks > 0), other=0.0)
+    decay = tl.load(
+        decays + tl.where(REVERSE, num_blocks - 1, 0) * (H * K), mask=(cols_k < K) & (num_blocks > 0), other=0.0
+    )
     for step in range(num_blocks):
         block = num_blocks - 1 - step if REVERSE else step
         chunk = first_chunk + block // blocks
@@ -315,18 +351,21 @@ def through_state_kernel(
 @triton.jit
 def inside_gradient_kernel(
     q, k, log_decay, q_decayed, k_decayed, d_attention, dq_state, dk_state, overlap,
-    before, after, block_decay, chunk_table, windows, dq, dk, d_log_decay,
+    before, after, block_decay, strong, chunk_table, windows, dq, dk, d_log_decay,
     scale, NUM_CHUNKS,
     H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, TILES_V: tl.constexpr,
-    PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    STRONG: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of q, k and log_decay for one chunk and BK key channels, its blocks from last to first.
+    """Gradients of q, k and log_decay for one chunk and BK key channels, its blocks from last to first; for the
+    chunks with a strong decay, or for those without.
 
     The gradient of a log decay is the sum of q k dA over all pairs (source, reader) around its token; going back
-    over a token changes that sum by `change` = q dq - k dk, without the token's own q k. Both sides of a pair use
-    the same rounded factors, so that pairs which have ended cancel exactly.
+    over a token changes that sum by `change` = q dq - k dk. Both sides of a pair use the same rounded factors, so
+    that pairs which have ended cancel; STRONG leaves out the token's own pair, which would hide the rest.
     """
     tile, chunk, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    if (tl.load(strong + chunk * H + head) != 0) != STRONG:
+        return
     blocks: tl.constexpr = C // 64
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     rows, cols = tl.arange(0, BLOCK), tile * BK + tl.arange(0, BK)
@@ -337,29 +376,28 @@ def inside_gradient_kernel(
     pairs = d_attention + (chunk.to(tl.int64) * C * H + head) * C
     # Pairs around the end of the chunk: from before it through it, and from inside it.
     crossing = tl.zeros((BK,), tl.float32)
-    for tile_v in range(TILES_V):
+    for tile_v in tl.static_range(TILES_V):
         at = ((tile_v * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * K + cols
         crossing += tl.load(overlap + at, mask=cols < K, other=0.0)
     decay = tl.load(before + table + (blocks - 1) * H * K, mask=cols < K, other=0.0)
     decay += tl.load(block_decay + table + (blocks - 1) * H * K, mask=cols < K, other=0.0)
     crossing *= tl.exp(decay)
-    for i in range(blocks):
-        at = ((rows + i * BLOCK) * (H * K))[:, None] + cols[None, :]
+    for part in tl.static_range(blocks):
+        at = ((rows + part * BLOCK) * (H * K))[:, None] + cols[None, :]
         sources = tl.load(k_decayed + padded + at, mask=inside, other=0.0).to(tl.float32)
         sources *= tl.load(dk_state + padded + at, mask=inside, other=0.0).to(tl.float32)
-        decay = tl.load(after + table + i * H * K, mask=cols < K, other=0.0)
+        decay = tl.load(after + table + part * H * K, mask=cols < K, other=0.0)
         crossing += tl.sum(sources, 0) * tl.exp(decay)
     for step in range(blocks):
         i = blocks - 1 - step
         in_chunk = rows + i * BLOCK
-        mask = (in_chunk < length)[:, None] & inside
         at = (in_chunk * (H * K))[:, None] + cols[None, :]
         before_i = tl.load(before + table + i * H * K, mask=cols < K, other=0.0)
         through_i = before_i + tl.load(block_decay + table + i * H * K, mask=cols < K, other=0.0)
         after_i = tl.load(after + table + i * H * K, mask=cols < K, other=0.0)
         dq_tile = tl.load(dq_state + padded + at, mask=inside, other=0.0).to(tl.float32) * tl.exp(before_i)[None, :]
         dk_tile = tl.load(dk_state + padded + at, mask=inside, other=0.0).to(tl.float32) * tl.exp(after_i)[None, :]
-        for j in range(0, i):
+        for j in range(0, i if STRONG else i + 1):
             decay = before_i - tl.load(before + table + j * H * K, mask=cols < K, other=0.0)
             decay -= tl.load(block_decay + table + j * H * K, mask=cols < K, other=0.0)
             other = rows + j * BLOCK
@@ -367,41 +405,43 @@ def inside_gradient_kernel(
             at_other = (other * (H * K))[:, None] + cols[None, :]
             other_keys = tl.load(k_decayed + padded + at_other, mask=inside, other=0.0)
             product = tl.dot(weights, other_keys, input_precision=PRECISION)
-            dq_tile += product * tl.exp(tl.minimum(decay, 0.0))[None, :]
-        for j in range(i + 1, blocks):
+            dq_tile += product * tl.exp(decay)[None, :]
+        for j in range(i + 1 if STRONG else i, blocks):
             decay = tl.load(before + table + j * H * K, mask=cols < K, other=0.0) - through_i
             other = rows + j * BLOCK
             weights = tl.load(pairs + (other * (H * C))[None, :] + in_chunk[:, None])
             at_other = (other * (H * K))[:, None] + cols[None, :]
             other_queries = tl.load(q_decayed + padded + at_other, mask=inside, other=0.0)
             product = tl.dot(weights, other_queries, input_precision=PRECISION)
-            dk_tile += product * tl.exp(tl.minimum(decay, 0.0))[None, :]
+            dk_tile += product * tl.exp(decay)[None, :]
         change = tl.load(q_decayed + padded + at, mask=inside, other=0.0).to(tl.float32) * dq_tile
         change -= tl.load(k_decayed + padded + at, mask=inside, other=0.0).to(tl.float32) * dk_tile
+        mask = (in_chunk < length)[:, None] & inside
         high, low = _split(tl.load(log_decay + token + at, mask=mask, other=0.0).to(tl.float32), EXACT)
         dq_tile *= tl.exp(_sums(windows, FROM_START, high, low, rows, EXACT))
         dk_tile *= tl.exp(_sums(windows, TO_END, high, low, rows, EXACT))
-        q_in = tl.load(q + token + at, mask=mask, other=0.0)
-        k_in = tl.load(k + token + at, mask=mask, other=0.0)
-        weights = tl.load(pairs + (in_chunk * (H * C))[:, None] + in_chunk[None, :])
-        mirrored = tl.load(pairs + (in_chunk * (H * C))[None, :] + in_chunk[:, None])
-        own = tl.sum(tl.where(rows[:, None] == rows[None, :], weights.to(tl.float32), 0.0), 1)[:, None]
-        weights += mirrored  # symmetric: a pair of blocks gives both the later's dq and the earlier's dk
-        for level in range(LEVELS):
-            later = (((rows >> level) & 1) != 0)[:, None]
-            factor = tl.exp(_sums(windows, level, high, low, rows, EXACT))
-            both = tl.where(later, q_in.to(tl.float32) * factor, k_in.to(tl.float32) * factor).to(q_in.dtype)
-            picked = tl.where((rows[:, None] ^ rows[None, :]) >> level == 1, weights, 0.0).to(q_in.dtype)
-            product = tl.dot(picked, both, input_precision=PRECISION)
-            change += tl.where(later, scale, -scale) * product * both.to(tl.float32)
-            product *= factor
-            dq_tile += tl.where(later, product, 0.0)
-            dk_tile += tl.where(later, 0.0, product * scale)
+        if STRONG:
+            queries = tl.load(q + token + at, mask=mask, other=0.0)
+            keys = tl.load(k + token + at, mask=mask, other=0.0)
+            weights = tl.load(pairs + (in_chunk * (H * C))[:, None] + in_chunk[None, :])
+            mirrored = tl.load(pairs + (in_chunk * (H * C))[None, :] + in_chunk[:, None])
+            own = tl.sum(tl.where(rows[:, None] == rows[None, :], weights.to(tl.float32), 0.0), 1)[:, None]
+            weights += mirrored  # symmetric: a pair of blocks gives both the later's dq and the earlier's dk
+            for level in range(LEVELS):
+                later = (((rows >> level) & 1) != 0)[:, None]
+                factor = tl.exp(_sums(windows, level, high, low, rows, EXACT))
+                both = tl.where(later, queries.to(tl.float32) * factor, keys.to(tl.float32) * factor).to(queries.dtype)
+                picked = tl.where((rows[:, None] ^ rows[None, :]) >> level == 1, weights, 0.0).to(queries.dtype)
+                product = tl.dot(picked, both, input_precision=PRECISION)
+                change += tl.where(later, scale, -scale) * product * both.to(tl.float32)
+                product *= factor
+                dq_tile += tl.where(later, product, 0.0)
+                dk_tile += tl.where(later, 0.0, product * scale)
+            dq_tile += own * keys.to(tl.float32)
+            dk_tile += own * scale * queries.to(tl.float32)
+        tl.store(dq + token + at, (dq_tile * scale).to(dq.dtype.element_ty), mask=mask)
+        tl.store(dk + token + at, dk_tile.to(dk.dtype.element_ty), mask=mask)
         high, low = _split(change, EXACT)
         d_decay = crossing[None, :] + change + _sums(windows, TO_END, high, low, rows, EXACT)
         crossing += tl.sum(change, 0)
         tl.store(d_log_decay + token + at, d_decay.to(d_log_decay.dtype.element_ty), mask=mask)
-        dq_tile = (dq_tile + own * k_in.to(tl.float32)) * scale
-        dk_tile += own * scale * q_in.to(tl.float32)
-        tl.store(dq + token + at, dq_tile.to(dq.dtype.element_ty), mask=mask)
-        tl.store(dk + token + at, dk_tile.to(dk.dtype.element_ty), mask=mask)
