@@ -45,7 +45,7 @@ def gla(
 ) -> tuple[Tensor, Tensor | None]:
     """Gated linear attention: S_t = diag(exp(log_decay_t)) S_{t-1} + k_t^T v_t;  o_t = scale q_t S_t.
 
-    Source: arXiv 2312.06635, equation 3.
+    Source: arXiv 2312.06635, section 4.
 
     Args:
         q, k, log_decay: [B, T, H, K]; log_decay <= 0, natural logarithm, one per key channel.

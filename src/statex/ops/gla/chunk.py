@@ -27,7 +27,7 @@ def chunk_gla(
     output_final_state: bool = False,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """S_t = diag(exp(log_decay_t)) S_{t-1} + k_t^T v_t;  o_t = scale q_t S_t  (arXiv 2312.06635, equation 3).
+    """S_t = diag(exp(log_decay_t)) S_{t-1} + k_t^T v_t;  o_t = scale q_t S_t  (arXiv 2312.06635, section 4).
 
     Args:
         q, k, log_decay: [B, T, H, K]; log_decay <= 0, natural logarithm, one per key channel.
@@ -72,8 +72,8 @@ def _within_chunks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[
     """Attention inside each chunk: blocks of a safe size directly, then neighbouring blocks are merged.
 
     A block keeps q decayed from the block's start (its token included), k decayed to the block's end (its token
-    excluded) and its total log decay. Merging two blocks needs only products of these: no exponent is ever
-    positive and no two sums of decays are subtracted, so nothing overflows and nothing cancels.
+    excluded) and its total log decay. Merging two blocks needs only products of these: no exponent is positive and
+    no two sums of decays are subtracted, so nothing overflows and nothing cancels, however strong the decay.
 
     Takes [B, H, N, C, K or V]; returns output [B, H, N, C, V], q and k for the whole chunk, and its log decay
     [B, H, N, K].
@@ -98,8 +98,8 @@ def _within_chunks(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> tuple[
 def _safe_block(log_decay: Tensor) -> int:
     """The size of block in which decays may be factored, from log_decay [..., C, K].
 
-    It is the largest over which no channel decays by more than exp(-SAFE_DECAY), so that the factors are moderate
-    and lose no digits; 1 where single tokens forget nearly everything.
+    It is the largest over which no channel decays by more than exp(-SAFE_DECAY), so that factors relative to the
+    middle are at most exp(SAFE_DECAY / 2) and lose no digits; 1 where single tokens forget nearly everything.
     """
     size = chunk = log_decay.shape[-2]
     while size >= min(chunk, SAFE_DECAY):
