@@ -1,11 +1,12 @@
 """One Result record for everything that is measured, kept as JSON lines."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from statex.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,8 @@ class Result:
 
 
 def write_results(path: Path, results: Iterable[Result]) -> None:
-    """Write results to `path` as JSON lines, under another name first, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results), encoding="utf-8")
-    os.replace(temporary, path)
+    """Write results to `path` as JSON lines, whole or not at all."""
+    write_whole(path, "".join(json.dumps(asdict(result)) + "\n" for result in results))
 
 
 def read_results(path: Path) -> list[Result]:

@@ -1,5 +1,8 @@
 """Training on transformers.Trainer: our batches, our parameter groups, our loss, and checkpoints that are whole."""
 
+import json
+import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -10,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback, get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
@@ -18,13 +22,21 @@ from statex.data.mixture import TrainingBatches, gradient_accumulation_steps
 from statex.errors import UserError
 from statex.expansion.plan import ExpansionPlan, stored_plan
 from statex.families import family_of
+from statex.files import write_whole
 from statex.measure import Stopwatch, peak_memory, reset_peak_memory
 from statex.models.dispatch import statex_ops
 from statex.recipe import Data, Training
 from statex.training.loss import chunked_loss
 
+logger = logging.getLogger(__name__)
+
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
+
+SUMMARY = "training.json"
+"""Beside the trained model, and written after it: where it is, training is finished."""
+LISTING = "files.json"
+"""In each checkpoint: its files and their sizes."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +66,22 @@ def train(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TrainingSummary:
-    """Train a model and leave it in `output/trained`; go on from the last checkpoint in `output` where there is one.
+    """Train a model; go on from the last checkpoint in `output` where there is one.
+
+    The model is left in `output/trained`, and what its training cost in `output/training.json`. While it trains,
+    checkpoints are in `output/checkpoints`. TensorBoard's events go to `output/logs`.
 
     Args:
         model: in fp32, which are the master weights; a plan in its configuration names the fresh tensors.
         tokenizer: saved with the model; it makes tokens of the recipe's text.
         data, training: sections of the recipe.
-        output: folder of this arm. While it trains, checkpoints are in `output/checkpoints`; logs stay in
-            `output/logs`.
+        output: folder of this arm.
         seed: of the run. Data order comes from `data.seed`, so that all seeds and arms see the same tokens.
         progress: called after each step.
 
     Raises:
-        UserError: data or settings that do not fit (see TrainingBatches), or `train_only_expanded` without a plan.
+        UserError: data or settings that do not fit (see TrainingBatches), `train_only_expanded` without a plan, or a
+            checkpoint of which a part is missing.
     """
     plan = stored_plan(model.config)
     if training.train_only_expanded:
@@ -83,8 +98,8 @@ def train(
     )
     if progress:
         trainer.remove_callback(PrinterCallback)
-    resume_from = get_last_checkpoint(trainer.args.output_dir) if os.path.isdir(trainer.args.output_dir) else None
-    trainer.start_step = int(resume_from.rpartition("-")[2]) if resume_from else 0
+    resume_from = last_checkpoint(Path(trainer.args.output_dir))
+    trainer.start_step = step_of(resume_from) if resume_from else 0
     reset_peak_memory(trainer.args.device)
     with statex_ops():
         watch = Stopwatch(trainer.args.device)
@@ -100,12 +115,40 @@ def train(
         final_loss=next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
         num_processes=trainer.args.world_size,
     )
-    trainer.save_trained(output / "trained")
+    trainer.save_trained(output, summary)
     return summary
 
 
+def last_checkpoint(folder: Path) -> str | None:
+    """The checkpoint of most steps in `folder`, None where there is none.
+
+    Raises:
+        UserError: files of it are missing or cut off. transformers would go on with a fresh optimizer, say.
+    """
+    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if found is None:
+        return None
+    listing = Path(found, LISTING)
+    sizes = json.loads(listing.read_text(encoding="utf-8")) if listing.exists() else {LISTING: None}
+    for name, size in sizes.items():
+        path = Path(found, name)
+        if not path.is_file() or path.stat().st_size != size:
+            problem = f"its file {name} is {'cut off' if path.is_file() else 'missing'}"
+            raise UserError("checkpoint", found, problem, "remove this checkpoint to go on from the one before it")
+    return found
+
+
+def step_of(checkpoint: str) -> int:
+    """The optimizer steps that were done when a checkpoint was written."""
+    return int(checkpoint.rpartition("-")[2])
+
+
 def training_arguments(training: Training, output: Path, seed: int, quiet: bool = False) -> TrainingArguments:
-    """A recipe's training section as transformers.TrainingArguments; `training.trainer` has the last word."""
+    """A recipe's training section, its `trainer` fields included, as transformers.TrainingArguments.
+
+    Raises:
+        UserError: an unknown field of TrainingArguments, a value it refuses, or a logger that is not installed.
+    """
     scheduler: dict[str, Any]
     if training.schedule == "wsd":
         decay = training.decay_steps or max(1, training.steps // 5)
@@ -134,24 +177,38 @@ def training_arguments(training: Training, output: Path, seed: int, quiet: bool 
         "save_total_limit": training.keep_checkpoints,
         "logging_strategy": "steps",
         "logging_steps": training.log_every,
+        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
         "report_to": training.report_to or "none",
         "seed": seed,
         "remove_unused_columns": False,
         "ignore_data_skip": True,  # the batches begin at the step asked for
         "ddp_find_unused_parameters": False,
         "disable_tqdm": quiet,
+        "use_cpu": not torch.cuda.is_available(),  # what else transformers may find, statex's ops do not run on
     }
     known = set(TrainingArguments.__dataclass_fields__)
     if training.gradient_checkpointing:
         name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
         fields |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-    if training.report_to:
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(output / "logs"))
     if unknown := sorted(set(training.trainer) - known):
         raise UserError(
             "training.trainer", unknown[0], "is no field of transformers.TrainingArguments", "correct its name"
         )
-    return TrainingArguments(**(fields | training.trainer))
+    loggers = get_available_reporting_integrations()
+    if missing := [name for name in training.report_to if name not in loggers]:
+        remedy = f"install it, or use one that is: {', '.join(loggers) or 'there is none'}"
+        raise UserError("training.report_to", missing[0], "is unknown or not installed", remedy)
+    try:
+        arguments = TrainingArguments(**(fields | training.trainer))
+    except (ValueError, TypeError, ImportError) as error:
+        if not training.trainer:
+            raise
+        problem = f"is refused by transformers ({' '.join(str(error).split())})"
+        raise UserError("training.trainer", training.trainer, problem, "correct the value") from error
+    if arguments.n_gpu > 1:
+        logger.warning("training on one of %d GPUs; torchrun --nproc-per-node N uses N", arguments.n_gpu)
+        arguments._n_gpu = 1  # else transformers wraps the model in DataParallel
+    return arguments
 
 
 def compute_in_bf16(precision: str) -> bool:
@@ -184,6 +241,9 @@ class StatexTrainer(Trainer):
         self.data, self.training, self.fresh_tensors = data, training, fresh_tensors
         self.start_step = 0
         super().__init__(*args, **kwargs)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = str(Path(self.args.output_dir).with_name("logs"))
         self._last_log: tuple[int, Stopwatch] | None = None
 
     def get_train_dataloader(self) -> DataLoader:
@@ -238,8 +298,17 @@ class StatexTrainer(Trainer):
                 hook.remove()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add tokens per second (of all ranks, since the last log) and peak memory to what is logged."""
+        """Add tokens per second (of all ranks, since the last log) and peak memory to what is logged.
+
+        Raises:
+            FloatingPointError: the loss is no number any more.
+        """
         if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise FloatingPointError(
+                    f"the loss is {logs['loss']} at step {self.state.global_step}: training has diverged; lower "
+                    "training.learning_rate or raise training.warmup_steps, in a run of another name"
+                )
             now = Stopwatch(self.args.device)
             if self._last_log is not None:
                 step, watch = self._last_log
@@ -254,7 +323,12 @@ class StatexTrainer(Trainer):
         return os.path.join(super()._get_output_dir(trial), "unfinished")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint under another name and rename it when it is whole; then drop the oldest."""
+        """Write a checkpoint under another name and rename it when it is whole; then drop the oldest.
+
+        None after the last step: the finished model is saved then, and going on from there would train a step more.
+        """
+        if self.state.global_step >= self.training.steps:
+            return
         staging = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
@@ -263,22 +337,24 @@ class StatexTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            finished = Path(self.args.output_dir) / name
-            shutil.rmtree(finished, ignore_errors=True)  # left there by a run that went on from an older one
-            os.replace(staging / name, finished)
-            rotate_checkpoints(self.args.output_dir, save_total_limit=self.args.save_total_limit, use_mtime=True)
+            files = sorted(path for path in (staging / name).rglob("*") if path.is_file())
+            sizes = {path.relative_to(staging / name).as_posix(): path.stat().st_size for path in files}
+            write_whole(staging / name / LISTING, json.dumps(sizes, indent=2) + "\n")
+            os.replace(staging / name, Path(self.args.output_dir) / name)
+            rotate_checkpoints(self.args.output_dir, save_total_limit=self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
-    def save_trained(self, folder: Path) -> None:
-        """Write the finished model with its tokenizer to `folder`, whole or not at all, and drop the checkpoints."""
+    def save_trained(self, output: Path, summary: TrainingSummary) -> None:
+        """Write the finished model with its tokenizer, whole or not at all, then the summary; drop the checkpoints."""
         state = self.accelerator.get_state_dict(self.model_wrapped)
         if self.args.should_save:
-            if folder.exists():
-                shutil.rmtree(folder)
+            folder = output / "trained"
+            shutil.rmtree(folder, ignore_errors=True)  # left there by a call that was killed before its summary
             with new_folder(folder) as temporary:
                 self.accelerator.unwrap_model(self.model).save_pretrained(temporary, state_dict=state)
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(temporary)
+            write_whole(output / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
             shutil.rmtree(self.args.output_dir, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 

@@ -1,0 +1,282 @@
+"""Parameter groups, schedules, precision and memory settings of training, and what a stage leaves behind."""
+
+import json
+import math
+from glob import glob
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from statex.data.mixture import TrainingBatches
+from statex.errors import UserError
+from statex.expansion.plan import stored_plan
+from statex.families import family_of
+from statex.models.dispatch import statex_ops
+from statex.models.expanded import expand, reinitialize
+from statex.recipe import TextSource
+from statex.training.trainer import StatexTrainer, freeze_all_but_expanded, train, training_arguments
+
+
+@pytest.fixture
+def trainer_of(data, tokenizer, tmp_path):
+    """trainer_of(model, training): a trainer that has not begun."""
+
+    def build(model, training) -> StatexTrainer:
+        plan = stored_plan(model.config)
+        return StatexTrainer(
+            model=model,
+            args=training_arguments(training, tmp_path, seed=0),
+            processing_class=tokenizer,
+            data=data,
+            training=training,
+            fresh_tensors=plan.fresh_tensors if plan else set(),
+        )
+
+    return build
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "trained" / "model.safetensors")
+
+
+def assert_same(ours, theirs, tolerance=0.0):
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        assert (ours[name] - theirs[name]).norm() <= tolerance * theirs[name].norm(), name
+
+
+def test_fresh_tensors_get_the_multiplier_and_vectors_no_decay(make, family, settings, trainer_of):
+    model = make(family)
+    plan = expand(model, layers=[1], init="inherit")
+    training = settings(learning_rate=1e-3, fresh_learning_rate_multiplier=3, weight_decay=0.1)
+    optimizer = trainer_of(model, training).create_optimizer()
+    of_parameter = {id(tensor): group for group in optimizer.param_groups for tensor in group["params"]}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    assert 0 < len(plan.fresh_tensors) < len(of_parameter)
+    for name, tensor in model.named_parameters():
+        group = of_parameter[id(tensor)]
+        assert group["lr"] == pytest.approx(3e-3 if name in plan.fresh_tensors else 1e-3), name
+        assert group["weight_decay"] == (0.1 if tensor.ndim >= 2 else 0), name
+    assert {tuple(group["betas"]) for group in optimizer.param_groups} == {training.betas}
+
+
+def test_a_stored_plan_gives_the_same_groups(make, family, settings, trainer_of, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = make(family)
+    expand(model, every=1, init="preserve")
+    model.save_pretrained(tmp_path / "model")
+    training = settings(fresh_learning_rate_multiplier=3)
+    rates = [
+        [(group["lr"], len(group["params"])) for group in trainer_of(each, training).create_optimizer().param_groups]
+        for each in (model, AutoModelForCausalLM.from_pretrained(tmp_path / "model"))
+    ]
+    assert rates[0] == rates[1]
+    assert len(rates[0]) > 2
+
+
+@pytest.mark.parametrize("kind", ["expand", "reinitialize"])
+def test_only_the_expanded_layers_are_trained(make, family, settings, data, tokenizer, tmp_path, kind):
+    model = make(family)
+    expand(model, layers=[1]) if kind == "expand" else reinitialize(model, [1])
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    train(model, tokenizer, data, settings(train_only_expanded=True), tmp_path)
+    changed = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
+    # The layer's mixer, and its pre-norm, which re-initialising resets
+    assert changed
+    assert all("layers.1." in name and ("mixer" in name or "attn" in name or "norm" in name) for name in changed)
+    assert not any("mlp" in name for name in changed)
+    trainable = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
+    assert stored_plan(model.config).fresh_tensors <= trainable
+    assert changed == trainable
+
+
+def test_a_model_without_plan_has_nothing_to_train_alone(make, family):
+    with pytest.raises(UserError, match="no expanded layers; expand it first"):
+        freeze_all_but_expanded(make(family), None)
+
+
+@pytest.mark.parametrize(("floor", "multiplier"), [(0.0, 1.0), (0.1, 3.0)])
+def test_the_cosine_reaches_what_the_recipe_says(make, settings, trainer_of, floor, multiplier):
+    model = make("mamba2")
+    expand(model, layers=[0])
+    training = settings(
+        steps=20, warmup_steps=4, learning_rate=1e-2, min_learning_rate_ratio=floor,
+        fresh_learning_rate_multiplier=multiplier,
+    )  # fmt: skip
+    inherited, fresh = rates_of(trainer_of(model, training), training.steps)
+    assert inherited[:5] == pytest.approx([0, 2.5e-3, 5e-3, 7.5e-3, 1e-2])
+    expected = [
+        1e-2 * (floor + (1 - floor) * (1 + math.cos(math.pi * step / 16)) / 2) for step in range(17)
+    ]  # after the warm-up
+    assert inherited[4:] == pytest.approx(expected)
+    assert inherited[-1] == pytest.approx(floor * 1e-2)
+    assert fresh == pytest.approx([multiplier * rate for rate in inherited])
+
+
+@pytest.mark.parametrize("decay_steps", [None, 6])
+def test_warm_up_stable_decay_reaches_what_the_recipe_says(make, settings, trainer_of, decay_steps):
+    model = make("mamba2")
+    expand(model, layers=[0])
+    training = settings(
+        steps=20, warmup_steps=4, learning_rate=1e-2, min_learning_rate_ratio=0.1, schedule="wsd",
+        decay_steps=decay_steps,
+    )  # fmt: skip
+    rates, _ = rates_of(trainer_of(model, training), training.steps)
+    decay = decay_steps or 4
+    assert rates[0] < rates[1] < rates[2] < rates[3] < rates[4]
+    assert rates[4 : 21 - decay] == pytest.approx([1e-2] * (17 - decay))
+    assert all(before > after for before, after in zip(rates[20 - decay : -1], rates[21 - decay :], strict=True))
+    assert rates[-1] == pytest.approx(1e-3)
+
+
+def rates_of(trainer, steps: int) -> tuple[list[float], list[float]]:
+    """The learning rates of inherited and of fresh matrices, before each step and after the last."""
+    trainer.create_optimizer_and_scheduler(steps)
+    fresh = {id(tensor) for name, tensor in trainer.model.named_parameters() if name in trainer.fresh_tensors}
+    rates: tuple[list[float], list[float]] = ([], [])
+    for step in range(steps + 1):
+        for group in trainer.optimizer.param_groups:
+            if group["params"][0].ndim >= 2:
+                rates[id(group["params"][0]) in fresh].append(group["lr"])
+        if step < steps:
+            trainer.optimizer.step()
+            trainer.lr_scheduler.step()
+    return rates
+
+
+def test_bf16_computes_over_fp32_master_weights(make, family, settings, data, tokenizer, tmp_path):
+    seen = set()
+    model = make(family)
+    model.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.add(args[0].dtype))
+    inner = model.get_submodule("backbone.layers.0.mixer.in_proj" if family == "mamba2" else "model.layers.0.mlp")
+    inner.register_forward_hook(lambda module, args, output: seen.add(output.dtype))
+    summary = train(model, tokenizer, data, settings(precision="bf16", save_every=1), tmp_path)
+    assert torch.bfloat16 in seen
+    assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
+    assert math.isfinite(summary.final_loss)
+
+
+def test_optimizer_moments_are_fp32(make, settings, trainer_of):
+    trainer = trainer_of(make("statex_gla"), settings(precision="bf16"))
+    trainer.train()
+    dtypes = {value.dtype for state in trainer.optimizer.state.values() for value in state.values() if value.ndim}
+    assert dtypes == {torch.float32}
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+def test_gradient_checkpointing_changes_nothing(make, family, settings, data, tokenizer, tmp_path, expanded):
+    forwards = {}
+    for name, gradient_checkpointing in (("without", False), ("with", True)):
+        model = make(family)
+        if expanded:
+            expand(model, every=1, init="preserve")
+        count = forwards.setdefault(name, [])
+        for index in range(2):
+            mixer = model.get_submodule(family_of(model.config).mixer_path.format(index))
+            mixer.register_forward_pre_hook(lambda *_, count=count: count.append(1))
+        training = settings(steps=3, gradient_checkpointing=gradient_checkpointing)
+        train(model, tokenizer, data, training, tmp_path / name)
+    assert len(forwards["with"]) == 2 * len(forwards["without"]) == 2 * (3 * 2)  # steps and layers
+    assert_same(weights(tmp_path / "with"), weights(tmp_path / "without"), tolerance=1e-6)
+
+
+def test_each_document_has_its_own_state_where_asked(make, family, settings, data, tokenizer, trainer_of, tmp_path):
+    """The loss of a packed sequence and its gradients are those of its documents, each read alone."""
+    paragraphs = [text for path in glob(data.text.files[0]) for text in Path(path).read_text().split("\n\n")]
+    (tmp_path / "short.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in paragraphs))
+    short = data.model_copy(
+        update={"text": TextSource(files=[str(tmp_path / "short.jsonl")]), "reset_state_at_documents": True}
+    )
+    training = settings(weights={"text": 1}, sequence_length=256, tokens_per_step=256)
+    batch = next(iter(TrainingBatches(short, training, tokenizer)))
+    ids, document = batch["input_ids"][0], batch["seq_idx"][0]
+    assert document.max() >= 2
+    model = make(family).train()
+    total = torch.zeros(())
+    for number in document.unique():
+        own = ids[document == number][None]
+        total = total + F.cross_entropy(model(own).logits[0, :-1], own[0, 1:], reduction="sum")
+        if number > 0:  # the packed sequence also scores each document's first token, after its end-of-text token
+            before = ids[document == number - 1][None]
+            total = total + F.cross_entropy(model(before).logits[0, -1:], own[0, :1], reduction="sum")
+    expected = torch.autograd.grad(total / (len(ids) - 1), list(model.parameters()))
+    trainer = trainer_of(model, training)
+    with statex_ops():
+        loss = trainer.compute_loss(model, dict(batch))
+        loss.backward()
+    assert loss.item() == pytest.approx(total.item() / (len(ids) - 1), rel=1e-5)
+    for (name, parameter), gradient in zip(model.named_parameters(), expected, strict=True):
+        assert (parameter.grad - gradient).norm() <= 1e-4 * gradient.norm(), name
+
+
+def test_a_stage_leaves_the_model_its_summary_and_no_checkpoints(make, settings, data, tokenizer, tmp_path):
+    steps = []
+    training = settings(steps=5, tokens_per_step=64)
+    summary = train(
+        make("mamba2"), tokenizer, data, training, tmp_path, progress=lambda done, total: steps.append((done, total))
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["trained", "training.json"]
+    assert json.loads((tmp_path / "training.json").read_text()) == summary.to_dict()
+    assert steps == [(done, 5) for done in range(1, 6)]
+    assert (summary.steps, summary.tokens, summary.num_processes) == (5, 320, 1)
+    assert summary.tokens_per_second == pytest.approx(320 / summary.seconds)
+    assert summary.peak_memory > 0
+    names = {path.name for path in (tmp_path / "trained").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+
+
+def test_events_of_tensorboard_are_the_arm_s_own(make, settings, data, tokenizer, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    training = settings(report_to=["tensorboard"])
+    for arm in ("lpt", "statex"):
+        train(make("statex_gla"), tokenizer, data, training, tmp_path / arm)
+    for arm in ("lpt", "statex"):
+        events = EventAccumulator(str(tmp_path / arm / "logs")).Reload()
+        steps = [event.step for event in events.Scalars("train/loss")]
+        assert steps == [1, 2, 3, 4]
+        assert {"train/learning_rate", "train/tokens_per_second", "train/peak_memory_gib"} <= set(
+            events.Tags()["scalars"]
+        )
+
+
+def test_the_loss_that_is_logged_is_the_mean_over_scored_tokens(make, settings, data, tokenizer, tmp_path):
+    training = settings(steps=1, warmup_steps=0, sequences_per_device=2, weights={"text": 1})
+    summary = train(make("mamba2"), tokenizer, data, training, tmp_path)
+    model = make("mamba2")
+    batches = iter(TrainingBatches(data, training, tokenizer))
+    with torch.no_grad():
+        expected = torch.stack([model(**next(batches)).loss for _ in range(2)]).mean()
+    assert summary.final_loss == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_a_loss_that_is_no_number_stops_training(make, settings, data, tokenizer, tmp_path):
+    model = make("mamba2")
+    model.get_output_embeddings().weight.data[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 1: .* lower training.learning_rate"):
+        train(model, tokenizer, data, settings(), tmp_path)
+    assert not (tmp_path / "trained").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainer": {"no_such_field": 1}}, "'no_such_field': is no field of transformers.TrainingArguments; correct"),
+        ({"trainer": {"optim": "no_such"}}, "training.trainer = {'optim': 'no_such'}: is refused by transformers"),
+        ({"report_to": ["no_such"]}, "training.report_to = 'no_such': is unknown or not installed; install it"),
+    ],
+)
+def test_what_transformers_would_refuse_is_the_user_s_mistake(settings, tmp_path, changes, message):
+    with pytest.raises(UserError) as caught:
+        training_arguments(settings(**changes), tmp_path, seed=0)
+    assert message in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_further_fields_of_transformers_reach_it(settings, tmp_path):
+    arguments = training_arguments(settings(trainer={"optim": "adafactor", "adam_epsilon": 1e-6}), tmp_path, seed=3)
+    assert (arguments.optim, arguments.adam_epsilon, arguments.seed) == ("adafactor", 1e-6, 3)
