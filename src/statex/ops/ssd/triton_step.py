@@ -1,0 +1,59 @@
+"""One token of state space duality (Mamba2) on the GPU, in place on the state.
+
+Shape letters: B batch, H heads, G groups, P head dim, N state size.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def step_kernel(
+    x, dt, A, B, C, D, state, out,
+    H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr,
+    HAS_D: tl.constexpr,
+):  # fmt: skip
+    """BP channels of one head of one sequence: the whole state size, BN channels at a time."""
+    cols_p = tl.program_id(0) * BP + tl.arange(0, BP)
+    row = tl.program_id(1).to(tl.int64)
+    head, batch = row % H, row // H
+    keys_row = (batch * G + head // (H // G)) * N
+    step = tl.load(dt + row).to(tl.float32)
+    decay = tl.exp(step * tl.load(A + head).to(tl.float32))
+    values = tl.load(x + row * P + cols_p, mask=cols_p < P, other=0.0).to(tl.float32)
+    result = tl.zeros((BP, BN), tl.float32)
+    for n0 in range(0, N, BN):
+        cols = n0 + tl.arange(0, BN)
+        writes = tl.load(B + keys_row + cols, mask=cols < N, other=0.0).to(tl.float32)
+        reads = tl.load(C + keys_row + cols, mask=cols < N, other=0.0).to(tl.float32)
+        mask = (cols_p < P)[:, None] & (cols < N)[None, :]
+        at = (row * P + cols_p)[:, None] * N + cols[None, :]
+        tile = tl.load(state + at, mask=mask, other=0.0).to(tl.float32)
+        tile = tile * decay + (step * values)[:, None] * writes[None, :]
+        tl.store(state + at, tile.to(state.dtype.element_ty), mask=mask)
+        result += tile * reads[None, :]
+    output = tl.sum(result, 1)
+    if HAS_D:
+        output += tl.load(D + head).to(tl.float32) * values
+    tl.store(out + row * P + cols_p, output.to(out.dtype.element_ty), mask=cols_p < P)
+
+
+def triton_ssd_step(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, *, D: Tensor | None = None
+) -> Tensor:
+    """Advance `state` by one token and read it; arguments and result are those of `step_ssd`, on CUDA."""
+    batch, heads, head_dim, state_size = state.shape
+    x, dt, B, C = (tensor.contiguous() for tensor in (x, dt, B, C))
+    work = state.contiguous()  # the state itself where it is contiguous already
+    out = torch.empty_like(x)
+    tile_n = max(16, min(128, triton.next_power_of_2(state_size)))
+    tile_p = max(1, min(2048 // tile_n, triton.next_power_of_2(head_dim)))
+    step_kernel[(triton.cdiv(head_dim, tile_p), batch * heads)](
+        x, dt, A, B, C, D, work, out, H=heads, G=B.shape[1], P=head_dim, N=state_size, BP=tile_p, BN=tile_n,
+        HAS_D=D is not None, num_warps=4, num_stages=4,
+    )  # fmt: skip
+    if work is not state:
+        state.copy_(work)
+    return out
