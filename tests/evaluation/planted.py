@@ -10,7 +10,9 @@ import torch
 
 SURE = 30.0  # the logit of what a model is sure of; all others are 0
 LONGEST_MATCH = 64
-ASKED_FOR_NEEDLE = re.compile(r"The special magic (?:number|uuid) for (\S+) mentioned in the provided text is(.*)$", re.S)
+ASKED_FOR_NEEDLE = re.compile(
+    r"The special magic (?:number|uuid) for (\S+) mentioned in the provided text is(.*)$", re.S
+)
 ASKED_FOR_CHAIN = re.compile(r"variables are assigned the value (\d+), they are:(.*)$", re.S)
 
 

@@ -1,7 +1,7 @@
 """Arms against each other, item by item: paired differences per seed and over seeds, and plain figures over seeds."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from statex.evaluation.context import Suite
 from statex.evaluation.records import Score, digest_of, group, read_scores, sums
 from statex.evaluation.statistics import Estimate, Sums, items_needed, over_seeds
 from statex.evaluation.suites import SUITES
-from statex.evaluation.summary import length_note, result_of
+from statex.evaluation.summary import generic_suite, length_note, result_of
 from statex.results import Result
 
 Runs = dict[tuple[str, int], list[Score]]
@@ -41,13 +41,22 @@ def compare_arms(
     training_lengths = {_training_length(Path(folder)) for folder in folders.values()}
     training_length = training_lengths.pop() if len(training_lengths) == 1 else None
     results = []
-    for suite in (suite for suite in SUITES.values() if suite.paired):
-        paths = {key: Path(folder) / "items" / f"{suite.name}.jsonl" for key, folder in folders.items()}
+    for name in _suite_names(folders.values()):
+        paths = {key: Path(folder) / "items" / f"{name}.jsonl" for key, folder in folders.items()}
         runs = {key: read_scores(path) for key, path in paths.items() if path.exists()}
+        suite = SUITES.get(name) or generic_suite(name, [score for scores in runs.values() for score in scores])
+        if not suite.paired:
+            continue
         require_same_items(suite.name, runs)
         for cell in _cells(suite, runs):
             results += _compare_cell(suite, *cell, baseline, training_length, {"model": model} | identity)
     return results
+
+
+def _suite_names(folders: Iterable[Path]) -> list[str]:
+    """The suites of which any folder has items, ours in their order, then lm-eval's tasks."""
+    found = {path.stem for folder in folders for path in (Path(folder) / "items").glob("*.jsonl")}
+    return [*(name for name in SUITES if name in found), *sorted(found - set(SUITES))]
 
 
 def require_same_items(suite: str, runs: Runs) -> None:

@@ -143,10 +143,10 @@ def _ask(
         for start in range(0, len(same), size):
             part = same[start : start + size]
             logits, after = reader.read([one.ids for one in part], reader.copy_state(state, [one.row for one in part]))
-            nll = _answer_nll(context, part, logits, after)
+            nll, _ = reader.score_continuations(logits, after, [one.answer for one in part])
             said = continuations(context, logits, after, [one.question.answers for one in part], max_new_tokens)
             for one, value, text in zip(part, nll, said, strict=True):
-                scores[one.item] = _score(cell, one, value, text)
+                scores[one.item] = _score(cell, one, float(value) / len(one.answer), text)
     return [scores[one.item] for one in asked]
 
 
@@ -162,26 +162,11 @@ def _score(cell: Cell, one: _Asked, nll: float, said: str) -> Score:
     )
 
 
-def _answer_nll(context: Context, part: list[_Asked], logits: torch.Tensor, state: State) -> list[float]:
-    """Mean NLL of the answers' tokens, the first from `logits`, the others read behind a copy of `state`."""
-    reader, longest = context.reader, max(len(one.answer) for one in part)
-    first = torch.tensor([one.answer[0] for one in part], device=logits.device)
-    nll = torch.nn.functional.cross_entropy(logits, first, reduction="none").cpu()
-    if longest > 1:
-        ids = torch.zeros((len(part), longest - 1), dtype=torch.long)
-        targets = torch.full_like(ids, -100)
-        for row, one in enumerate(part):
-            ids[row, : len(one.answer) - 1] = torch.tensor(one.answer[:-1])
-            targets[row, : len(one.answer) - 1] = torch.tensor(one.answer[1:])
-        nll = nll + reader.score(ids, targets, reader.copy_state(state))[0].sum(dim=1)
-    return [float(value) / len(one.answer) for value, one in zip(nll, part, strict=True)]
-
-
 def continuations(
     context: Context, logits: torch.Tensor, state: State, answers: Sequence[Sequence[str]], max_new_tokens: int
 ) -> list[str]:
     """What the model says next in each row, until it ends its text, has said all answers, or `max_new_tokens`."""
-    tokenizer, ends = context.tokenizer, end_tokens(context)
+    tokenizer, ends = context.tokenizer, context.reader.end_tokens(context.tokenizer)
 
     def decode(tokens: list[int]) -> str:
         return tokenizer.decode(tokens, skip_special_tokens=True)
@@ -191,10 +176,3 @@ def continuations(
         return tokens[-1] in ends or all(answer.lower() in text for answer in answers[row])
 
     return [decode(tokens) for tokens in context.reader.generate(logits, state, max_new_tokens, finished)]
-
-
-def end_tokens(context: Context) -> set[int]:
-    """The tokens that end a text, by the tokenizer and by the model."""
-    configured = getattr(getattr(context.reader.model, "generation_config", None), "eos_token_id", None)
-    several = configured if isinstance(configured, list) else [configured]
-    return {token for token in [*several, context.tokenizer.eos_token_id] if token is not None}

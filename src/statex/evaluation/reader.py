@@ -132,6 +132,35 @@ class Reader:
         return logits[:, -1].float(), state
 
     @torch.inference_mode()
+    def score_continuations(
+        self, logits: torch.Tensor, state: State, continuations: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Negative log-likelihood of what could follow, and whether greedy decoding would say it.
+
+        Args:
+            logits: (B, V) after the tokens read.
+            state: the state there, which is not touched.
+            continuations: one for each of the B rows, of any lengths from 1.
+
+        Returns:
+            (B,) sums over a continuation's tokens in nats, and (B,) booleans, both on the CPU.
+        """
+        first = torch.tensor([tokens[0] for tokens in continuations], device=logits.device)
+        total = torch.nn.functional.cross_entropy(logits, first, reduction="none").cpu()
+        greedy = (logits.argmax(dim=-1) == first).cpu()
+        longest = max(map(len, continuations)) - 1
+        if longest > 0:
+            ids = torch.zeros((len(continuations), longest), dtype=torch.long)
+            targets = torch.full_like(ids, -100)
+            for row, tokens in enumerate(continuations):
+                ids[row, : len(tokens) - 1] = torch.as_tensor(tokens[:-1])
+                targets[row, : len(tokens) - 1] = torch.as_tensor(tokens[1:])
+            nll, right = self.score(ids, targets, self.copy_state(state))
+            total = total + nll.sum(dim=1)
+            greedy &= (right | (targets == -100)).all(dim=1)
+        return total, greedy
+
+    @torch.inference_mode()
     def generate(
         self,
         logits: torch.Tensor,
@@ -168,6 +197,12 @@ class Reader:
             cache.reorder_cache(torch.tensor(rows, dtype=torch.long, device=self.device))
             mask = mask[list(rows)] if mask is not None else None
         return State(cache, state.num_tokens, mask)
+
+    def end_tokens(self, tokenizer: Any) -> set[int]:
+        """The tokens that end a text, by the tokenizer and by the model's own generation settings."""
+        configured = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        several = configured if isinstance(configured, list) else [configured]
+        return {token for token in [*several, tokenizer.eos_token_id] if token is not None}
 
     @cached_property
     def has_attention(self) -> bool:

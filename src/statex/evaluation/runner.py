@@ -101,16 +101,16 @@ def settings_of(context: Context) -> dict[str, Any]:
     }
 
 
-def claim_folder(output: Path, settings: dict[str, Any]) -> None:
-    """Write the settings to `output`, or check that it was made with the same ones.
+def claim_folder(output: Path, settings: dict[str, Any], name: str = "evaluation.json") -> None:
+    """Write the settings to the file `name` in `output`, or check that it was made with the same ones.
 
     Raises:
         UserError: another model, text or other settings made it.
     """
-    path = output / "evaluation.json"
+    path = output / name
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        for key, now in settings.items():
+        for key, now in json.loads(json.dumps(settings)).items():
             if before.get(key) != now:
                 raise UserError(
                     "output", str(output), f"was made with another {_difference(key, before.get(key), now)}",

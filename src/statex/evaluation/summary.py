@@ -43,6 +43,19 @@ def summarize(
     return results
 
 
+def generic_suite(name: str, scores: Sequence[Score]) -> Suite:
+    """A suite that is known by its scores only (lm-eval's tasks): its metrics are fractions, its groups its slices."""
+    metrics = sorted({metric for score in scores for metric in score.scores})
+    keys = sorted({key for score in scores for key in score.slice})
+    return Suite(
+        name=name,
+        units=dict.fromkeys(metrics, "fraction"),
+        groups=(tuple(keys),),
+        cells=lambda context: [],
+        score=lambda context, cell: [],
+    )
+
+
 def estimate_mean(scores: Sequence[Score], metric: str, unit: str) -> Estimate | None:
     """Wilson's interval where each item is right or wrong and stands for itself, else a bootstrap over clusters."""
     clusters, weighted = sums(scores, metric)

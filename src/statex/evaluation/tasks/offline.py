@@ -1,0 +1,136 @@
+"""Our offline suites for lm-eval, so that its users can ask any model the same: seeded items, built from local text.
+
+`metadata` takes `tokenizer` (a path), `max_seq_lengths`, `num_items`, `seed` and `text`, a recipe's text source, by
+default Python's standard library. MQAR, AR-hits and NLL by position have no counterpart in lm-eval's requests.
+"""
+
+from typing import Any, cast
+
+import numpy as np
+
+from statex.evaluation import niah_multikey, niah_single, passkey, symbol_icl, variable_tracking
+from statex.evaluation.context import Cell, Context
+from statex.evaluation.lengths import grid_depths
+from statex.evaluation.needles import Prompt
+from statex.recipe import Evaluation, TextSource
+
+DEFAULT_LENGTHS = (1024, 2048, 4096)
+DEFAULT_ITEMS = 20
+
+
+def _context(metadata: dict[str, Any], suite: str, settings: dict[str, Any]) -> Context:
+    """A context that builds prompts only: it has no model."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(metadata.get("tokenizer") or metadata["pretrained"])
+    text = TextSource.model_validate(metadata.get("text") or {"standard_library": True})
+    values = {suite: settings | ({"num_items": metadata["num_items"]} if "num_items" in metadata else {})}
+    evaluation = Evaluation.model_validate(values | ({"seed": metadata["seed"]} if "seed" in metadata else {}))
+    return Context(cast(Any, None), tokenizer, evaluation, text, text)
+
+
+def _grid(metadata: dict[str, Any], num_depths: int) -> list[Cell]:
+    return [
+        Cell("", {"length": length, "depth": depth})
+        for length in metadata.get("max_seq_lengths") or DEFAULT_LENGTHS
+        for depth in grid_depths(num_depths)
+    ]
+
+
+def _documents(prompts: list[Prompt], cell: Cell) -> list[dict[str, Any]]:
+    return [
+        {
+            "input": prompt.context + question.text,
+            "outputs": list(question.answers),
+            "max_length": cell.slice["length"],
+            "depth": (cell.slice | question.slice).get("depth", -1.0),
+        }
+        for prompt in prompts
+        for question in prompt.questions
+    ]
+
+
+def _data_set(documents: list[dict[str, Any]]) -> dict:
+    import datasets
+
+    return {"test": datasets.Dataset.from_list(documents)}
+
+
+def _single(suite: str, metadata: dict[str, Any]) -> dict:
+    context = _context(metadata, suite, {})
+    cells = _grid(metadata, getattr(context.evaluation, suite).num_depths)
+    return _data_set(
+        [one for cell in cells for one in _documents(niah_single.cell_prompts(context, suite, cell), cell)]
+    )
+
+
+def single_1(**metadata: Any) -> dict:
+    return _single("niah_single_1", metadata)
+
+
+def single_2(**metadata: Any) -> dict:
+    return _single("niah_single_2", metadata)
+
+
+def single_3(**metadata: Any) -> dict:
+    return _single("niah_single_3", metadata)
+
+
+def multikey(**metadata: Any) -> dict:
+    context = _context(metadata, "niah_multikey", {})
+    cells = [Cell("", {"length": length}) for length in metadata.get("max_seq_lengths") or DEFAULT_LENGTHS]
+    return _data_set([one for cell in cells for one in _documents(niah_multikey.cell_prompts(context, cell), cell)])
+
+
+def tracking(**metadata: Any) -> dict:
+    context = _context(metadata, "variable_tracking", {})
+    cells = [Cell("", {"length": length}) for length in metadata.get("max_seq_lengths") or DEFAULT_LENGTHS]
+    return _data_set([one for cell in cells for one in _documents(variable_tracking.cell_prompts(context, cell), cell)])
+
+
+def passkeys(**metadata: Any) -> dict:
+    context = _context(metadata, "passkey", {})
+    documents = []
+    for cell in _grid(metadata, context.evaluation.passkey.num_depths):
+        documents += [
+            {
+                "input": context.tokenizer.decode(item.prompt_ids, skip_special_tokens=True),
+                "outputs": [item.passkey],
+                "max_length": cell.slice["length"],
+                "depth": cell.slice["depth"],
+            }
+            for item in passkey.build_items(context, cell)
+        ]
+    return _data_set(documents)
+
+
+def symbols(**metadata: Any) -> dict:
+    """One question for each kind of symbol, each number of shots and each context; choices are the labels."""
+    shots = metadata.get("num_shots") or (0, 4, 16, 64, 256)
+    documents = []
+    for number in range(metadata.get("num_items", DEFAULT_ITEMS)):
+        generator = np.random.default_rng([metadata.get("seed", 1234), number])
+        task = symbol_icl.build_task(generator, 4, max(shots))
+        for count in shots:
+            shown = "".join(
+                symbol_icl.EXAMPLE.format(symbol=symbol, label=label) for symbol, label in task.examples[:count]
+            )
+            choices = sorted(set(task.labels.values()))
+            for kind, symbol, label in task.queries(generator, count, 1):
+                documents.append(
+                    {
+                        "input": "\n" + shown + symbol_icl.QUERY.format(symbol=symbol),
+                        "choices": choices,
+                        "label": choices.index(label),
+                        "shots": count,
+                        "symbols": kind,
+                    }
+                )
+    return _data_set(documents)
+
+
+def found(document: dict[str, Any], results: list[str]) -> dict[str, float]:
+    """{length: the share of the answers that occur in what the model said, whatever their case}."""
+    said = results[0].lower()
+    answers = document["outputs"]
+    return {str(document["max_length"]): sum(answer.lower() in said for answer in answers) / len(answers)}
