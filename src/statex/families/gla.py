@@ -11,7 +11,7 @@ from statex.errors import UserError
 from statex.families.base import Family, Segment, StateGeometry, TensorRows
 
 # Feature maps with f(0) = 0 and f'(0) != 0: zero query rows then add nothing at step 0 and still learn
-PRESERVABLE_FEATURE_MAPS = (None, "linear", "silu", "swish", "gelu", "tanh", "elu", "leaky_relu", "mish")
+PRESERVABLE_FEATURE_MAPS = (None, "silu", "swish", "gelu")
 
 
 class GLAFamily(Family):
@@ -34,12 +34,16 @@ class GLAFamily(Family):
     def expanded_geometry(self, config: Any, factor: int, init: str) -> StateGeometry:
         before = self.geometry(config)
         if init == "preserve":
+            if factor < 2:  # the default of a model with one key head
+                raise UserError("factor", factor, "does not enlarge the state", "use 2 or more")
             return StateGeometry(before.num_heads, factor * before.key_dim, before.value_dim)
+        heads = "num_heads" if config.num_kv_heads == config.num_heads else "num_kv_heads"
+        if config.num_kv_heads == 1:
+            raise UserError(heads, 1, "leaves no heads to merge", 'use init = "preserve" with a factor')
         if factor < 2 or config.num_kv_heads % factor:
             divisors = [n for n in range(2, config.num_kv_heads + 1) if config.num_kv_heads % n == 0]
-            remedy = f"use one of {divisors}" if divisors else 'there are no heads to merge; use init = "preserve"'
-            heads = "num_heads" if config.num_kv_heads == config.num_heads else "num_kv_heads"
-            raise UserError("factor", factor, f"does not divide {heads} = {config.num_kv_heads}", remedy)
+            problem = f"does not divide {heads} = {config.num_kv_heads}"
+            raise UserError("factor", factor, problem, f"use one of {divisors}")
         return StateGeometry(before.num_heads // factor, factor * before.key_dim, factor * before.value_dim)
 
     def build_mixer(

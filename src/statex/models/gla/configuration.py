@@ -1,6 +1,6 @@
 """Configuration of GLA. The fields are those of flash-linear-attention's `GLAConfig`, so that either reads the other's."""
 
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -16,9 +16,10 @@ class GLAConfig(PreTrainedConfig):
         hidden_size: width of the residual stream.
         expand_k, expand_v: total key and value dimension of all heads, as a share of `hidden_size`.
         num_heads, num_kv_heads: heads, and heads of keys and values (each serves num_heads / num_kv_heads queries).
-        feature_map: activation of queries and keys, a name of transformers' ACT2FN, or None.
+        feature_map: activation of queries and keys, by FLA's name (its "gelu" is the tanh approximation), or None.
         use_short_conv, conv_size: a causal depthwise convolution of `conv_size` taps with SiLU on q, k and v.
-        use_output_gate, hidden_act: multiply the normed output by `hidden_act(W_g x)`.
+        use_output_gate: multiply the normed output by `swish(W_g x)`.
+        hidden_act: of the output gate and the MLP; "swish", as in FLA.
         clamp_min: lower bound of the logarithm of the decay, or None.
         elementwise_affine: whether the norm of the output has weights.
         hidden_ratio, intermediate_size: the MLP is `intermediate_size` wide, by default 2/3 of
@@ -39,7 +40,7 @@ class GLAConfig(PreTrainedConfig):
     expand_v: float | int = 1.0
     num_heads: int = 4
     num_kv_heads: int | None = None
-    feature_map: str | None = None
+    feature_map: Literal["relu", "sigmoid", "logsigmoid", "silu", "swish", "sqrelu", "gelu"] | None = None
     use_short_conv: bool = False
     conv_size: int = 4
     use_output_gate: bool = True
@@ -47,7 +48,7 @@ class GLAConfig(PreTrainedConfig):
     elementwise_affine: bool | None = True
     hidden_ratio: int | None = 4
     intermediate_size: int | None = None
-    hidden_act: str = "swish"
+    hidden_act: Literal["swish"] = "swish"
     norm_eps: float = 1e-6
     max_position_embeddings: int = 2048
     initializer_range: float = 0.02
@@ -76,6 +77,9 @@ class GLAConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Refuse what the architecture cannot be; called by transformers whenever a configuration is made."""
+        for name in ("num_heads", "num_kv_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: there must be heads; use 1 or more.")
         for name in ("expand_k", "expand_v"):
             size = self.hidden_size * getattr(self, name)
             if size != round(size) or round(size) % self.num_heads:

@@ -3,13 +3,13 @@
 Shape letters: B batch, T time, H heads, K key dim of a head, V value dim of a head, D width of the residual stream.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -17,19 +17,43 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from statex.models.gla.configuration import GLAConfig
 from statex.models.replay import ReplayExpansion
 from statex.ops import gla, gla_step
-from statex.ops.segments import cu_seqlens_of
+from statex.ops.segments import compute_dtype, cu_seqlens_of
 from statex.ops.short_convolution import short_convolution
 
 GATE_LOGIT_NORMALIZER = 16  # fixed in FLA's model, not part of its configuration
 GATE_LOW_RANK_DIM = 16
+FEATURE_MAPS = {  # by FLA's names, as FLA computes them
+    "relu": F.relu,
+    "sigmoid": F.sigmoid,
+    "logsigmoid": F.logsigmoid,
+    "silu": F.silu,
+    "swish": F.silu,
+    "sqrelu": lambda x: F.relu(x).square(),
+    "gelu": partial(F.gelu, approximate="tanh"),
+}
 
 
 class ShortConvolution(nn.Module):
-    """The weight of a causal depthwise convolution, stored as torch's Conv1d does: [channels, 1, taps]."""
+    """The weight of a causal depthwise convolution, stored as torch's Conv1d does: [channels, 1, taps].
+
+    Calling it returns the weight as [channels, taps]: hooks that bring a module's weights to its device see the call.
+    """
 
     def __init__(self, num_channels: int, num_taps: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_channels, 1, num_taps))
+
+    def forward(self) -> torch.Tensor:
+        return self.weight.squeeze(1)
+
+
+class OutputRMSNorm(nn.RMSNorm):
+    """RMSNorm in fp32 (fp64 for fp64 inputs), whatever the dtype of its weight."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = compute_dtype(x)
+        weight = self.weight.to(dtype) if self.weight is not None else None
+        return F.rms_norm(x.to(dtype), self.normalized_shape, weight, self.eps)
 
 
 class GatedLinearAttention(nn.Module):
@@ -62,7 +86,7 @@ class GatedLinearAttention(nn.Module):
         self.value_dim = config.value_dim // self.num_heads
         self.scale = base_key_dim**-0.5  # a grown head keeps its scale, so that it computes the same function
         self.clamp_min = config.clamp_min
-        self.feature_map = ACT2FN[config.feature_map] if config.feature_map is not None else None
+        self.feature_map = FEATURE_MAPS[config.feature_map] if config.feature_map is not None else None
         self.use_short_conv = config.use_short_conv
         self.use_output_gate = config.use_output_gate
 
@@ -77,7 +101,6 @@ class GatedLinearAttention(nn.Module):
             self.k_low_rank = _low_rank(D, rank, H_kv * (self.key_dim - base_key_dim))
         if config.use_output_gate:
             self.g_proj = nn.Linear(D, config.value_dim, bias=False)
-            self.gate_activation = ACT2FN[config.hidden_act]
         if config.use_short_conv:
             self.q_conv1d = ShortConvolution(H * self.key_dim, config.conv_size)
             self.k_conv1d = ShortConvolution(H_kv * self.key_dim, config.conv_size)
@@ -86,9 +109,8 @@ class GatedLinearAttention(nn.Module):
             nn.Linear(D, GATE_LOW_RANK_DIM, bias=False), nn.Linear(GATE_LOW_RANK_DIM, H_kv * self.key_dim)
         )
         self.o_proj = nn.Linear(config.value_dim, D, bias=False)
-        norm = nn.RMSNorm(self.value_dim, eps=config.norm_eps, elementwise_affine=bool(config.elementwise_affine))
-        fused = config.fuse_norm and config.use_output_gate and config.hidden_act == "swish"
-        self.norm_name = "g_norm_swish_gate" if fused else "g_norm"
+        self.norm_name = "g_norm_swish_gate" if config.fuse_norm and config.use_output_gate else "g_norm"
+        norm = OutputRMSNorm(self.value_dim, eps=config.norm_eps, elementwise_affine=bool(config.elementwise_affine))
         self.add_module(self.norm_name, norm)
 
     def forward(
@@ -110,7 +132,8 @@ class GatedLinearAttention(nn.Module):
         cache = past_key_values.layers[self.layer_idx] if past_key_values is not None else None
 
         q, k, v = self._queries_keys_values(hidden_states, cache, seq_idx)  # [B, T, H or H_kv, K or V]
-        log_decay = F.logsigmoid(self.gk_proj(hidden_states).float()) / GATE_LOGIT_NORMALIZER
+        dtype = compute_dtype(hidden_states)
+        log_decay = F.logsigmoid(self.gk_proj(hidden_states).to(dtype)) / GATE_LOGIT_NORMALIZER
         if self.clamp_min is not None:
             log_decay = log_decay.clamp_min(self.clamp_min)
         log_decay = log_decay.unflatten(-1, (self.num_kv_heads, self.key_dim))
@@ -124,10 +147,10 @@ class GatedLinearAttention(nn.Module):
             k, v, log_decay = (x.repeat_interleave(groups, dim=2) for x in (k, v, log_decay))
 
         output = self._recurrence(q, k, v, log_decay, cache, cu_seqlens)  # [B, T, H, V]
-        output = self._output_norm(output.float())
+        output = getattr(self, self.norm_name)(output)
         if self.use_output_gate:
-            gate = self.g_proj(hidden_states).float().view(B, T, self.num_heads, self.value_dim)
-            output = output * self.gate_activation(gate)
+            gate = self.g_proj(hidden_states).to(dtype).view(B, T, self.num_heads, self.value_dim)
+            output = output * F.silu(gate)
         return self.o_proj(output.flatten(2).to(v.dtype))
 
     def _queries_keys_values(self, hidden_states, cache, seq_idx):
@@ -137,8 +160,7 @@ class GatedLinearAttention(nn.Module):
             k = _join_heads(k, self.k_low_rank(hidden_states), self.num_kv_heads)
         if self.use_short_conv:
             sizes = [q.shape[-1], k.shape[-1], v.shape[-1]]
-            convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
-            weight = torch.cat([convolution.weight.squeeze(1) for convolution in convolutions])
+            weight = torch.cat([self.q_conv1d(), self.k_conv1d(), self.v_conv1d()])
             qkv = torch.cat([q, k, v], dim=-1)
             left_context = None
             if cache is not None:
@@ -149,11 +171,6 @@ class GatedLinearAttention(nn.Module):
             k.unflatten(-1, (self.num_kv_heads, self.key_dim)),
             v.unflatten(-1, (self.num_kv_heads, self.value_dim)),
         )
-
-    def _output_norm(self, output: torch.Tensor) -> torch.Tensor:
-        norm = getattr(self, self.norm_name)
-        weight = norm.weight.float() if norm.weight is not None else None
-        return F.rms_norm(output, (self.value_dim,), weight, norm.eps)
 
     def _recurrence(self, q, k, v, log_decay, cache, cu_seqlens):
         if cu_seqlens is not None:
