@@ -41,7 +41,12 @@ def mamba2_chunk_scan(
 
     Returns the output [B,T,H,P], with the final state [B,H,P,N] where asked. `seq_idx` [B,T] starts a fresh state at
     each document. `chunk_size` is the caller's hint, which ours does not need.
+
+    Raises:
+        ValueError: packed documents with a cache.
     """
+    if seq_idx is not None and (return_final_states or initial_states is not None):
+        raise ValueError("seq_idx: packed documents cannot be continued from a cache; pass use_cache=False.")
     dt = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
     dt = F.softplus(dt) if dt_softplus else dt
     if tuple(dt_limit) != (0.0, float("inf")):
@@ -119,7 +124,9 @@ def mamba2_split_conv1d_scan_combined(*args: Any, **kwargs: Any) -> None:
 
 def _require_silu(activation: str | None) -> None:
     if activation not in ("silu", "swish"):
-        raise ValueError(f"hidden_act = {activation!r}: statex's short convolution has SiLU only; use transformers' own.")
+        raise ValueError(
+            f"hidden_act = {activation!r}: statex's short convolution has SiLU only; use transformers' own."
+        )
 
 
 REPLACEMENTS = {
@@ -138,7 +145,9 @@ REPLACEMENTS = {
 def statex_ops() -> Iterator[None]:
     """Within it, every Mamba2-type model of transformers runs on statex's ops, whatever its device; reversible.
 
-    Training with gradient checkpointing must run its backward pass within it, too.
+    It works on the modules of transformers that are loaded when it is entered: make the model before. Training with
+    gradient checkpointing must run its backward pass within it, too. Packed documents: give `seq_idx` to the base
+    model (`model.backbone`), for transformers' `Mamba2ForCausalLM` drops it.
     """
     replaced = []
     for module_name in MAMBA2_MODULES:

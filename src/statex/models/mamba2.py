@@ -1,11 +1,14 @@
 """The expanded Mamba2: transformers' own class, a stored plan replayed, mixers on statex's ops."""
 
+import functools
 import inspect
 import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
+from transformers.integrations.accelerate import force_accelerate_hooks
 from transformers.models.mamba2.modeling_mamba2 import Mamba2ForCausalLM, Mamba2Mixer
 
 from statex.models.configuration_mamba2 import StatexMamba2Config
@@ -14,7 +17,10 @@ from statex.models.replay import ReplayExpansion
 
 
 def on_statex_ops(forward: Callable) -> Callable:
-    """The same forward with the recurrent functions of its module exchanged for ours, its module left alone."""
+    """The same forward with the recurrent functions of its module exchanged for ours, its module left alone.
+
+    Decorators of `forward` are lost.
+    """
     inner: Any = inspect.unwrap(forward)
     rebound = types.FunctionType(
         inner.__code__, inner.__globals__ | REPLACEMENTS, inner.__name__, inner.__defaults__, inner.__closure__
@@ -26,7 +32,7 @@ def on_statex_ops(forward: Callable) -> Callable:
 class StatexMamba2Mixer(Mamba2Mixer):
     """transformers' mixer; its scan, step and convolution are statex's."""
 
-    forward = on_statex_ops(Mamba2Mixer.forward)
+    forward = force_accelerate_hooks("conv1d")(on_statex_ops(Mamba2Mixer.forward))  # decorated as transformers' own
 
 
 class StatexMamba2ForCausalLM(ReplayExpansion, Mamba2ForCausalLM):
@@ -39,6 +45,22 @@ class StatexMamba2ForCausalLM(ReplayExpansion, Mamba2ForCausalLM):
         self.replay_expansion()
         self.use_statex_mixers()
         self.post_init()
+
+    @functools.wraps(Mamba2ForCausalLM.forward, assigned=())  # generate and the Trainer read its signature
+    def forward(self, *args: Any, seq_idx: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """As transformers'; `seq_idx` [B, T] also reaches the backbone, so that each packed document has its own state.
+
+        Such a pass makes no cache.
+        """
+        if seq_idx is None:
+            return super().forward(*args, **kwargs)
+        hook = self.backbone.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, kwargs | {"seq_idx": seq_idx}), with_kwargs=True
+        )
+        try:
+            return super().forward(*args, **{"use_cache": False} | kwargs)
+        finally:
+            hook.remove()
 
     def use_statex_mixers(self) -> None:
         """Put all mixers, expanded or not, on statex's ops."""
