@@ -64,7 +64,7 @@ def _mixer(model: Any, family: Family, index: int) -> nn.Module:
 
 @torch.no_grad()
 def _expanded_mixer(model: Any, family: Family, plan: ExpansionPlan, index: int) -> nn.Module:
-    """A mixer of the planned size, filled from the old one; fresh values are drawn on the CPU in fp32."""
+    """A mixer of the planned size, filled from the old one on the CPU; fresh values are drawn in fp32."""
     old = _mixer(model, family, index)
     after = next(layer.after for layer in plan.layers if layer.index == index)
     device = next(old.parameters()).device
@@ -79,19 +79,20 @@ def _expanded_mixer(model: Any, family: Family, plan: ExpansionPlan, index: int)
     generator = torch.Generator().manual_seed(seed)
     start = INITIALIZERS[plan.init](family, model.config, after, plan.rank)
     old_tensors = dict(old.named_parameters())
-    dtype = next(old.parameters()).dtype
+    mixer_dtype = next(old.parameters()).dtype
     for name, parameter in new.named_parameters():
         source, how = old_tensors.get(name), start(name)
+        dtype = source.dtype if source is not None else mixer_dtype
         if how == "keep":
             assert source is not None
             value = source.detach().clone()
         elif how == "fresh":
             value = parameter.detach()
         else:
-            old_value = source.detach().float().cpu() if source is not None else None
-            value = grow(old_value, parameter.detach(), how, generator)
-        kept_dtype = source.dtype if source is not None else dtype
-        _set_parameter(new, name, value.to(device=device, dtype=kept_dtype))
+            exact = torch.promote_types(dtype, torch.float32)  # old weights come through unrounded
+            old_value = source.detach().cpu() if source is not None else None
+            value = grow(old_value, parameter.detach().to(exact), how, generator)
+        _set_parameter(new, name, value.to(device=device, dtype=dtype))
     return new.to(device=device)
 
 
