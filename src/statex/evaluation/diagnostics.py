@@ -1,0 +1,270 @@
+"""Whether an expanded model uses what it was given: its new state, its new parameters; and how expansions fail.
+
+Letters: B rows, H heads, K key and V value dimension of a layer's state [B, H, K, V].
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from statex.errors import UserError
+from statex.evaluation.context import Context
+from statex.evaluation.mqar import TOKENS_PER_PAIR, vocabulary
+from statex.evaluation.reader import Reader, State
+from statex.evaluation.records import Score
+from statex.evaluation.summary import estimate_mean, result_of
+from statex.evaluation.text import held_out_windows
+from statex.expansion.plan import ExpansionPlan, LayerEdit, stored_plan
+from statex.families import StateGeometry
+from statex.measure import device_name, source_commit
+from statex.models.dispatch import statex_ops
+from statex.recipe import Evaluation, TextSource
+from statex.results import Result
+
+SUITE_NAME = "diagnostics"
+KEYS_LAST = {"statex_gla": False, "mamba2": True}
+"""Whether a family's cache holds a state as [B, H, V, K] instead of [B, H, K, V]."""
+NUM_SEQUENCES = 64
+"""MQAR sequences that recall without the new state is measured on."""
+
+
+def diagnose(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    evaluation: Evaluation,
+    *,
+    text: TextSource | None = None,
+    start: Mapping[str, torch.Tensor] | None = None,
+    training_length: int | None = None,
+    identity: dict[str, Any] | None = None,
+) -> list[Result]:
+    """How much of its new state a model uses, and how far its fresh tensors have moved.
+
+    For each expanded layer: `new_state_energy`, the new entries' share of the squared state after a window of held-out
+    text (`details` has their share of the entries), and `effective_rank` (exp of the entropy of the singular values,
+    Roy and Vetterli 2007). For the model: `nll_rise_without_new_state`, in nats, when the new entries are emptied in
+    the middle of a window, and `recall_drop_without_new_state`, when they are emptied between an MQAR sequence's
+    pairs and its queries. With `start`: `weight_change`, the norm of the change of a layer's fresh tensors over the
+    norm of the tensors themselves.
+
+    Args:
+        model: with a plan in its configuration; one without gives no results.
+        start: the state_dict of the model right after the expansion.
+        identity: fields of every Result: model, arm, seed, state_bytes.
+    """
+    plan = stored_plan(cast(Any, model.config))
+    if plan is None:
+        return []
+    reader = Reader(model)
+    source = text or evaluation.text or TextSource(standard_library=True)
+    context = Context(reader, tokenizer, evaluation, source, source, training_length, reader.real_limit())
+    facts = {"device": device_name(reader.device), "commit": source_commit()} | (identity or {})
+    results = weight_changes(plan, model.state_dict(), start, facts) if start is not None else []
+    if plan.kind == "expand":
+        with statex_ops():
+            results += _on_text(context, plan, facts) + _on_recall(context, plan, facts)
+    return results
+
+
+def new_entries(layer: LayerEdit) -> torch.Tensor:
+    """(H, K, V) of an expanded layer's state: True at the entries that the state before had not.
+
+    Where heads were merged these are the blocks off the diagonal, in which one old head's keys meet another's values;
+    where keys were added to each head, the rows behind the old ones.
+    """
+    before, after = layer.before, layer.after
+    keys = torch.arange(after.key_dim)[:, None]
+    values = torch.arange(after.value_dim)[None, :]
+    if after.num_heads == before.num_heads:
+        new = (keys >= before.key_dim).expand(-1, after.value_dim)
+    else:
+        new = keys // before.key_dim != values // before.value_dim
+    return new.expand(after.num_heads, -1, -1)
+
+
+def layer_state(state: State, layer: LayerEdit, model_type: str) -> torch.Tensor:
+    """[B, H, K, V], a view of the layer's state in the cache."""
+    if model_type not in KEYS_LAST:
+        raise UserError("model_type", model_type, "has no diagnostics", f"known: {', '.join(KEYS_LAST)}")
+    found = state.cache.layers[layer.index].recurrent_states[0]
+    view = found.mT if KEYS_LAST[model_type] else found
+    expected = geometry_shape(layer.after)
+    assert tuple(view.shape[1:]) == expected, f"layer {layer.index}: state {tuple(view.shape)}, plan {expected}"
+    return view
+
+
+def geometry_shape(geometry: StateGeometry) -> tuple[int, int, int]:
+    return geometry.num_heads, geometry.key_dim, geometry.value_dim
+
+
+def without_new_state(reader: Reader, state: State, plan: ExpansionPlan) -> State:
+    """A copy of a state whose new entries are 0."""
+    copied = reader.copy_state(state)
+    for layer in plan.layers:
+        view = layer_state(copied, layer, plan.model_type)
+        view.masked_fill_(new_entries(layer).to(view.device), 0)
+    return copied
+
+
+def effective_rank(states: torch.Tensor) -> torch.Tensor:
+    """(B,) exp of the entropy of the normalised singular values of [B, H, K, V], averaged over heads; 0 for zeros."""
+    values = torch.linalg.svdvals(states.float().cpu())
+    shares = values / values.sum(dim=-1, keepdim=True).clamp_min(1e-30)
+    entropy = -(shares * shares.clamp_min(1e-30).log()).sum(dim=-1)
+    return torch.where(values.sum(dim=-1) > 0, entropy.exp(), 0.0).mean(dim=-1)
+
+
+@torch.inference_mode()
+def _on_text(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> list[Result]:
+    """Energy and rank at the middle of held-out windows, and what the second half loses without the new state."""
+    reader, scores, size = context.reader, [], context.evaluation.batch_size
+    windows = held_out_windows(context, "nll_by_position", context.evaluation.nll_by_position, context.training_length)
+    ids = torch.from_numpy(np.stack([window.ids for window in windows]))
+    half = ids.shape[1] // 2
+    for start in range(0, len(ids), size):
+        rows = ids[start : start + size]
+        _, state = reader.read(rows[:, :half].tolist())
+        measured = {layer.index: _state_use(state, layer, plan.model_type) for layer in plan.layers}
+        emptied = without_new_state(reader, state, plan)
+        targets = rows[:, half + 1 :]
+        rise = reader.score(rows[:, half:-1], targets, emptied)[0] - reader.score(rows[:, half:-1], targets, state)[0]
+        for row, window in enumerate(windows[start : start + size]):
+            for layer in plan.layers:
+                figures = {name: float(values[row]) for name, values in measured[layer.index].items()}
+                item = f"{window.name}/{layer.index}"
+                scores.append(Score(item, window.document, {"layer": layer.index}, figures))
+            scores.append(
+                Score(window.name, window.document, {}, {"nll_rise_without_new_state": float(rise[row].mean())})
+            )
+    results = []
+    for layer in plan.layers:
+        mine = [score for score in scores if score.slice.get("layer") == layer.index]
+        share = float(new_entries(layer).float().mean())
+        most = min(layer.after.key_dim, layer.after.value_dim)
+        old = estimate_mean(mine, "effective_rank_old", "")
+        assert old is not None
+        results += _results(mine, "new_state_energy", "fraction", {"layer": layer.index}, facts,
+                            share_of_entries=share)  # fmt: skip
+        results += _results(mine, "effective_rank", "", {"layer": layer.index}, facts,
+                            without_new_entries=old.value, largest_possible=most)  # fmt: skip
+    whole = [score for score in scores if not score.slice]
+    return results + _results(whole, "nll_rise_without_new_state", "nats", {}, facts)
+
+
+def _state_use(state: State, layer: LayerEdit, model_type: str) -> dict[str, torch.Tensor]:
+    """(B,) figures of one layer's state."""
+    view = layer_state(state, layer, model_type).float()
+    new = new_entries(layer).to(view.device)
+    energy = view.square()
+    total = energy.sum(dim=(1, 2, 3)).clamp_min(1e-30)
+    return {
+        "new_state_energy": ((energy * new).sum(dim=(1, 2, 3)) / total).cpu(),
+        "effective_rank": effective_rank(view),
+        "effective_rank_old": effective_rank(view.masked_fill(new, 0)),
+    }
+
+
+@torch.inference_mode()
+def _on_recall(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> list[Result]:
+    """What MQAR loses when the new entries are emptied between the pairs and the queries."""
+    from statex.data.recall import mqar_batch
+
+    settings, reader = context.evaluation.mqar, context.reader
+    num_pairs = max(settings.num_pairs)
+    length, middle = TOKENS_PER_PAIR * num_pairs, 2 * num_pairs
+    count = min(settings.num_items, NUM_SEQUENCES)
+    ids, labels = mqar_batch([context.evaluation.seed, num_pairs], count, length, num_pairs, *vocabulary(context))
+    scores = []
+    for start in range(0, count, context.evaluation.batch_size):
+        rows = ids[start : start + context.evaluation.batch_size]
+        targets = labels[start : start + context.evaluation.batch_size, middle + 1 :]
+        _, state = reader.read(rows[:, :middle].tolist())
+        emptied = reader.score(rows[:, middle:-1], targets, without_new_state(reader, state, plan))[1]
+        whole = reader.score(rows[:, middle:-1], targets, state)[1]
+        drops = (whole.sum(dim=1) - emptied.sum(dim=1)) / num_pairs
+        for row, drop in enumerate(drops.tolist(), start):
+            scores.append(Score(str(row), str(row), {}, {"recall_drop_without_new_state": drop}))
+    return _results(scores, "recall_drop_without_new_state", "", {"num_pairs": num_pairs, "length": length}, facts)
+
+
+def weight_changes(
+    plan: ExpansionPlan, now: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor], facts: dict[str, Any]
+) -> list[Result]:
+    """One result a layer: how far its fresh tensors moved, all together, and in `details` each of them."""
+    results = []
+    for layer in plan.layers:
+        moved: dict[str, float] = {}
+        change = size = 0.0
+        for edit in layer.tensors:
+            if edit.is_fresh and edit.name in start and edit.name in now:
+                before, after = start[edit.name].float().cpu(), now[edit.name].float().cpu()
+                delta, norm = float((after - before).norm()), float(after.norm())
+                moved[edit.name] = delta / norm if norm else 0.0
+                change, size = change + delta**2, size + norm**2
+        still = [name for name, value in moved.items() if value == 0]
+        note = f"not moved at all: {', '.join(still)}" if still else ""
+        value = math.sqrt(change / size) if size else 0.0
+        results.append(
+            Result(SUITE_NAME, "weight_change", value, slice={"layer": layer.index}, note=note, details=moved, **facts)
+        )
+    return results
+
+
+def _results(
+    scores: Sequence[Score], metric: str, unit: str, where: dict[str, Any], facts: dict[str, Any], **details: Any
+) -> list[Result]:
+    estimate = estimate_mean(scores, metric, unit)
+    return [result_of(SUITE_NAME, metric, unit, where, estimate, details=details, **facts)] if estimate else []
+
+
+def failure_signatures(results: Sequence[Result], baseline: str = "lpt") -> list[Result]:
+    """The two ways in which an expansion fails, where the paired differences in `results` show them.
+
+    `text_lost`: text NLL rose, or common-sense accuracy fell. `recall_flat`: recall at the most pairs did not rise.
+    Each is a copy of the difference that shows it, with a sentence as its note.
+    """
+    found = []
+    differences = [row for row in results if row.baseline == baseline and None not in (row.low, row.high)]
+    several = {(row.model, row.arm) for row in differences if row.details.get("num_seeds", 1) > 1}
+    most = max((row.slice["num_pairs"] for row in differences if row.suite == "mqar"), default=0)
+    for row in differences:
+        if row.seed is not None and (row.model, row.arm) in several:
+            continue  # the figure over all seeds speaks for them
+        low, high = cast(float, row.low), cast(float, row.high)
+        by = f"{row.value:+.3g} against {baseline} (95 % interval {low:.3g} to {high:.3g})"
+        if row.suite == "nll_by_position" and not row.slice and low > 0:
+            found.append(
+                _signature(
+                    row, "text_lost", f"Text NLL changed by {by}: too many layers were expanded for this budget, or "
+                    "weights outside the mixers were lost; expand fewer layers, train longer, or use init preserve."
+                )
+            )  # fmt: skip
+        elif row.suite in COMMON_SENSE and row.metric == "acc" and high < 0:
+            found.append(
+                _signature(
+                    row, "text_lost", f"Accuracy on {row.suite} changed by {by}: too many layers were expanded for "
+                    "this budget, or weights outside the mixers were lost."
+                )
+            )  # fmt: skip
+        elif row.suite == "mqar" and row.slice["num_pairs"] == most and low <= 0:
+            found.append(
+                _signature(
+                    row, "recall_flat", f"Recall at {most} pairs changed by {by}: the capacity that was added is not "
+                    "seen to be used; look at the diagnostics of its state, and train longer or at a higher rate."
+                )
+            )  # fmt: skip
+    return found
+
+
+COMMON_SENSE = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "social_iqa")
+
+
+def _signature(row: Result, metric: str, sentence: str) -> Result:
+    details = row.details | {"of": f"{row.suite} {row.metric}"}
+    return Result(
+        SUITE_NAME, metric, row.value, row.unit, row.low, row.high, row.n, row.slice, row.model, row.arm, row.seed,
+        row.baseline, row.state_bytes, row.device, row.commit, sentence, details,
+    )  # fmt: skip

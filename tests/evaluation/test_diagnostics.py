@@ -1,0 +1,101 @@
+"""What diagnostics say about expanded models whose states are known."""
+
+import pytest
+import torch
+from tiny_models import make_gla, make_mamba2
+
+import statex
+from statex.evaluation.diagnostics import (
+    diagnose,
+    effective_rank,
+    failure_signatures,
+    new_entries,
+    without_new_state,
+)
+from statex.evaluation.reader import Reader
+from statex.expansion.plan import stored_plan
+from statex.results import Result
+
+CASES = [(make_gla, "preserve"), (make_gla, "inherit"), (make_gla, "reinit"), (make_mamba2, "preserve")]
+
+
+def expanded(make, init):
+    model = make()
+    statex.expand(model, statex.ExpansionConfig(layers=[1], factor=2, init=init))
+    return model.eval()
+
+
+@pytest.mark.parametrize(("make", "init"), CASES)
+def test_new_entries_are_as_many_as_the_state_grew(make, init):
+    layer = stored_plan(expanded(make, init).config).layers[0]
+    assert int(new_entries(layer).sum()) == layer.after.elements - layer.before.elements
+
+
+@pytest.mark.parametrize(("make", "init"), CASES)
+def test_diagnose(make, init, tokenizer, evaluation, source):
+    model = expanded(make, init)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    results = diagnose(model, tokenizer, evaluation, text=source, start=start, identity={"arm": init})
+    figures = {row.metric: row for row in results}
+    assert {row.arm for row in results} == {init}
+    assert 0 < figures["new_state_energy"].value < 1
+    assert figures["new_state_energy"].details["share_of_entries"] == 0.5
+    rank = figures["effective_rank"]
+    assert 1 <= rank.value <= rank.details["largest_possible"]
+    assert figures["recall_drop_without_new_state"].slice["num_pairs"] == 4
+    assert figures["weight_change"].value == 0
+    assert "not moved at all" in figures["weight_change"].note
+    if init == "preserve":  # nothing reads the new entries yet
+        assert figures["nll_rise_without_new_state"].value == pytest.approx(0, abs=1e-6)
+    else:
+        assert figures["nll_rise_without_new_state"].value != 0
+
+
+@pytest.mark.parametrize("make", [make_gla, make_mamba2])
+def test_emptying_the_new_state_of_a_preserving_expansion_brings_back_the_old_model(make):
+    """But for what the next token itself writes and reads."""
+    model, before = expanded(make, "preserve"), make()
+    with torch.no_grad():  # wake the new entries up: random reads
+        for name, tensor in model.named_parameters():
+            if name in stored_plan(model.config).fresh_tensors and ("q_proj" in name or "in_proj" in name):
+                tensor[tensor == 0] = 0.3
+    ids = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(0))
+    reader, old = Reader(model), Reader(before)
+    _, state = reader.read(ids.tolist())
+    _, reference = old.read(ids.tolist())
+    plan = stored_plan(model.config)
+    next_ids = [[5], [6]]
+    awake, _ = reader.read(next_ids, reader.copy_state(state))
+    emptied, _ = reader.read(next_ids, without_new_state(reader, state, plan))
+    expected, _ = old.read(next_ids, reference)
+    assert (awake - expected).abs().max() > 2 * (emptied - expected).abs().max()
+
+
+def test_effective_rank_of_known_matrices():
+    eye, one = torch.eye(4)[None, None], torch.ones(1, 1, 4, 4)
+    assert effective_rank(eye).item() == pytest.approx(4)
+    assert effective_rank(one).item() == pytest.approx(1, abs=1e-3)
+    assert effective_rank(torch.zeros(1, 1, 4, 4)).item() == 0
+
+
+def test_a_model_without_a_plan_has_no_diagnostics(tokenizer, evaluation, source):
+    assert diagnose(make_gla(), tokenizer, evaluation, text=source) == []
+
+
+def difference(suite, metric, value, low, high, **where):
+    return Result(suite, metric, value, low=low, high=high, n=9, slice=where, arm="reinit", baseline="lpt", seed=0)
+
+
+def test_failures_are_told_in_sentences():
+    rows = [
+        difference("nll_by_position", "nll", 0.2, 0.1, 0.3),
+        difference("mqar", "accuracy", 0.5, 0.4, 0.6, num_pairs=8),
+        difference("mqar", "accuracy", 0.01, -0.02, 0.04, num_pairs=32),
+        difference("piqa", "acc", -0.05, -0.08, -0.02),
+        difference("hellaswag", "acc", -0.05, -0.12, 0.02),
+    ]
+    told = failure_signatures(rows)
+    assert [row.metric for row in told] == ["text_lost", "recall_flat", "text_lost"]
+    assert "Text NLL changed by +0.2 against lpt (95 % interval 0.1 to 0.3)" in told[0].note
+    assert "32 pairs" in told[1].note
+    assert failure_signatures([difference("nll_by_position", "nll", -0.2, -0.3, -0.1)]) == []
