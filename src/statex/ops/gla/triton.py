@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from statex.ops.gla import triton_kernels as kernels
+from statex.ops.gla.triton_layout import Layout, make_layout
 from statex.ops.gla.triton_step import triton_gla_step
 
 __all__ = ["triton_gla", "triton_gla_step"]
@@ -43,7 +44,7 @@ def triton_gla(
     work = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     q, k, v = (x.to(work).contiguous() for x in (q, k, v))
     initial = None if initial_state is None else initial_state.float().contiguous()
-    layout = _layout(q.shape[0], q.shape[1], cu_seqlens, chunk_size(q.shape[-1], v.shape[-1], q.shape[1]), q.device)
+    layout = make_layout(q.shape[0], q.shape[1], cu_seqlens, chunk_size(q.shape[-1], v.shape[-1], q.shape[1]), q.device)
     output, final_state = _Gla.apply(q, k, v, log_decay.contiguous(), initial, scale, output_final_state, layout)
     return output.to(dtype), final_state
 
@@ -52,37 +53,6 @@ def chunk_size(key_dim: int, value_dim: int, num_tokens: int) -> int:
     """Tokens between two kept states: the larger the state, the fewer of them."""
     chunk = 256 if key_dim * value_dim >= 512 * 1024 else 128
     return max(BLOCK, min(chunk, triton.next_power_of_2(num_tokens)))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the tokens are divided: `chunk_table` and `segment_table` as the kernels read them."""
-
-    chunk: int
-    num_chunks: int
-    num_segments: int
-    chunk_table: Tensor
-    segment_table: Tensor
-
-
-def _layout(batch: int, num_tokens: int, cu_seqlens: Tensor | None, chunk: int, device: torch.device) -> Layout:
-    if cu_seqlens is None:
-        return _even_layout(batch, num_tokens, chunk, device)
-    return _make_layout(cu_seqlens.tolist(), chunk, device)
-
-
-@lru_cache(maxsize=32)
-def _even_layout(batch: int, num_tokens: int, chunk: int, device: torch.device) -> Layout:
-    return _make_layout([num_tokens * b for b in range(batch + 1)], chunk, device)
-
-
-def _make_layout(borders: list[int], chunk: int, device: torch.device) -> Layout:
-    chunks, segments = [], []
-    for start, end in zip(borders, borders[1:], strict=False):
-        segments.append((start, end, len(chunks)))
-        chunks += [(at, min(chunk, end - at)) for at in range(start, end, chunk)]
-    tables = (torch.tensor(rows, dtype=torch.int32).reshape(len(rows), -1).to(device) for rows in (chunks, segments))
-    return Layout(chunk, len(chunks), len(segments), *tables)
 
 
 @dataclass(frozen=True)
@@ -125,14 +95,13 @@ def _tiles(key_dim: int, value_dim: int, rows: int, chunk: int, dtype: torch.dty
             strong=(half_k, 4),
         )
     part = min(chunk, 128)
-    large = 128 if rows * key_dim * value_dim >= 96 * 128 * 128 else 64
-    state_k, state_v = fit(key_dim, large), fit(value_dim, large)
+    many = rows * key_dim * value_dim >= 128 * 128 * 64  # (128, 64) fills the processors
     wide_k, wide_v = fit(key_dim, 2 * part), fit(value_dim, 2 * part)
     return Tiles(
         part=part,
         prepare=(step_k, 4),
         attention=(step_k, 4, 3),
-        state=(state_k, state_v, warps(state_k, state_v), 4),
+        state=(fit(key_dim, 128 if many else 64), step_v, 4, 4),
         output=(step_k, wide_v, warps(part, wide_v), 3),
         d_attention=(step_v, warps(part, part), 3),
         through=(wide_k, step_v, warps(part, wide_k), 3),
@@ -215,8 +184,10 @@ def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layo
     strong = torch.empty(num_chunks, heads, dtype=torch.int32, device=q.device)
     attention = q.new_empty(tokens, heads, chunk)
     tile, warps = tiles.prepare
-    kernels.prepare_kernel[(triton.cdiv(key_dim, tile), num_chunks * blocks, heads)](
-        q, k, log_decay, layout.chunk_table, windows, q_decayed, k_decayed, block_decay, scale,
+    tiles_k = triton.cdiv(key_dim, tile)
+    own = block_decay.new_empty(tiles_k, tokens, heads)
+    kernels.prepare_kernel[(tiles_k, num_chunks * blocks, heads)](
+        q, k, log_decay, layout.chunk_table, windows, q_decayed, k_decayed, block_decay, own, scale, num_chunks,
         H=heads, K=key_dim, C=chunk, BK=tile, EXACT=exact, num_warps=warps,
     )  # fmt: skip
     tile = max(16, min(1024, triton.next_power_of_2(key_dim)))
@@ -225,8 +196,9 @@ def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layo
     )
     tile, warps, stages = tiles.attention
     kernels.attention_kernel[(num_chunks * (blocks * (blocks + 1) // 2), heads)](
-        q_decayed, k_decayed, before, block_decay, strong, attention,
-        H=heads, K=key_dim, C=chunk, BK=tile, PRECISION=precision, num_warps=warps, num_stages=stages,
+        q_decayed, k_decayed, before, block_decay, own, strong, attention, num_chunks,
+        H=heads, K=key_dim, C=chunk, BK=tile, TILES_K=tiles_k, PRECISION=precision,
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
     tile, warps = tiles.strong
     kernels.strong_attention_kernel[(num_chunks * blocks, heads)](

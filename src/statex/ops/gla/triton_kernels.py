@@ -47,14 +47,14 @@ def _sums(windows, index, high, low, rows, EXACT: tl.constexpr):
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def prepare_kernel(
-    q, k, log_decay, chunk_table, windows, q_decayed, k_decayed, block_decay,
-    scale,
+    q, k, log_decay, chunk_table, windows, q_decayed, k_decayed, block_decay, own,
+    scale, NUM_CHUNKS,
     H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """BK key channels of one block: scaled q decayed from the block's start, k decayed to its end (both padded), and
-    the block's total decay [N * C / 64, H, K]."""
+    """BK key channels of one block: scaled q decayed from the block's start, k decayed to its end (both padded), the
+    block's total decay [N * C / 64, H, K], and each token's own scaled q k [K / BK, N * C, H]."""
     tile, block, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     chunk = block // (C // BLOCK)
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
@@ -69,6 +69,8 @@ def prepare_kernel(
     queries = tl.load(q + token + at, mask=mask, other=0.0)
     keys = tl.load(k + token + at, mask=mask, other=0.0)
     tl.store(block_decay + (block * H + head).to(tl.int64) * K + cols, tl.sum(decay, 0), mask=cols < K)
+    product = tl.sum(queries.to(tl.float32) * keys.to(tl.float32), 1) * scale
+    tl.store(own + ((tile * NUM_CHUNKS + chunk).to(tl.int64) * C + in_chunk) * H + head, product)
     high, low = _split(decay, EXACT)
     q_out = queries.to(tl.float32) * scale * tl.exp(_sums(windows, FROM_START, high, low, rows, EXACT))
     tl.store(q_decayed + padded + at, q_out.to(queries.dtype), mask=inside)
@@ -103,10 +105,12 @@ def prefix_kernel(
     tl.store(strong + chunk * H + head, tl.max(largest, 0).to(tl.int32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def attention_kernel(
-    q_decayed, k_decayed, before, block_decay, strong, attention,
-    H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    q_decayed, k_decayed, before, block_decay, own, strong, attention,
+    NUM_CHUNKS,
+    H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, TILES_K: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attention of one block to itself or to an earlier block of its chunk (padded [N * C, H, C]), zeros for the
     mirrored pair. To itself only where no decay is strong: there the decay between two tokens is taken as that from
@@ -134,6 +138,10 @@ def attention_kernel(
         decay -= tl.load(block_decay + table + j * H * K + cols, mask=cols < K, other=0.0)
         queries = (queries.to(tl.float32) * tl.exp(decay)[None, :]).to(keys.dtype)
         result += tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+    diagonal = tl.zeros((BLOCK,), tl.float32)
+    for tile in tl.static_range(TILES_K):
+        diagonal += tl.load(own + (tile * NUM_CHUNKS * C + to_row).to(tl.int64) * H + head)
+    result = tl.where((i == j) & (rows[:, None] == rows[None, :]), diagonal[:, None], result)
     result = tl.where((i > j) | (rows[:, None] >= rows[None, :]), result, 0.0)
     tl.store(attention + to_at * C + (rows + j * BLOCK)[None, :], result.to(attention.dtype.element_ty))
     if i > j:
@@ -181,7 +189,7 @@ def strong_attention_kernel(
     tl.store(attention + at, result.to(attention.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def state_kernel(
     x, y, block_decay, segment_table, first, states, last, other_states, overlap,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,
@@ -348,7 +356,7 @@ def through_state_kernel(
     tl.store(out + at, result.to(out.dtype.element_ty), mask=(cols_k < K)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def inside_gradient_kernel(
     q, k, log_decay, q_decayed, k_decayed, d_attention, dq_state, dk_state, overlap,
     before, after, block_decay, strong, chunk_table, windows, dq, dk, d_log_decay,

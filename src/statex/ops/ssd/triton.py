@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from statex.ops.gla.triton_layout import Layout, make_layout
 from statex.ops.ssd import triton_kernels as kernels
 from statex.ops.ssd.triton_step import triton_ssd_step
 
@@ -39,7 +40,7 @@ def triton_ssd(
     work = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     x, B, C = (tensor.to(work).contiguous() for tensor in (x, B, C))
     initial = None if initial_state is None else initial_state.float().contiguous()
-    layout = _layout(x.shape[0], x.shape[1], cu_seqlens, chunk_size(B.shape[-1], x.shape[1]), x.device)
+    layout = make_layout(x.shape[0], x.shape[1], cu_seqlens, chunk_size(B.shape[-1], x.shape[1]), x.device)
     D = None if D is None else D.float()
     output, final = _Ssd.apply(x, dt.contiguous(), A.float(), B, C, D, initial, output_final_state, layout)
     return output.to(dtype), final
@@ -49,37 +50,6 @@ def chunk_size(state_size: int, num_tokens: int) -> int:
     """Tokens between two kept states: the larger the state, the fewer of them."""
     chunk = 256 if state_size >= 384 else 128
     return max(64, min(chunk, triton.next_power_of_2(num_tokens)))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the tokens are divided: `chunk_table` and `segment_table` as the kernels read them."""
-
-    chunk: int
-    num_chunks: int
-    num_segments: int
-    chunk_table: Tensor
-    segment_table: Tensor
-
-
-def _layout(batch: int, num_tokens: int, cu_seqlens: Tensor | None, chunk: int, device: torch.device) -> Layout:
-    if cu_seqlens is None:
-        return _even_layout(batch, num_tokens, chunk, device)
-    return _make_layout(cu_seqlens.tolist(), chunk, device)
-
-
-@lru_cache(maxsize=32)
-def _even_layout(batch: int, num_tokens: int, chunk: int, device: torch.device) -> Layout:
-    return _make_layout([num_tokens * b for b in range(batch + 1)], chunk, device)
-
-
-def _make_layout(borders: list[int], chunk: int, device: torch.device) -> Layout:
-    chunks, segments = [], []
-    for start, end in zip(borders, borders[1:], strict=False):
-        segments.append((start, end, len(chunks)))
-        chunks += [(at, min(chunk, end - at)) for at in range(start, end, chunk)]
-    tables = (torch.tensor(rows, dtype=torch.int32).reshape(len(rows), -1).to(device) for rows in (chunks, segments))
-    return Layout(chunk, len(chunks), len(segments), *tables)
 
 
 @dataclass(frozen=True)
@@ -120,7 +90,7 @@ def _tiles(head_dim: int, state_size: int, rows: int, chunk: int, dtype: torch.d
         head=fit(head_dim, 128),
         scores=(fit(state_size, 64), 8 if part == 128 else 4, 3),
         state=(128 if large else 64, fit(state_size, 64), 4, 4),
-        output=(fit(state_size, 64), 4 if fit(head_dim, 128) <= 64 else 8, 3),
+        output=(fit(state_size, 64), 8 if part == 128 else 4, 3),
         keys=(fit(state_size, 128), 8 if part == 128 else 4, 3),
         others=64,
     )
@@ -146,7 +116,8 @@ class Call:
     @property
     def sizes(self) -> dict[str, int]:
         """The constants that most kernels take."""
-        return dict(H=self.x.shape[2], G=self.B.shape[2], P=self.x.shape[3], N=self.B.shape[3], C=self.layout.chunk)
+        (heads, head_dim), (groups, state_size) = self.x.shape[2:], self.B.shape[2:]
+        return {"H": heads, "G": groups, "P": head_dim, "N": state_size, "C": self.layout.chunk}
 
     @property
     def precision(self) -> str:

@@ -78,7 +78,7 @@ def scores_kernel(
     tl.store(scores + at, result.to(scores.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def state_kernel(
     x, y, sums, segment_table, first, states, last, other_states, overlap,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,
@@ -136,7 +136,7 @@ def state_kernel(
         tl.store(last + segment_state, state, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def output_kernel(
     reads, states, scores, values, x, D, sums, steps, chunk_table, out, d_steps, d_D,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,
@@ -245,7 +245,7 @@ def score_gradient_kernel(
     tl.store(d_scores + at_scores, total.to(d_scores.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def key_gradient_kernel(
     x, states, d_scores, own, other, out, overlap, chunk_table,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,
@@ -295,7 +295,7 @@ def key_gradient_kernel(
     tl.store(out + at_out, result.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def decay_gradient_kernel(
     row_sums, column_sums, read_overlap, write_overlap, state_overlap, d_steps, A, steps, chunk_table, d_dt, d_A,
     H: tl.constexpr, P: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,

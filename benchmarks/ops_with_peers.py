@@ -1,0 +1,100 @@
+"""`statex bench ops` on a fresh machine, with the peers tuned in minutes instead of hours.
+
+The peers try hundreds of kernel variants at each new shape, one after the other. Here many processes first compile
+them side by side into Triton's cache; then the benchmark runs as usual. --quick narrows the peers' choice to 4 or 8
+warps and 2 or 3 stages and times each variant for 20 ms: say so beside figures made with it.
+
+Example: python benchmarks/ops_with_peers.py --processes 14 --quick --out out gla-1x1024x2048 ssd-64x64-n512
+"""
+
+import argparse
+import functools
+import multiprocessing
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import triton
+from triton.runtime.autotuner import Autotuner
+
+from statex.benchmarking.cases import CASES, make_inputs
+from statex.benchmarking.ops import _runner, run_ops_benchmark
+from statex.benchmarking.peers import peer
+
+COMPILE_TOKENS = 4096
+SHARED_MEMORY = 227 * 1024  # bytes a program may have on Hopper
+
+
+def narrow_choice() -> None:
+    """Let each tuner see only its variants of 4 or 8 warps and 2 or 3 stages (all of them, if it has none such)."""
+    original = Autotuner.__init__
+
+    @functools.wraps(original)
+    def init(self, fn, arg_names, configs, *args, **kwargs):
+        few = [config for config in configs or () if config.num_warps in (4, 8) and config.num_stages in (2, 3)]
+        original(self, fn, arg_names, few or configs, *args, **kwargs)
+
+    Autotuner.__init__ = init
+    Autotuner.do_bench = property(lambda self: functools.partial(triton.testing.do_bench, warmup=5, rep=20))
+
+
+def compile_variants(names: list[str], seed: int, quick: bool) -> None:
+    """Run the peers once, compiling every variant of their kernels, in an order of this process's own."""
+    if quick:
+        narrow_choice()
+    shuffle = random.Random(seed)
+
+    def compile_only(self, *args, config, **meta):
+        try:
+            kernel = self.fn.warmup(*args, grid=(1,), **(meta | config.all_kwargs()))
+        except Exception:  # a variant that does not compile is the tuner's to skip
+            return [float("inf")] * 3
+        return [shuffle.random() if kernel.metadata.shared <= SHARED_MEMORY else float("inf")] * 3
+
+    def in_random_order(self, kwargs):
+        configs = list(prune(self, kwargs))
+        shuffle.shuffle(configs)
+        return configs
+
+    prune = Autotuner.prune_configs
+    Autotuner._bench, Autotuner.prune_configs = compile_only, in_random_order
+    Autotuner.check_disk_cache = lambda self, key, configs, bench: bench()
+    for name in shuffle.sample(names, len(names)):
+        case = replace(CASES[name], tokens=min(CASES[name].tokens, COMPILE_TOKENS))
+        found = peer(case.op)
+        if found is not None:
+            try:
+                _runner(found[1], make_inputs(case, torch.bfloat16, "cuda"), case, not case.is_step)()
+                torch.cuda.synchronize()
+            except Exception as error:  # an untuned variant may not run; it is compiled all the same
+                print(f"{name}: {error}"[:200], flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", help="default: all")
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    names = arguments.cases or list(CASES)
+    start = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=compile_variants, args=(names, seed, arguments.quick))
+        for seed in range(arguments.processes)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    print(f"peers compiled in {time.perf_counter() - start:.0f} s", flush=True)
+    if arguments.quick:
+        narrow_choice()
+    run_ops_benchmark(cases=names, out=arguments.out)
+
+
+if __name__ == "__main__":
+    main()

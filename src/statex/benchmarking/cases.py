@@ -1,0 +1,119 @@
+"""What `statex bench ops` measures: each case is declared here, with the least time it can take.
+
+Shape letters: B batch, T tokens, H heads, G groups, K key dim, V value dim (gla); P head dim, N state size (ssd).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from statex import ops
+from statex.ops.gla import chunk_gla, naive_gla, step_gla
+from statex.ops.ssd import chunk_ssd, naive_ssd, step_ssd
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recurrence at one shape.
+
+    Args:
+        op: "gla", "ssd", "gla_step" or "ssd_step".
+        heads, key_dim, value_dim: the state is [heads, key_dim, value_dim]; for ssd these are H, N and P.
+        tokens: T; 1 for a step.
+    """
+
+    name: str
+    op: str
+    heads: int
+    key_dim: int
+    value_dim: int
+    tokens: int = 65536
+    batch: int = 1
+
+    @property
+    def state_size(self) -> int:
+        return self.heads * self.key_dim * self.value_dim
+
+    @property
+    def is_step(self) -> bool:
+        return self.op.endswith("_step")
+
+    def flops(self, backward: bool) -> float:
+        """Of the products with the state alone: two forward, five more backward."""
+        return 2 * self.state_size * self.tokens * self.batch * (7 if backward else 2)
+
+    def moved_bytes(self, backward: bool) -> float:
+        """Least traffic: inputs read and outputs written once (twice that and more with the gradients), states in
+        fp32 read and written for a step."""
+        if self.is_step:
+            return 8 * self.state_size * self.batch
+        names = make_inputs(replace(self, tokens=1, batch=1), torch.bfloat16, "meta")
+        per_token = sum(x.numel() * x.element_size() for x in names.values() if x.ndim > 2)
+        per_token += 2 * self.heads * self.value_dim
+        return per_token * self.tokens * self.batch * (3 if backward else 1)
+
+    def reduced(self, tokens: int, factor: int = 1) -> "Case":
+        """The same case with fewer tokens and dimensions smaller by `factor`."""
+        heads = max(1, self.heads // factor) if self.op.startswith("ssd") else self.heads
+        key_dim, value_dim = max(8, self.key_dim // factor), max(8, self.value_dim // factor)
+        return replace(self, heads=heads, key_dim=key_dim, value_dim=value_dim, tokens=1 if self.is_step else tokens)
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("gla-1x1024x2048", "gla", 1, 1024, 2048),
+        Case("gla-4x1024x512", "gla", 4, 1024, 512),
+        Case("gla-4x256x512", "gla", 4, 256, 512),
+        Case("gla-2x512x1024", "gla", 2, 512, 1024),
+        Case("gla-16x128x128", "gla", 16, 128, 128),
+        Case("ssd-64x64-n512", "ssd", 64, 512, 64),
+        Case("ssd-64x64-n128", "ssd", 64, 128, 64),
+        Case("gla-step-b32", "gla_step", 1, 1024, 2048, tokens=1, batch=32),
+        Case("gla-step-b1", "gla_step", 1, 1024, 2048, tokens=1),
+        Case("ssd-step-b32", "ssd_step", 64, 512, 64, tokens=1, batch=32),
+    )
+}
+
+DECAYS = {"weak": 0.001, "usual": 0.1, "middle": 1.0, "strong": 20.0}  # largest decay of a token, in nats
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device | str, decay: float = 0.1) -> dict[str, Tensor]:
+    """Fresh random inputs by argument name; log decays are uniform between 0 and -decay."""
+    B, T, H, K, V = case.batch, case.tokens, case.heads, case.key_dim, case.value_dim
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device, dtype=dtype)
+
+    time = () if case.is_step else (T,)
+    if case.op.startswith("gla"):
+        inputs = {"q": normal(B, *time, H, K), "k": normal(B, *time, H, K), "v": normal(B, *time, H, V)}
+        inputs["log_decay"] = -decay * torch.rand(B, *time, H, K, device=device)
+        state = (B, H, K, V)
+    else:
+        inputs = {"x": normal(B, *time, H, V), "dt": torch.rand(B, *time, H, device=device)}
+        inputs["A"] = -decay * torch.rand(H, device=device)
+        inputs |= {"B": normal(B, *time, 1, K), "C": F.normalize(normal(B, *time, 1, K), dim=-1)}
+        inputs["D"] = torch.randn(H, device=device)
+        state = (B, H, V, K)
+    if case.is_step:
+        inputs["state"] = torch.randn(*state, device=device)
+    return inputs
+
+
+def ours(case: Case) -> Callable[..., object]:
+    """The public recurrence: the kernels on CUDA, the chunked PyTorch version elsewhere."""
+    return getattr(ops, case.op)
+
+
+def exact(case: Case) -> Callable[..., object]:
+    """The recurrence to compare with in fp64; itself tested against the one-token-at-a-time definition."""
+    return {"gla": chunk_gla, "ssd": chunk_ssd, "gla_step": step_gla, "ssd_step": step_ssd}[case.op]
+
+
+def plain(case: Case) -> Callable[..., object]:
+    """The definition in plain PyTorch: the only peer where no other library runs."""
+    return {"gla": naive_gla, "ssd": naive_ssd, "gla_step": step_gla, "ssd_step": step_ssd}[case.op]

@@ -1,0 +1,209 @@
+"""`statex bench ops`: each declared case, correctness first, then ours and the peer alternating on the same inputs."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from statex import measure
+from statex.benchmarking.cases import CASES, DECAYS, Case, exact, make_inputs, ours, plain
+from statex.benchmarking.peers import peer
+
+TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-3}  # relative, of output and each gradient against fp64
+CHECK_TOKENS = 1000  # no multiple of any chunk
+CPU_TOKENS, CPU_FACTOR = 256, 8
+FLOPS_PER_SECOND = {"H200": 790e12}  # bf16 matrix product on random data, measured
+BYTES_PER_SECOND = {"H200": 4265e9}  # device copy, read and written, measured
+
+
+def run_ops_benchmark(
+    cases: Sequence[str] | None = None,
+    out: Path | None = None,
+    *,
+    device: torch.device | str | None = None,
+    repetitions: int = 20,
+    peers: bool = True,
+) -> list[dict]:
+    """Check and time the recurrences; print a table to stderr.
+
+    Args:
+        cases: names out of `CASES`; default: all.
+        out: folder for ops.json.
+        device: default: CUDA where there is one. On a CPU the cases are reduced, run the chunked PyTorch version
+            against the one-token definition, and report ratios only.
+
+    Returns:
+        one record a case and pass ("fwd", "fwd+bwd", "step"): errors of both, and, only where ours is right, times
+        in ms (null on a CPU), ratio, share of the floor, peak memory in bytes and seconds of the first call.
+
+    Raises:
+        ValueError: an unknown case.
+    """
+    for name in cases or ():
+        if name not in CASES:
+            raise ValueError(f"case={name!r} is unknown; use one of {', '.join(CASES)}")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    about = {"device": measure.device_name(device), "commit": measure.source_commit(), "versions": measure.versions()}
+    records = []
+    for name in cases or CASES:
+        for record in _run_case(CASES[name], device, repetitions, peers):
+            records.append(record | about)
+            print(_line(record), file=sys.stderr, flush=True)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "ops.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    return records
+
+
+def _run_case(case: Case, device: torch.device, repetitions: int, peers: bool) -> list[dict]:
+    on_cuda = device.type == "cuda"
+    dtype = torch.bfloat16 if on_cuda else torch.float32
+    if not on_cuda:
+        case = case.reduced(CPU_TOKENS, CPU_FACTOR)
+    found = peer(case.op) if on_cuda and peers else None
+    if found is None and not on_cuda and not case.is_step:
+        found = ("naive", plain(case))
+    first_call = _first_call(ours(case), case, dtype, device)
+    if found is not None and on_cuda:
+        _first_call(found[1], case, dtype, device)  # so that it tunes itself at the shape that is timed
+    errors, peer_errors, ratio = check_case(case, dtype, device, found[1] if found else None)
+    passed = all(error < TOLERANCE[dtype] for error in errors.values())  # NaN does not pass
+    records = []
+    for backward in (False,) if case.is_step else (False, True):
+        record = {"case": case.name, "pass": "step" if case.is_step else "fwd+bwd" if backward else "fwd"}
+        record |= {"tokens": case.tokens, "state_size": case.state_size, "dtype": str(dtype).removeprefix("torch.")}
+        record |= {"correct": passed, "errors": errors, "peer": found[0] if found else None}
+        record |= {"peer_errors": peer_errors, "error_ratio": ratio, "first_call_s": first_call if on_cuda else None}
+        if passed:
+            record |= _times(case, dtype, device, found[1] if found else None, backward, repetitions)
+        records.append(record)
+    return records
+
+
+def check_case(
+    case: Case, dtype: torch.dtype, device: torch.device, other: Callable[..., object] | None
+) -> tuple[dict[str, float], dict[str, float], float | None]:
+    """Largest relative errors against fp64 on the same inputs over all strengths of decay, ours and the peer's; and
+    the largest ratio of the two, over tensors and strengths."""
+    worst: dict[str, float] = {}
+    peer_worst: dict[str, float] = {}
+    ratio = None
+    small = case if case.is_step else case.reduced(min(case.tokens, CHECK_TOKENS))
+    for strength in DECAYS.values():
+        inputs = make_inputs(small, dtype, device, strength)
+        truth = _everything(exact(small), {name: x.double() for name, x in inputs.items()}, small)
+        errors = _errors(_everything(ours(small), inputs, small), truth)
+        _keep_largest(worst, errors)
+        if other is not None:
+            peer_errors = _errors(_everything(other, inputs, small), truth)
+            _keep_largest(peer_worst, peer_errors)
+            ratios = [errors[name] / value for name, value in peer_errors.items() if value > 0]
+            ratio = max([ratio or 0.0, *ratios])
+    return worst, peer_worst, ratio
+
+
+def _keep_largest(kept: dict[str, float], new: dict[str, float]) -> None:
+    for name, value in new.items():
+        kept[name] = value if math.isnan(value) else max(kept.get(name, 0.0), value)
+
+
+def _everything(function: Callable[..., object], inputs: dict[str, Tensor], case: Case) -> dict[str, Tensor]:
+    """Output and every gradient for a fixed random gradient of the output; for a step, output and state."""
+    inputs = {name: x.clone() for name, x in inputs.items()}
+    if case.is_step:
+        output = function(**inputs)
+        output, state = output if isinstance(output, tuple) else (output, inputs["state"])
+        return {"output": output, "state": state}
+    for x in inputs.values():
+        x.requires_grad_()
+    output, _ = function(**inputs)
+    generator = torch.Generator(output.device).manual_seed(0)
+    gradient = torch.randn(output.shape, generator=generator, device=output.device, dtype=torch.float32)
+    output.backward(gradient.to(torch.bfloat16).to(output.dtype))
+    return {"output": output.detach()} | {f"d {name}": x.grad for name, x in inputs.items()}
+
+
+def _errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
+    return {name: ((found[name].double() - x).norm() / x.norm().clamp_min(1e-300)).item() for name, x in truth.items()}
+
+
+def _first_call(function: Callable[..., object], case: Case, dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of the first call at this shape with everything it compiles, backward included."""
+    inputs = make_inputs(case, dtype, device)
+    watch = measure.Stopwatch(device)
+    _runner(function, inputs, case, not case.is_step)()
+    return watch.seconds()
+
+
+def _runner(function: Callable[..., object], inputs: dict[str, Tensor], case: Case, backward: bool) -> Callable:
+    if case.is_step:
+        return lambda: function(**inputs)
+    inputs = {name: x.detach().requires_grad_(backward) for name, x in inputs.items()}
+    gradient = torch.randn_like(inputs["v" if "v" in inputs else "x"])
+
+    def run() -> None:
+        output, _ = function(**inputs)
+        if backward:
+            output.backward(gradient)
+            for x in inputs.values():
+                x.grad = None
+
+    return run
+
+
+def _times(
+    case: Case,
+    dtype: torch.dtype,
+    device: torch.device,
+    other: Callable[..., object] | None,
+    backward: bool,
+    repetitions: int,
+) -> dict:
+    inputs = make_inputs(case, dtype, device)
+    runners = [_runner(function, inputs, case, backward) for function in (ours(case), other) if function is not None]
+    seconds = measure.time_functions(runners, device, repetitions)
+    record: dict = {"ratio": seconds[1] / seconds[0] if other is not None else None, "repetitions": repetitions}
+    if device.type != "cuda":
+        return record
+    peaks = []
+    for run in runners:
+        before = torch.cuda.memory_allocated(device)
+        measure.reset_peak_memory(device)
+        run()
+        peaks.append(measure.peak_memory(device) - before)
+    floor = _floor(case, backward, torch.cuda.get_device_name(device))
+    record |= {"ms": 1e3 * seconds[0], "peer_ms": 1e3 * seconds[1] if other is not None else None}
+    record |= {"floor_ms": floor and 1e3 * floor, "floor_share": floor and floor / seconds[0]}
+    return record | {"peak_bytes": peaks[0], "peer_peak_bytes": peaks[1] if other is not None else None}
+
+
+def _floor(case: Case, backward: bool, device_name: str) -> float | None:
+    """Seconds that the arithmetic of the state or the least memory traffic takes; None on a device not measured."""
+    for name, rate in FLOPS_PER_SECOND.items():
+        if name in device_name:
+            arithmetic = 0.0 if case.is_step else case.flops(backward) / rate
+            return max(arithmetic, case.moved_bytes(backward) / BYTES_PER_SECOND[name])
+    return None
+
+
+def _line(record: dict) -> str:
+    """One row of the table; a case that fails shows its errors and no time."""
+    head = f"{record['case']:18} {record['pass']:8}"
+    if not record["correct"]:
+        return f"{head} WRONG " + " ".join(f"{name} {error:.1e}" for name, error in record["errors"].items())
+
+    def show(key: str, form: str, scale: float = 1.0) -> str:
+        value = record.get(key)
+        return "-".rjust(len(format(0, form))) if value is None else format(value * scale, form)
+
+    worst = max(record["errors"].values())
+    return (
+        f"{head} ours {show('ms', '8.3f')} ms, peer {show('peer_ms', '8.3f')} ms, ratio {show('ratio', '5.2f')}, "
+        f"floor {show('floor_share', '5.0%')}, peak {show('peak_bytes', '6.2f', 1e-9)} GB "
+        f"(peer {show('peer_peak_bytes', '6.2f', 1e-9)}), first call {show('first_call_s', '5.1f')} s, "
+        f"error {worst:.1e} ({show('error_ratio', '4.2f')} of the peer's)"
+    )

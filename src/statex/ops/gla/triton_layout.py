@@ -1,0 +1,49 @@
+"""How tokens of several segments are divided into chunks, as the kernels of both recurrences read it.
+
+Shape letters: T time, N chunks, S segments.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Chunks of all segments together; batch rows are segments of one long row.
+
+    Args:
+        chunk: tokens of a chunk; the last one of a segment may hold fewer.
+        chunk_table: [N, 2] int32: first token, number of tokens.
+        segment_table: [S, 3] int32: first token, one past the last token, first chunk.
+    """
+
+    chunk: int
+    num_chunks: int
+    num_segments: int
+    chunk_table: Tensor
+    segment_table: Tensor
+
+
+def make_layout(batch: int, num_tokens: int, cu_seqlens: Tensor | None, chunk: int, device: torch.device) -> Layout:
+    """The layout of [batch, num_tokens], or of the segments of one row that `cu_seqlens` [S + 1] borders."""
+    if cu_seqlens is None:
+        return _even_layout(batch, num_tokens, chunk, device)
+    return _from_borders(cu_seqlens.tolist(), chunk, device)
+
+
+@lru_cache(maxsize=32)
+def _even_layout(batch: int, num_tokens: int, chunk: int, device: torch.device) -> Layout:
+    return _from_borders([num_tokens * b for b in range(batch + 1)], chunk, device)
+
+
+def _from_borders(borders: list[int], chunk: int, device: torch.device) -> Layout:
+    chunks, segments = [], []
+    for start, end in pairwise(borders):
+        segments.append((start, end, len(chunks)))
+        chunks += [(at, min(chunk, end - at)) for at in range(start, end, chunk)]
+    tables = (torch.tensor(rows, dtype=torch.int32).reshape(len(rows), -1).to(device) for rows in (chunks, segments))
+    return Layout(chunk, len(chunks), len(segments), *tables)

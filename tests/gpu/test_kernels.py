@@ -1,0 +1,164 @@
+"""The kernels against the fp64 recurrence: output, states and every gradient, on fresh random inputs."""
+
+import secrets
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from statex import ops
+from statex.ops.gla import chunk_gla, naive_gla, step_gla
+from statex.ops.ssd import chunk_ssd, naive_ssd, step_ssd
+
+pytestmark = pytest.mark.gpu
+
+TOLERANCE = {torch.bfloat16: 6e-3, torch.float32: 1e-4}
+STRONG, WEAK = 20.0, 0.001
+
+
+@pytest.fixture(autouse=True)
+def fresh_seed(record_property):
+    seed = secrets.randbits(31)
+    record_property("seed", seed)
+    print(f"seed {seed}")
+    torch.manual_seed(seed)
+
+
+def normal(*shape, dtype=torch.float32):
+    return torch.randn(*shape, device="cuda", dtype=dtype)
+
+
+def gla_inputs(B, T, H, K, V, dtype, decay, segments=None):
+    S = segments or B
+    inputs = {"q": normal(B, T, H, K, dtype=dtype), "k": normal(B, T, H, K, dtype=dtype)}
+    inputs |= {"v": normal(B, T, H, V, dtype=dtype), "log_decay": -decay * torch.rand(B, T, H, K, device="cuda")}
+    return inputs | {"initial_state": normal(S, H, K, V)}
+
+
+def ssd_inputs(B, T, H, G, P, N, dtype, decay, segments=None):
+    S = segments or B
+    inputs = {"x": normal(B, T, H, P, dtype=dtype), "dt": torch.rand(B, T, H, device="cuda")}
+    inputs |= {"A": -decay * torch.rand(H, device="cuda"), "D": normal(H)}
+    inputs |= {"B": normal(B, T, G, N, dtype=dtype), "C": normal(B, T, G, N, dtype=dtype)}
+    return inputs | {"initial_state": normal(S, H, P, N)}
+
+
+def assert_same(function, reference, inputs, cu_seqlens=None):
+    """Output, final state and all gradients agree with fp64; the final state has a gradient too."""
+    dtype = inputs.get("v", inputs.get("x")).dtype
+    results, gradients = [], None
+    for run, cast in ((reference, torch.float64), (function, None)):
+        given = {name: x.detach().to(cast or x.dtype).clone().requires_grad_() for name, x in inputs.items()}
+        output, state = run(**given, output_final_state=True, cu_seqlens=cu_seqlens)
+        gradients = gradients or (normal(*output.shape, dtype=dtype), normal(*state.shape))
+        torch.autograd.backward((output, state), [g.to(x.dtype) for g, x in zip(gradients, (output, state))])
+        results.append({"output": output, "state": state} | {f"d {name}": x.grad for name, x in given.items()})
+    for name, expected in results[0].items():
+        found = results[1][name].double()
+        error = ((found - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+        assert error < TOLERANCE[dtype], f"{name}: relative error {error:.1e}"
+
+
+GLA_SHAPES = [  # B, T, H, K, V
+    (1, 1000, 1, 1024, 2048),
+    (1, 777, 4, 1024, 512),
+    (1, 1024, 4, 256, 512),
+    (1, 513, 2, 512, 1024),
+    (2, 300, 16, 128, 128),
+    (1, 333, 3, 100, 72),
+    (2, 65, 2, 24, 40),
+    (3, 1, 2, 64, 64),
+    (1, 63, 1, 16, 16),
+]
+
+
+@pytest.mark.parametrize("shape", GLA_SHAPES, ids=str)
+@pytest.mark.parametrize("decay", [WEAK, 0.1, 1.0, STRONG])
+def test_gla_bf16(shape, decay):
+    assert_same(ops.gla, chunk_gla, gla_inputs(*shape, torch.bfloat16, decay))
+
+
+@pytest.mark.parametrize("shape", [(1, 300, 2, 128, 128), (1, 300, 1, 1024, 512), (2, 129, 2, 33, 65)], ids=str)
+@pytest.mark.parametrize("decay", [WEAK, 1.0, STRONG])
+def test_gla_fp32(shape, decay):
+    assert_same(ops.gla, chunk_gla, gla_inputs(*shape, torch.float32, decay))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_gla_segments(dtype):
+    borders = torch.tensor([0, 100, 100, 101, 357, 700], device="cuda")
+    assert_same(ops.gla, chunk_gla, gla_inputs(1, 700, 2, 256, 256, dtype, 1.0, segments=5), borders)
+
+
+def test_gla_mixed_decay():
+    """Strong and weak decay in the same channel, token by token, against the one-token definition."""
+    inputs = gla_inputs(1, 200, 2, 64, 64, torch.float32, STRONG)
+    inputs["log_decay"] = torch.where(torch.rand_like(inputs["log_decay"]) < 0.5, inputs["log_decay"], -0.001)
+    assert_same(ops.gla, naive_gla, inputs)
+
+
+def test_gla_constant_strong_decay_is_finite():
+    """exp(-20) at each token: the gradient of the decay is all but zero, and must not be noise."""
+    inputs = gla_inputs(1, 500, 2, 256, 128, torch.bfloat16, STRONG)
+    inputs["log_decay"] = torch.full_like(inputs["log_decay"], -STRONG).requires_grad_()
+    output, _ = ops.gla(**inputs)
+    output.backward(torch.randn_like(output))
+    assert output.isfinite().all()
+    assert inputs["log_decay"].grad.isfinite().all()
+    assert inputs["log_decay"].grad.abs().max() < 1e-3 * output.abs().max()
+
+
+SSD_SHAPES = [  # B, T, H, G, P, N
+    (1, 1000, 64, 1, 64, 512),
+    (1, 1024, 64, 1, 64, 128),
+    (1, 513, 8, 1, 128, 1024),
+    (2, 300, 16, 4, 64, 256),
+    (1, 700, 128, 8, 64, 128),
+    (2, 333, 6, 2, 40, 72),
+    (3, 1, 4, 1, 64, 64),
+    (1, 65, 2, 1, 16, 16),
+]
+
+
+@pytest.mark.parametrize("shape", SSD_SHAPES, ids=str)
+@pytest.mark.parametrize("decay", [WEAK, 0.1, 1.0, STRONG])
+def test_ssd_bf16(shape, decay):
+    assert_same(ops.ssd, chunk_ssd, ssd_inputs(*shape, torch.bfloat16, decay))
+
+
+@pytest.mark.parametrize("shape", [(1, 300, 4, 1, 64, 256), (2, 129, 4, 2, 33, 65)], ids=str)
+@pytest.mark.parametrize("decay", [WEAK, 1.0, STRONG])
+def test_ssd_fp32(shape, decay):
+    assert_same(ops.ssd, chunk_ssd, ssd_inputs(*shape, torch.float32, decay))
+
+
+def test_ssd_definition():
+    assert_same(ops.ssd, naive_ssd, ssd_inputs(1, 150, 4, 2, 16, 16, torch.float32, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_ssd_segments(dtype):
+    borders = torch.tensor([0, 100, 100, 101, 357, 700], device="cuda")
+    assert_same(ops.ssd, chunk_ssd, ssd_inputs(1, 700, 4, 1, 64, 128, dtype, 1.0, segments=5), borders)
+
+
+@pytest.mark.parametrize("batch", [1, 32, 256])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_steps(batch, dtype):
+    q, k, v = (normal(batch, 2, size, dtype=dtype) for size in (100, 100, 72))
+    log_decay, state = -torch.rand(batch, 2, 100, device="cuda"), normal(batch, 2, 100, 72)
+    expected = state.double()
+    output = step_gla(q.double(), k.double(), v.double(), log_decay.double(), expected)
+    found = ops.gla_step(q, k, v, log_decay, state)
+    torch.testing.assert_close(state.double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.double(), output, rtol=1e-2, atol=2e-2 if dtype == torch.bfloat16 else 1e-4)
+
+    x, dt, A, D = normal(batch, 4, 40, dtype=dtype), torch.rand(batch, 4, device="cuda"), -normal(4).exp(), normal(4)
+    B, C = (normal(batch, 2, 72, dtype=dtype) for _ in range(2))
+    state = normal(batch, 4, 40, 72)
+    expected = state.double()
+    output = step_ssd(*(tensor.double() for tensor in (x, dt, A, B, C)), expected, D=D.double())
+    found = ops.ssd_step(x, dt, A, B, C, state, D=D)
+    torch.testing.assert_close(state.double(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.double(), output, rtol=1e-2, atol=5e-2 if dtype == torch.bfloat16 else 1e-4)
