@@ -8,7 +8,7 @@ from tiny_models import MODELS, make_gla, make_llama
 
 from statex.errors import UserError
 from statex.evaluation import SUITES, compare_arms, evaluate, expand_names
-from statex.evaluation.records import read_scores
+from statex.evaluation.records import Score, read_scores, write_scores
 from statex.evaluation.statistics import wilson
 from statex.results import read_results, write_results
 
@@ -128,6 +128,23 @@ def test_arms_are_compared_item_by_item(tokenizer, evaluation, source, folders):
     means = {row.arm: row for row in rows if row.baseline is None}
     assert set(means) == {"lpt", "statex"}
     assert means["statex"].value - means["lpt"].value == pytest.approx(differences[None].value)
+
+
+def test_the_share_of_a_gap_that_recall_explains(tmp_path):
+    """Ten documents; the arm gains 1 nat on every hit and 0.1 on every other token, 1 token in 5 being a hit."""
+    folders = {}
+    for arm, gains in (("lpt", (0.0, 0.0)), ("statex", (1.0, 0.1))):
+        folders[arm, 0] = tmp_path / arm
+        scores = []
+        for number in range(10):
+            hit, other = 3.0 + 0.1 * number - gains[0], 2.0 - gains[1]
+            values = {"hit_nll": hit, "other_nll": other, "nll": (hit + 4 * other) / 5, "hit_share": 0.2}
+            weights = {"hit_nll": 20.0, "other_nll": 80.0, "nll": 100.0, "hit_share": 100.0}
+            scores.append(Score(f"windows/{number}", str(number), {}, values, weights, digest="same"))
+        write_scores(folders[arm, 0] / "items" / "ar_hits.jsonl", scores)
+    (share,) = [row for row in compare_arms(folders) if row.metric == "recall_share"]
+    assert share.value == pytest.approx(1.0 / (1.0 + 4 * 0.1))
+    assert share.low <= share.value <= share.high
 
 
 def test_other_items_are_refused(tokenizer, evaluation, source, folders):

@@ -15,7 +15,8 @@ from statex.recipe import Evaluation
 
 pytest.importorskip("lm_eval")
 
-from statex.evaluation.harness import HARNESS_GROUPS, run_harness, scores_of, state_model_class
+from statex.evaluation.harness import HARNESS_GROUPS, TASKS_FOLDER, run_harness, scores_of
+from statex.evaluation.harness.model import StateLM
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_requests_get_the_answers_of_lm_evals_own_model(make, saved_tokenizer):
     from lm_eval.models.huggingface import HFLM
 
     model = make()
-    ours = state_model_class()(Reader(model, piece=16), saved_tokenizer, batch_size=3)
+    ours = StateLM(Reader(model, piece=16), saved_tokenizer, batch_size=3)
     theirs = HFLM(pretrained=model, tokenizer=saved_tokenizer, backend="causal", max_length=160, batch_size=3)
     pairs = [
         ("abc def ghi", " jab"),
@@ -77,7 +78,7 @@ def test_lm_evals_niah_single_1_and_ours_give_the_same_score(saved_tokenizer):
     task = TaskManager(metadata=meta).load(["niah_single_1"])["tasks"]["niah_single_1"]
     import lm_eval
 
-    state_model = state_model_class()(Reader(model), saved_tokenizer, batch_size=4)
+    state_model = StateLM(Reader(model), saved_tokenizer, batch_size=4)
     samples = lm_eval.simple_evaluate(state_model, tasks=[task], limit=12, bootstrap_iters=0)["samples"]
     theirs = [sample["900"] for sample in samples["niah_single_1"]]
     prompts = [
@@ -157,8 +158,6 @@ def test_unknown_tasks_and_overlong_prompts_are_refused(saved_tokenizer, text):
 
 def test_groups_name_tasks_that_exist():
     from lm_eval.tasks import TaskManager
-
-    from statex.evaluation.harness import TASKS_FOLDER
 
     known = set(TaskManager(include_path=str(TASKS_FOLDER)).all_tasks)
     assert {task for tasks in HARNESS_GROUPS.values() for task in tasks} <= known

@@ -5,10 +5,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from statex.errors import UserError
 from statex.evaluation.context import Suite
 from statex.evaluation.records import Score, digest_of, group, read_scores, sums
-from statex.evaluation.statistics import Estimate, Sums, items_needed, over_seeds
+from statex.evaluation.statistics import Estimate, Sums, bootstrap_ratio, items_needed, over_seeds
 from statex.evaluation.suites import SUITES
 from statex.evaluation.summary import generic_suite, length_note, result_of
 from statex.results import Result
@@ -48,6 +50,8 @@ def compare_arms(
         if not suite.paired:
             continue
         require_same_items(suite.name, runs)
+        if suite.name == "ar_hits":
+            results += _recall_shares(runs, baseline, {"model": model} | identity)
         for cell in _cells(suite, runs):
             results += _compare_cell(suite, *cell, baseline, training_length, {"model": model} | identity)
     return results
@@ -131,6 +135,48 @@ def _differences(
         (seed, figure, {"items_needed": items_needed(figure), "seeds": seeds if seed is None else [seed]})
         for seed, figure in rows
     ]
+
+
+def _recall_shares(runs: Runs, baseline: str, identity: dict[str, Any]) -> list[Result]:
+    """`recall_share`: how much of an arm's gain or loss in text NLL lies on AR-hits (Zoology, section 3).
+
+    Only where the NLL differs (its interval excludes 0); all seeds together, items as the source of variance.
+    """
+    results = []
+    for arm in dict.fromkeys(arm for arm, _ in runs if arm != baseline):
+        seeds = [seed for name, seed in runs if name == arm and (baseline, seed) in runs]
+        if not seeds:
+            continue
+        whole, hits = (
+            [_nll_changes(runs[arm, seed], runs[baseline, seed], metric) for seed in seeds]
+            for metric in ("nll", "hit_nll")
+        )
+        gap = over_seeds(whole)
+        if gap.low <= 0 <= gap.high or not gap.low <= gap.high:
+            continue
+        share = bootstrap_ratio(_added(hits), _added(whole))
+        details = {"seeds": seeds, "nll_difference": gap.value}
+        results.append(
+            result_of("ar_hits", "recall_share", "fraction", {}, share, details=details, arm=arm, seed=None,
+                      baseline=baseline, **identity)
+        )  # fmt: skip
+    return results
+
+
+def _nll_changes(ours: list[Score], theirs: list[Score], metric: str) -> Sums:
+    """Summed change of NLL in each document, and its tokens; documents without such tokens have 0 of both."""
+    places = {document: place for place, document in enumerate(sorted({score.cluster for score in ours}))}
+    totals, weights = np.zeros(len(places)), np.zeros(len(places))
+    for sign, scores in ((1, ours), (-1, theirs)):
+        for score in scores:
+            weight = score.weights.get(metric, 0.0)
+            totals[places[score.cluster]] += sign * weight * score.scores.get(metric, 0.0)
+            weights[places[score.cluster]] += weight / 2
+    return Sums(totals, weights)
+
+
+def _added(parts: list[Sums]) -> Sums:
+    return Sums(np.sum([part.totals for part in parts], axis=0), np.sum([part.weights for part in parts], axis=0))
 
 
 def _training_length(folder: Path) -> int | None:

@@ -60,7 +60,9 @@ def diagnose(
         return []
     reader = Reader(model)
     source = text or evaluation.text or TextSource(standard_library=True)
-    context = Context(reader, tokenizer, evaluation, source, source, training_length, reader.real_limit())
+    with statex_ops():
+        limit = reader.real_limit()
+    context = Context(reader, tokenizer, evaluation, source, source, training_length, limit)
     facts = {"device": device_name(reader.device), "commit": source_commit()} | (identity or {})
     results = weight_changes(plan, model.state_dict(), start, facts) if start is not None else []
     if plan.kind == "expand":

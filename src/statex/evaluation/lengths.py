@@ -4,10 +4,13 @@ import logging
 
 from statex.errors import UserError
 from statex.evaluation.context import Context
+from statex.evaluation.reader import Reader
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_LENGTHS = {"cpu": (512, 1024, 2048), "cuda": (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)}
+DEFAULT_LENGTHS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
+CPU_DEFAULT_LENGTHS = {20e6: (512, 1024, 2048), 200e6: (512, 1024), float("inf"): (512,)}
+"""Parameters of the model, at most -> lengths that a CPU reads in minutes."""
 
 
 def grid_lengths(context: Context, suite: str, asked: list[int] | None, shortest: int) -> list[int]:
@@ -23,13 +26,21 @@ def grid_lengths(context: Context, suite: str, asked: list[int] | None, shortest
         for length in asked:
             context.check_length(f"evaluation.{suite}.lengths", length)
         return asked
-    candidates = DEFAULT_LENGTHS.get(context.reader.device.type, DEFAULT_LENGTHS["cuda"])
+    candidates = default_lengths(context.reader)
     lengths = [length for length in candidates if shortest <= length <= (context.limit or length)]
     if not lengths:
         problem = f"no default length has room for a question of {shortest} tokens within what the model can read"
         raise UserError(f"evaluation.{suite}.lengths", None, problem, "give lengths, or leave the suite out")
     logger.info("%s: lengths %s", suite, lengths)
     return lengths
+
+
+def default_lengths(reader: Reader) -> tuple[int, ...]:
+    """The lengths that the device reads in minutes."""
+    if reader.device.type != "cpu":
+        return DEFAULT_LENGTHS
+    size = sum(parameter.numel() for parameter in reader.model.parameters())
+    return next(lengths for most, lengths in CPU_DEFAULT_LENGTHS.items() if size <= most)
 
 
 def grid_depths(num_depths: int) -> list[float]:

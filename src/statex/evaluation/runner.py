@@ -58,7 +58,8 @@ def evaluate(
     suites = [find_suite(name) for name in evaluation.suites]
     text = text or evaluation.text or TextSource(standard_library=True)
     reader = Reader(model)
-    limit = reader.real_limit()
+    with statex_ops():
+        limit = reader.real_limit()
     context = Context(reader, tokenizer, evaluation, text, count_text or text, training_length, limit, shared)
     if output is not None:
         claim_folder(output, settings_of(context))

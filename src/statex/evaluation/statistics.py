@@ -102,6 +102,14 @@ def bootstrap_difference(ours: Sums, theirs: Sums, *, replicates: int = 2000, se
     return _estimate(ours.mean - theirs.mean, draws, n, "paired bootstrap over items")
 
 
+def bootstrap_ratio(numerator: Sums, denominator: Sums, *, replicates: int = 2000, seed: int = 0) -> Estimate:
+    """The ratio of two sums over the same clusters, `totals` of each; replicates without a denominator are left out."""
+    sign = 1.0 if denominator.totals.sum() >= 0 else -1.0
+    ratio = Sums(sign * numerator.totals, sign * denominator.totals)
+    n = len(ratio.weights)
+    return _estimate(ratio.mean, _resampled_means(ratio, _counts(n, replicates, seed)), n, "bootstrap over items")
+
+
 def over_seeds(runs: list[Sums], baseline: list[Sums] | None = None) -> Estimate:
     """Mean over training seeds, or the mean paired difference, with seeds and items both as sources of variance.
 
