@@ -70,7 +70,7 @@ def data_values(text: str) -> dict[str, Any]:
 def recipe_values(text: str, output: Path, families: list[str] | None = None) -> dict[str, Any]:
     """A recipe that pre-trains a tiny model of each family and compares all kinds of arms, in plain values."""
     models = {
-        family.removeprefix("statex_"): {"family": family, "config": CONFIGS[family], "pretraining": TRAINING}
+        family.removeprefix("statex_"): {"family": family, "config": CONFIGS[family], "pretraining": deepcopy(TRAINING)}
         for family in families or list(CONFIGS)
     }
     values = {

@@ -146,12 +146,12 @@ def run(recipe: RecipePath, overrides: Override = None, as_json: Json = False) -
 
     Example: `statex run recipes/demo.toml --set seeds=[0,1,2]`
     """
-    from statex.pipeline import run_recipe
+    from statex.pipeline import is_main_process, run_recipe
     from statex.recipe import load_recipe
 
     folder = run_recipe(load_recipe(recipe, overrides or []))
     done(folder, as_json, f"report: {folder / 'report.html'}")
-    if not as_json:
+    if is_main_process() and not as_json:
         show_summary(folder)
 
 
@@ -263,8 +263,11 @@ def parse_layers(text: str | None) -> list[int] | None:
 
 
 def done(folder: Path, as_json: bool, message: str) -> None:
-    """Say where the result is."""
-    print_json({"folder": str(folder)}) if as_json else print(message)
+    """Say where the result is; under torchrun once."""
+    from statex.pipeline import is_main_process
+
+    if is_main_process():
+        print_json({"folder": str(folder)}) if as_json else print(message)
 
 
 def show_summary(folder: Path) -> None:

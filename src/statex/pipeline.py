@@ -1,5 +1,7 @@
 """A recipe's whole run: for each model and seed a chain of stages, then the comparison of arms and the report.
 
+Under torchrun all processes train one model together, and the first one does the rest alone.
+
 Folder of a run:
     recipe.toml                              the resolved recipe
     results.jsonl, report.html, report.md    everything measured, and the page about it
@@ -16,17 +18,20 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import tomli_w
+import torch
 
 from statex.errors import UserError
 from statex.measure import Stopwatch, device_name, source_commit, versions
+from statex.preparation import prepare_run
 from statex.progress import Display
-from statex.recipe import Arm, Recipe, load_recipe
+from statex.recipe import Arm, Recipe
 from statex.results import Result, read_results, write_results
+from statex.training import SUMMARY
 
 Report = Callable[[str, str, int, int], None]
 """Called with chain, stage, done, total."""
@@ -45,55 +50,39 @@ def run_recipe(recipe: Recipe, *, evaluation: bool = True) -> Path:
     Raises:
         UserError: the folder belongs to another recipe, or a stage refuses its input.
     """
-    folder = claim_run_folder(recipe)
+    if recipe.workers > 1 and world_size() > 1:
+        problem = "does not go with torchrun, whose processes train one model together"
+        raise UserError("workers", recipe.workers, problem, "start one process, or --set workers=1")
     chains = [(model, seed) for model in recipe.models for seed in recipe.seeds]
     with Display() as display:
-        _ensure_tokenizer(recipe)
-        if recipe.workers > 1 and len(chains) > 1:
-            _run_in_processes(recipe, chains, evaluation, display.update)
+        report = display.update if is_main_process() else _silent
+        with _main_process_first():
+            if is_main_process():
+                prepare_run(recipe)
+        if world_size() > 1:
+            _run_under_torchrun(recipe, chains, evaluation, report)
+        elif recipe.workers > 1 and len(chains) > 1:
+            _run_in_processes(recipe, chains, evaluation, report)
         else:
-            for model, seed in chains:
-                run_chain(recipe, model, seed, evaluation, display.update)
-    if evaluation and _is_main_process():
+            for chain in chains:
+                run_chain(recipe, *chain, evaluation, report)
+    if evaluation and is_main_process():
         from statex.reporting.page import write_report
 
-        write_results(folder / "results.jsonl", collect_results(recipe))
-        write_report(folder)
-    return folder
-
-
-def claim_run_folder(recipe: Recipe) -> Path:
-    """Make the run's folder and write the recipe into it, or check that it was made by the same recipe.
-
-    Raises:
-        UserError: another recipe made it.
-    """
-    folder, path = recipe.folder, recipe.folder / "recipe.toml"
-    if path.exists():
-        made_by = load_recipe(path)
-        if _identity(made_by) != _identity(recipe):
-            key = _first_difference(_identity(made_by), _identity(recipe))
-            raise UserError(
-                "output", str(folder), f"was made by another recipe (they differ in {key})",
-                "give this run another name (--set name=...), or remove that folder",
-            )  # fmt: skip
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(
-            "output", str(folder), "exists and is no run's folder", "give this run another name, or remove that folder"
-        )
-    elif _is_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(".recipe.toml.tmp")
-        temporary.write_text(tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
-        os.replace(temporary, path)
-    return folder
+        write_results(recipe.folder / "results.jsonl", collect_results(recipe))
+        write_report(recipe.folder)
+    return recipe.folder
 
 
 def run_chain(recipe: Recipe, model: str, seed: int, evaluation: bool, report: Report) -> None:
     """All stages of one model and seed, one after the other."""
-    from accelerate import PartialState
+    train_chain(recipe, model, seed, report)
+    if evaluation:
+        evaluate_chain(recipe, model, seed, report)
 
-    main_process_first = PartialState().main_process_first
+
+def train_chain(recipe: Recipe, model: str, seed: int, report: Report) -> None:
+    """Train one model with one seed: from scratch where there is no checkpoint, then in each arm."""
     _quiet()
     name = f"{model} seed {seed}"
 
@@ -101,21 +90,37 @@ def run_chain(recipe: Recipe, model: str, seed: int, evaluation: bool, report: R
         report(name, stage, 0, 1)
         return lambda done, total: report(name, stage, done, total)
 
-    base = _base_model(recipe, model, seed, stage_report)
+    base = _base_model(recipe, model, seed)
+    if recipe.models[model].pretraining is not None and not _is_trained(base.parent):
+        _pretrain(recipe, model, seed, stage_report("pre-train"))
     for arm_name, arm in recipe.arms_of(model).items():
         folder = arm_folder(recipe, model, arm_name, seed)
         start = base
         if arm.kind in ("statex", "control"):
             start = folder / "expanded"
-            with main_process_first():
+            with _main_process_first():
                 if not start.exists():
                     stage_report(f"expand {arm_name}")
                     expand_folder(base, start, arm, seed)
-        if arm.kind != "base":
+        if arm.kind != "base" and not _is_trained(folder):
             _train_arm(recipe, arm_name, seed, start, folder, stage_report(f"train {arm_name}"))
-        if evaluation and _is_main_process() and not (folder / "results.jsonl").exists():
-            trained = start if arm.kind == "base" else folder / "trained"
-            _evaluate_arm(recipe, model, arm_name, seed, trained, folder, stage_report)
+    report(name, "trained", 1, 1)
+
+
+def evaluate_chain(recipe: Recipe, model: str, seed: int, report: Report) -> None:
+    """Evaluate the arms that `train_chain` trained."""
+    _quiet()
+    name = f"{model} seed {seed}"
+    for arm_name, arm in recipe.arms_of(model).items():
+        folder = arm_folder(recipe, model, arm_name, seed)
+        if (folder / "results.jsonl").exists():
+            continue
+        trained = _base_model(recipe, model, seed) if arm.kind == "base" else folder / "trained"
+
+        def advance(suite: str, done: int, total: int, arm_name: str = arm_name) -> None:
+            report(name, f"evaluate {arm_name}: {suite}", done, total)
+
+        _evaluate_arm(recipe, model, arm_name, seed, trained, folder, advance)
     report(name, "done", 1, 1)
 
 
@@ -145,9 +150,7 @@ def collect_results(recipe: Recipe) -> list[Result]:
     results = [Result(suite="run", metric="versions", value=0.0, commit=commit, details=versions())]
     for model in recipe.models:
         folders = {
-            (arm, seed): arm_folder(recipe, model, arm, seed)
-            for arm in recipe.arms_of(model)
-            for seed in recipe.seeds
+            (arm, seed): arm_folder(recipe, model, arm, seed) for arm in recipe.arms_of(model) for seed in recipe.seeds
         }
         rows = [row for folder in folders.values() for row in read_results(folder / "results.jsonl")]
         device = next((row.device for row in rows if row.device), "")
@@ -164,35 +167,30 @@ def arm_folder(recipe: Recipe, model: str, arm: str, seed: int) -> Path:
     return recipe.folder / model / f"{arm}-seed{seed}"
 
 
-def _base_model(recipe: Recipe, model: str, seed: int, stage_report: Callable) -> Path:
-    """The folder of the checkpoint a chain starts from; pre-trained first where the recipe makes it from scratch."""
-    section = recipe.models[model]
-    if section.checkpoint is not None:
-        return Path(section.checkpoint)
-    folder = recipe.folder / model / f"pretrained-seed{seed}"
-    if not (folder / "training.json").exists():
-        from transformers import AutoTokenizer, set_seed
-
-        from statex.models.scratch import make_model
-        from statex.training.trainer import train
-
-        progress = stage_report("pre-train")
-        tokenizer = AutoTokenizer.from_pretrained(recipe.folder / "tokenizer")
-        set_seed(seed)
-        network = make_model(section.family, section.config, tokenizer)
-        if section.pretraining is None:
-            raise UserError(f"models.{model}.pretraining", None, "is missing", "say how the model is pre-trained")
-        summary = train(
-            network, tokenizer, recipe.data, section.pretraining, folder, seed=seed, progress=progress
-        )  # fmt: skip
-        _write_json(folder / "training.json", summary.to_dict())
-    return folder / "trained"
+def _base_model(recipe: Recipe, model: str, seed: int) -> Path:
+    """The folder of the checkpoint that a chain starts from; `_pretrain` makes it where the recipe names none."""
+    checkpoint = recipe.models[model].checkpoint
+    return recipe.folder / model / f"pretrained-seed{seed}" / "trained" if checkpoint is None else Path(checkpoint)
 
 
-def _train_arm(recipe: Recipe, arm: str, seed: int, start: Path, folder: Path, progress: Callable) -> None:
-    if (folder / "training.json").exists():
-        return
-    import torch
+def _pretrain(recipe: Recipe, model: str, seed: int, progress: Callable[[int, int], None]) -> None:
+    """Make a model of the recipe's configuration and train it."""
+    from transformers import AutoTokenizer, set_seed
+
+    from statex.models.scratch import make_model
+    from statex.training.trainer import train
+
+    section, folder = recipe.models[model], _base_model(recipe, model, seed).parent
+    assert section.pretraining is not None
+    tokenizer = AutoTokenizer.from_pretrained(recipe.folder / "tokenizer")
+    set_seed(seed)
+    network = make_model(section.family, section.config, tokenizer)
+    train(network, tokenizer, recipe.data, section.pretraining, folder, seed=seed, progress=progress)
+
+
+def _train_arm(
+    recipe: Recipe, arm: str, seed: int, start: Path, folder: Path, progress: Callable[[int, int], None]
+) -> None:
     from transformers import AutoTokenizer
 
     from statex.checkpoint import load
@@ -200,16 +198,19 @@ def _train_arm(recipe: Recipe, arm: str, seed: int, start: Path, folder: Path, p
 
     network = load(start, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(start)
-    training = recipe.arm_training(arm)
-    summary = train(network, tokenizer, recipe.data, training, folder, seed=seed, progress=progress)
-    _write_json(folder / "training.json", summary.to_dict())
+    train(network, tokenizer, recipe.data, recipe.arm_training(arm), folder, seed=seed, progress=progress)
 
 
 def _evaluate_arm(
-    recipe: Recipe, model: str, arm: str, seed: int, trained: Path, folder: Path, stage_report: Callable
+    recipe: Recipe,
+    model: str,
+    arm: str,
+    seed: int,
+    trained: Path,
+    folder: Path,
+    advance: Callable[[str, int, int], None],
 ) -> None:
     """Evaluate one trained arm; its figures, its state and what it cost go to `folder/results.jsonl`."""
-    import torch
     from transformers import AutoTokenizer
 
     from statex.checkpoint import load
@@ -238,7 +239,7 @@ def _evaluate_arm(
         count_text=recipe.data.text,
         training_length=recipe.training.sequence_length,
         shared=recipe.folder / "shared",
-        progress=lambda suite, done, total: stage_report(f"evaluate {arm}: {suite}")(done, total),
+        progress=advance,
         identity=facts,
     )
     plan = stored_plan(network.config)
@@ -262,38 +263,36 @@ def _evaluate_arm(
     write_results(folder / "results.jsonl", results)
 
 
+def _is_trained(folder: Path) -> bool:
+    """Whether a stage of training is finished: its summary is the last that it writes."""
+    return (folder / SUMMARY).exists()
+
+
 def _cost_results(folder: Path, facts: dict[str, Any]) -> Iterator[Result]:
-    """What training cost, from training.json; nothing for an arm that was not trained."""
-    path = folder / "training.json"
-    if not path.exists():
+    """What training cost, from its summary; nothing for an arm that was not trained."""
+    if not _is_trained(folder):
         return
-    summary = json.loads(path.read_text(encoding="utf-8"))
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     yield Result("cost", "training_tokens_per_second", summary["tokens_per_second"], "tokens/s", n=1, **facts)
     yield Result("cost", "training_peak_memory", summary["peak_memory"], "bytes", n=1, **facts)
     yield Result("cost", "seconds", summary["seconds"], "s", n=1, slice={"stage": "train"}, **facts)
 
 
-def _ensure_tokenizer(recipe: Recipe) -> None:
-    """Train the recipe's tokenizer where a model is made from scratch and it is not there yet."""
-    folder = recipe.folder / "tokenizer"
-    if folder.exists() or all(section.family is None for section in recipe.models.values()):
-        return
-    from accelerate import PartialState
-
-    from statex.checkpoint import new_folder
-    from statex.data.tokenizer import train_tokenizer
-
-    with PartialState().main_process_first():
-        if not folder.exists():
-            tokenizer = train_tokenizer(recipe.data.text, recipe.data.tokenizer, recipe.data.recall)
-            with new_folder(folder) as temporary:
-                tokenizer.save_pretrained(temporary)
+def _run_under_torchrun(recipe: Recipe, chains: list[tuple[str, int]], evaluation: bool, report: Report) -> None:
+    """Train all chains together; then the main process evaluates, and no other waits for it and runs out of time."""
+    for chain in chains:
+        train_chain(recipe, *chain, report)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    for chain in chains if evaluation and is_main_process() else []:
+        evaluate_chain(recipe, *chain, report)
 
 
 def _run_in_processes(recipe: Recipe, chains: list[tuple[str, int]], evaluation: bool, report: Report) -> None:
-    """Run the chains `workers` at a time, each with its share of the cores; what they report is shown here."""
+    """Run the chains `workers` at a time, each with its share of the threads; what they report is shown here."""
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, _environment("OMP_NUM_THREADS", str(_threads_of(recipe.workers))):
+    threads = max(1, torch.get_num_threads() // recipe.workers)
+    with context.Manager() as manager, _environment("OMP_NUM_THREADS", str(threads)):
         events = manager.Queue()
         with ProcessPoolExecutor(min(recipe.workers, len(chains)), mp_context=context) as pool:
             futures = [pool.submit(_chain_in_process, recipe, *chain, evaluation, events) for chain in chains]
@@ -312,14 +311,14 @@ def _wait_for(futures: list[Future]) -> None:
     done, pending = wait(futures, return_when=FIRST_EXCEPTION)
     for future in pending:
         future.cancel()
-    for future in done:
-        future.result()
+    try:
+        for future in done:
+            future.result()
+    except BrokenProcessPool:
+        raise ChildProcessError("a worker was killed, perhaps for want of memory; the same command goes on") from None
 
 
 def _chain_in_process(recipe: Recipe, model: str, seed: int, evaluation: bool, events: Any) -> None:
-    import torch
-
-    torch.set_num_threads(_threads_of(recipe.workers))
     run_chain(recipe, model, seed, evaluation, lambda *event: events.put(event))
 
 
@@ -329,10 +328,6 @@ def _show(events: Any, report: Report, stop: threading.Event) -> None:
             report(*events.get(timeout=0.2))
         except queue.Empty:
             continue
-
-
-def _threads_of(workers: int) -> int:
-    return max(1, (os.cpu_count() or 1) // workers)
 
 
 @contextmanager
@@ -348,8 +343,27 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def _is_main_process() -> bool:
+def world_size() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes and reports."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def _main_process_first() -> AbstractContextManager:
+    """Within it, the others wait for the main process."""
+    if world_size() == 1:
+        return nullcontext()
+    from accelerate import PartialState
+
+    return PartialState().main_process_first()
+
+
+def _silent(*event: Any) -> None:
+    """The report of a process that does not show anything."""
 
 
 def _quiet() -> None:
@@ -359,23 +373,3 @@ def _quiet() -> None:
 
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    if _is_main_process():
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-
-
-def _identity(recipe: Recipe) -> dict[str, Any]:
-    """What makes two recipes the same run: all but where it is kept and how many processes share the work."""
-    return recipe.model_dump(mode="json", exclude={"workers", "output"})
-
-
-def _first_difference(before: Any, now: Any, key: str = "") -> str:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in dict.fromkeys([*before, *now]):
-            if before.get(name) != now.get(name):
-                return _first_difference(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
-    return key

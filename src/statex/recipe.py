@@ -1,14 +1,19 @@
 """A recipe: one typed TOML file that describes a whole run. Unknown keys and bad values fail at once."""
 
-import json
+import copy
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from statex.errors import UserError
 from statex.expansion.config import ExpansionConfig, user_error
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""A name that is also a folder's."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -55,11 +60,9 @@ class Recall(Section):
     @model_validator(mode="after")
     def _shapes_fit(self):
         for length, pairs in self.shapes:
-            if pairs > min(self.num_keys, self.num_values) or 4 * pairs > length or pairs < 1:
-                raise ValueError(
-                    f"the shape ({length}, {pairs}) does not fit: pairs must be at most num_keys and num_values, and "
-                    "4 * pairs at most the length; change the shape"
-                )
+            if not 1 <= pairs <= min(self.num_keys, self.num_values, length // 4):
+                problem = "has more pairs than num_keys, than num_values or than a quarter of its length, or none"
+                raise UserError("shapes", [length, pairs], problem, "give fewer pairs or a longer length")
         return self
 
 
@@ -112,7 +115,7 @@ class Training(Section):
     warmup_steps: int = Field(default=1000, ge=0)
     decay_steps: int | None = Field(default=None, ge=1, description="wsd only; default: a fifth of the steps")
     min_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
@@ -125,22 +128,25 @@ class Training(Section):
     log_every: int = Field(default=50, ge=1)
     report_to: list[str] = Field(default=[], description='for example ["tensorboard"] or ["wandb"]')
     trainer: dict[str, Any] = Field(
-        default={}, description="further fields of transformers.TrainingArguments, for example fsdp or deepspeed"
+        default={},
+        description="further fields of transformers.TrainingArguments, for example fsdp or deepspeed, but none that "
+        "has a key of its own here",
     )
 
     @model_validator(mode="after")
     def _consistent(self):
         if self.tokens_per_step % self.sequence_length:
-            raise ValueError(
-                f"tokens_per_step = {self.tokens_per_step} is no multiple of sequence_length = "
-                f"{self.sequence_length}; change one of them"
-            )
+            problem = f"is no multiple of sequence_length = {self.sequence_length}"
+            raise UserError("tokens_per_step", self.tokens_per_step, problem, "change one of them")
         if self.warmup_steps >= self.steps:
-            raise ValueError(
-                f"warmup_steps = {self.warmup_steps} leaves nothing of steps = {self.steps}; shorten the warm-up"
-            )
-        if self.decay_steps is not None and self.decay_steps + self.warmup_steps > self.steps:
-            raise ValueError("warmup_steps + decay_steps is more than steps; shorten one of them")
+            problem = f"leaves nothing of steps = {self.steps}"
+            raise UserError("warmup_steps", self.warmup_steps, problem, "shorten the warm-up")
+        if self.decay_steps is not None and self.schedule != "wsd":
+            problem = f'does not go with schedule = "{self.schedule}"'
+            raise UserError("decay_steps", self.decay_steps, problem, 'remove it or use schedule = "wsd"')
+        if (self.decay_steps or 0) + self.warmup_steps > self.steps:
+            problem = f"and warmup_steps = {self.warmup_steps} are more than steps = {self.steps}"
+            raise UserError("decay_steps", self.decay_steps, problem, "shorten one of them")
         return self
 
 
@@ -154,10 +160,14 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _one_origin(self):
-        if (self.checkpoint is None) == (self.family is None):
-            raise ValueError("needs either checkpoint or family; give one of them")
-        if self.checkpoint is not None and (self.config or self.pretraining):
-            raise ValueError("config and pretraining go with family only; remove them or give family")
+        if self.checkpoint is None and self.family is None:
+            raise UserError("checkpoint", None, "and family are both missing", "give one of them")
+        for name in ("family", "config", "pretraining") if self.checkpoint is not None else ():
+            if value := getattr(self, name):
+                raise UserError(name, value, "does not go with a checkpoint", "give one of them")
+        if self.pretraining is not None and self.pretraining.train_only_expanded:
+            problem = "nothing is expanded yet in pre-training"
+            raise UserError("pretraining.train_only_expanded", True, problem, "remove it")
         return self
 
 
@@ -166,8 +176,8 @@ class Arm(Section):
 
     kind: "base" (the checkpoint untouched, evaluated only), "lpt" (post-trained without expansion), "statex"
     (expanded, then post-trained) or "control" (the mixers of the same layers re-initialised, the state not enlarged,
-    then post-trained). `expansion` goes with statex and control; its seed is the run's. `training` changes keys of the
-    recipe's training section for this arm.
+    then post-trained). `expansion` goes with statex and control, of which a control takes the layers only; its seed is
+    the run's. `training` changes keys of the recipe's training section for this arm.
     """
 
     kind: Literal["base", "lpt", "statex", "control"]
@@ -178,9 +188,14 @@ class Arm(Section):
     @model_validator(mode="after")
     def _expansion_fits(self):
         if self.kind == "statex" and self.expansion is None:
-            raise ValueError('kind = "statex" needs an expansion; add arms.NAME.expansion')
+            raise UserError("expansion", None, 'is missing in an arm of kind "statex"', "say what to expand")
         if self.kind in ("base", "lpt") and self.expansion is not None:
-            raise ValueError(f'kind = "{self.kind}" has no expansion; remove it or use kind = "statex"')
+            remedy = 'remove it or use kind = "statex"'
+            raise UserError("expansion", self.expansion, f'does not go with kind = "{self.kind}"', remedy)
+        if self.expansion is not None and self.expansion.seed:
+            raise UserError("expansion.seed", self.expansion.seed, "is the run's own", "remove it and set seeds")
+        if self.kind == "base" and self.training:
+            raise UserError("training", self.training, 'an arm of kind "base" is evaluated only', "remove it")
         return self
 
 
@@ -189,6 +204,15 @@ class MqarSuite(Section):
     num_keys: int = Field(default=64, ge=2)
     num_values: int = Field(default=64, ge=2)
     num_items: int = Field(default=200, ge=1, description="sequences for each number of pairs")
+
+    @model_validator(mode="after")
+    def _pairs_fit(self):
+        most = min(self.num_keys, self.num_values)
+        for pairs in self.num_pairs:
+            if not 1 <= pairs <= most:
+                remedy = f"give 1 to {most} pairs"
+                raise UserError("num_pairs", pairs, "does not fit num_keys and num_values", remedy)
+        return self
 
 
 class PasskeySuite(Section):
@@ -264,28 +288,41 @@ class Evaluation(Section):
     cost: CostSuite = CostSuite()
 
 
+OTHER_FOLDERS = {"pretrained", "tokenizer", "shared", "figures"}
+"""What a run's folder holds beside those of its models and arms."""
+
+
 class Recipe(Section):
     """A whole run: models, the arms that are compared on them, data, training, evaluation."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Name
     output: str = Field(default="runs", description="the folder that runs are written to")
-    seeds: list[int] = Field(default=[0], min_length=1)
-    workers: int = Field(default=1, ge=1, description="models and seeds worked on at once, each with its share of cores")
-    models: dict[str, Model] = Field(min_length=1)
-    arms: dict[str, Arm] = Field(min_length=1)
+    seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
+    workers: int = Field(
+        default=1, ge=1, description="models and seeds worked on at once, each with its share of cores"
+    )
+    models: dict[Name, Model] = Field(min_length=1)
+    arms: dict[Name, Arm] = Field(min_length=1)
     data: Data = Data()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="after")
     def _arms_fit(self):
+        if taken := OTHER_FOLDERS & {*self.models, *self.arms}:
+            name = taken.pop()
+            section = "models" if name in self.models else "arms"
+            raise UserError(section, name, "is the name of another folder of a run", "give it another name")
         for name, arm in self.arms.items():
             for model in arm.models or []:
                 if model not in self.models:
-                    raise ValueError(f"arms.{name}.models names {model!r}; known models: {', '.join(self.models)}")
-            self.arm_training(name)
-        if sorted(set(self.seeds)) != sorted(self.seeds):
-            raise ValueError("seeds has a seed twice; list each seed once")
+                    known = f"known models: {', '.join(self.models)}"
+                    raise UserError(f"arms.{name}.models", model, "is no model of this recipe", known)
+            if self.arm_training(name).train_only_expanded and arm.kind == "lpt":
+                problem = 'an arm of kind "lpt" has no expanded layers'
+                raise UserError(f"arms.{name}.training.train_only_expanded", True, problem, "set it false for this arm")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise UserError("seeds", self.seeds, "has a seed twice", "list each seed once")
         return self
 
     @property
@@ -294,18 +331,23 @@ class Recipe(Section):
         return Path(self.output) / self.name
 
     def arm_training(self, arm: str) -> Training:
-        """The training section with the changes of one arm."""
-        changes = self.arms[arm].training
-        if unknown := sorted(set(changes) - set(Training.model_fields)):
-            raise ValueError(f"arms.{arm}.training has no key {unknown[0]!r}; known: {', '.join(Training.model_fields)}")
-        return Training.model_validate(self.training.model_dump() | changes)
+        """The training section with the changes of one arm.
+
+        Raises:
+            UserError: the changes have an unknown key, or a value of the wrong type or range.
+        """
+        try:
+            return Training.model_validate(self.training.model_dump() | self.arms[arm].training)
+        except ValidationError as error:
+            cause = user_error(error)
+            raise UserError(f"arms.{arm}.training.{cause.field}", cause.value, cause.problem, cause.remedy) from None
 
     def arms_of(self, model: str) -> dict[str, Arm]:
         """The arms that are run on one of the models, in the recipe's order."""
         return {name: arm for name, arm in self.arms.items() if arm.models is None or model in arm.models}
 
 
-def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:  # type: ignore[assignment]
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a TOML file and apply `section.key=value` overrides, whose values are TOML.
 
     Raises:
@@ -316,7 +358,7 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:  # type:
         raise UserError("recipe", str(path), "there is no such file", "give the path of a TOML recipe")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError("recipe", str(path), f"is not valid TOML ({error})", "correct that line") from None
     for override in overrides:
         apply_override(values, override)
@@ -325,7 +367,7 @@ def load_recipe(path: str | Path, overrides: list[str] = ()) -> Recipe:  # type:
 
 def parse_recipe(values: dict[str, Any], relative_to: Path | None = None) -> Recipe:
     """Check the values of a recipe; file patterns of text sources become absolute, seen from `relative_to`."""
-    values = json.loads(json.dumps(values))
+    values = copy.deepcopy(values)
     if relative_to is not None:
         for section in (values.get("data"), values.get("evaluation")):
             source = section.get("text") if isinstance(section, dict) else None
@@ -362,7 +404,7 @@ class EvaluationSections(Section):
     evaluation: Evaluation = Evaluation()
 
 
-def evaluation_sections(overrides: list[str], suites: list[str]) -> EvaluationSections:
+def evaluation_sections(overrides: Sequence[str], suites: list[str]) -> EvaluationSections:
     """The evaluation of one model outside a recipe: the defaults with `section.key=value` overrides.
 
     Raises:

@@ -17,7 +17,8 @@ from statex.families import family_of
 from statex.models.dispatch import statex_ops
 from statex.models.expanded import expand, reinitialize
 from statex.recipe import TextSource
-from statex.training.trainer import StatexTrainer, freeze_all_but_expanded, train, training_arguments
+from statex.training.arguments import training_arguments
+from statex.training.trainer import StatexTrainer, freeze_all_but_expanded, train
 
 
 @pytest.fixture
@@ -260,23 +261,3 @@ def test_a_loss_that_is_no_number_stops_training(make, settings, data, tokenizer
     with pytest.raises(FloatingPointError, match=r"the loss is nan at step 1: .* lower training.learning_rate"):
         train(model, tokenizer, data, settings(), tmp_path)
     assert not (tmp_path / "trained").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"trainer": {"no_such_field": 1}}, "'no_such_field': is no field of transformers.TrainingArguments; correct"),
-        ({"trainer": {"optim": "no_such"}}, "training.trainer = {'optim': 'no_such'}: is refused by transformers"),
-        ({"report_to": ["no_such"]}, "training.report_to = 'no_such': is unknown or not installed; install it"),
-    ],
-)
-def test_what_transformers_would_refuse_is_the_user_s_mistake(settings, tmp_path, changes, message):
-    with pytest.raises(UserError) as caught:
-        training_arguments(settings(**changes), tmp_path, seed=0)
-    assert message in str(caught.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_further_fields_of_transformers_reach_it(settings, tmp_path):
-    arguments = training_arguments(settings(trainer={"optim": "adafactor", "adam_epsilon": 1e-6}), tmp_path, seed=3)
-    assert (arguments.optim, arguments.adam_epsilon, arguments.seed) == ("adafactor", 1e-6, 3)

@@ -66,15 +66,15 @@ PRESETS: dict[str, ExpansionConfig] = {
 
 
 def user_error(error: ValidationError) -> UserError:
-    """The first complaint of pydantic as a UserError with the dotted name of the field."""
+    """The first complaint of pydantic, or of our own validators, as a UserError with the dotted name of the field."""
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"]) or "configuration"
-    message = first["msg"].removeprefix("Value error, ")
-    remedies = {
-        "extra_forbidden": "remove it or correct its spelling",
-        "missing": "add it",
-    }
-    problem, _, remedy = message.partition("; ")
+    section = [str(part) for part in first["loc"]]
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, UserError):
+        return UserError(".".join([*section, own.field]), own.value, own.problem, own.remedy)
+    problem, _, remedy = first["msg"].removeprefix("Value error, ").partition("; ")
     if first["type"] == "extra_forbidden":
-        problem = "is not a known key"
-    return UserError(field, first["input"], problem, remedy or remedies.get(first["type"], "correct the value"))
+        problem, remedy = "is not a known key", "remove it or correct its spelling"
+    elif first["type"] == "missing":
+        return UserError(".".join(section), None, "is missing", "add it")
+    return UserError(".".join(section) or "configuration", first["input"], problem, remedy or "correct the value")

@@ -2,27 +2,39 @@
 
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from statex.errors import UserError
 from statex.families import FAMILIES
 
 
-def make_model(family: str | None, fields: dict[str, Any], tokenizer: Any) -> PreTrainedModel:
-    """A model of a known family with these fields of its configuration and the vocabulary of `tokenizer`.
+def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> PreTrainedConfig:
+    """The configuration of a known family with these fields, and the vocabulary of `tokenizer`.
 
     Raises:
-        UserError: an unknown family, an unknown field, or values that the family refuses.
+        UserError: an unknown family, an unknown field, one that follows from the tokenizer, or values that the family
+            refuses.
     """
     if family not in FAMILIES:
         raise UserError("family", family, "is unknown", f"known families: {', '.join(FAMILIES)}")
-    known = set(AutoConfig.for_model(family).to_dict())
-    if unknown := sorted(set(fields) - known):
-        raise UserError("config", unknown[0], f"is no field of the configuration of {family}", "correct its name")
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    from_tokenizer = {"vocab_size": len(tokenizer)} | ids
+    known = set(AutoConfig.for_model(family).to_dict())
+    for name, value in fields.items():
+        if name not in known:
+            raise UserError(f"config.{name}", value, f"is no field of the configuration of {family}", "correct it")
+        if name in from_tokenizer:
+            raise UserError(f"config.{name}", value, "follows from the tokenizer", "remove it (see data.tokenizer)")
     try:
-        config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **ids, **fields)
-    except (ValueError, TypeError) as error:
+        return AutoConfig.for_model(family, **from_tokenizer, **fields)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        if isinstance(error, UserError):
+            raise UserError(f"config.{error.field}", error.value, error.problem, error.remedy) from None
         message = " ".join(str(error).split())
         raise UserError("config", fields, f"does not make a {family} ({message})", "correct the values") from None
-    return AutoModelForCausalLM.from_config(config)
+
+
+def make_model(family: str | None, fields: dict[str, Any], tokenizer: Any) -> PreTrainedModel:
+    """A model of a known family with random weights, from torch's random state; otherwise as `make_config`."""
+    return AutoModelForCausalLM.from_config(make_config(family, fields, tokenizer))

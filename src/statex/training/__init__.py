@@ -1,1 +1,4 @@
 """Post-training (and pre-training): a thin transformers.Trainer and the loss it uses."""
+
+SUMMARY = "training.json"
+"""What a stage of training cost; beside its model and written after it, so where it is, training is finished."""

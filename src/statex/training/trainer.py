@@ -1,7 +1,6 @@
 """Training on transformers.Trainer: our batches, our parameter groups, our loss, and checkpoints that are whole."""
 
 import json
-import logging
 import math
 import os
 import shutil
@@ -12,13 +11,13 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.integrations import TensorBoardCallback, get_available_reporting_integrations
+from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from statex.checkpoint import new_folder
-from statex.data.mixture import TrainingBatches, gradient_accumulation_steps
+from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
 from statex.expansion.plan import ExpansionPlan, stored_plan
 from statex.families import family_of
@@ -26,15 +25,13 @@ from statex.files import write_whole
 from statex.measure import Stopwatch, peak_memory, reset_peak_memory
 from statex.models.dispatch import statex_ops
 from statex.recipe import Data, Training
+from statex.training import SUMMARY
+from statex.training.arguments import training_arguments
 from statex.training.loss import chunked_loss
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
 
-SUMMARY = "training.json"
-"""Beside the trained model, and written after it: where it is, training is finished."""
 LISTING = "files.json"
 """In each checkpoint: its files and their sizes."""
 
@@ -141,81 +138,6 @@ def last_checkpoint(folder: Path) -> str | None:
 def step_of(checkpoint: str) -> int:
     """The optimizer steps that were done when a checkpoint was written."""
     return int(checkpoint.rpartition("-")[2])
-
-
-def training_arguments(training: Training, output: Path, seed: int, quiet: bool = False) -> TrainingArguments:
-    """A recipe's training section, its `trainer` fields included, as transformers.TrainingArguments.
-
-    Raises:
-        UserError: an unknown field of TrainingArguments, a value it refuses, or a logger that is not installed.
-    """
-    scheduler: dict[str, Any]
-    if training.schedule == "wsd":
-        decay = training.decay_steps or max(1, training.steps // 5)
-        scheduler = {"num_decay_steps": decay, "min_lr_ratio": training.min_learning_rate_ratio}
-        schedule = "warmup_stable_decay"
-    else:
-        scheduler = {"min_lr_rate": training.min_learning_rate_ratio}
-        schedule = "cosine_with_min_lr"
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    fields = {
-        "output_dir": str(output / "checkpoints"),
-        "max_steps": training.steps,
-        "per_device_train_batch_size": 1,  # only a label: the batches come ready from TrainingBatches
-        "gradient_accumulation_steps": gradient_accumulation_steps(training, world_size),
-        "learning_rate": training.learning_rate,
-        "lr_scheduler_type": schedule,
-        "lr_scheduler_kwargs": scheduler,
-        "warmup_steps": training.warmup_steps,
-        "adam_beta1": training.betas[0],
-        "adam_beta2": training.betas[1],
-        "weight_decay": training.weight_decay,
-        "max_grad_norm": training.max_grad_norm,
-        "bf16": compute_in_bf16(training.precision),
-        "save_strategy": "steps",
-        "save_steps": training.save_every or max(1, training.steps // 10),
-        "save_total_limit": training.keep_checkpoints,
-        "logging_strategy": "steps",
-        "logging_steps": training.log_every,
-        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
-        "report_to": training.report_to or "none",
-        "seed": seed,
-        "remove_unused_columns": False,
-        "ignore_data_skip": True,  # the batches begin at the step asked for
-        "ddp_find_unused_parameters": False,
-        "disable_tqdm": quiet,
-        "use_cpu": not torch.cuda.is_available(),  # what else transformers may find, statex's ops do not run on
-    }
-    known = set(TrainingArguments.__dataclass_fields__)
-    if training.gradient_checkpointing:
-        name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-        fields |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-    if unknown := sorted(set(training.trainer) - known):
-        raise UserError(
-            "training.trainer", unknown[0], "is no field of transformers.TrainingArguments", "correct its name"
-        )
-    loggers = get_available_reporting_integrations()
-    if missing := [name for name in training.report_to if name not in loggers]:
-        remedy = f"install it, or use one that is: {', '.join(loggers) or 'there is none'}"
-        raise UserError("training.report_to", missing[0], "is unknown or not installed", remedy)
-    try:
-        arguments = TrainingArguments(**(fields | training.trainer))
-    except (ValueError, TypeError, ImportError) as error:
-        if not training.trainer:
-            raise
-        problem = f"is refused by transformers ({' '.join(str(error).split())})"
-        raise UserError("training.trainer", training.trainer, problem, "correct the value") from error
-    if arguments.n_gpu > 1:
-        logger.warning("training on one of %d GPUs; torchrun --nproc-per-node N uses N", arguments.n_gpu)
-        arguments._n_gpu = 1  # else transformers wraps the model in DataParallel
-    return arguments
-
-
-def compute_in_bf16(precision: str) -> bool:
-    """Whether to compute in bf16 over fp32 master weights; "auto" does where a GPU has it."""
-    if precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return precision == "bf16"
 
 
 def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | None) -> None:

@@ -1,0 +1,170 @@
+"""What comes before the first stage of a run: its recipe checked, its tokenizer trained, its folder made.
+
+A mistake must be told before anything is written, and before hours of pre-training, not after them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tomli_w
+
+from statex.errors import UserError
+from statex.files import write_whole
+from statex.recipe import Arm, Model, Recipe, Training, load_recipe
+
+
+def prepare_run(recipe: Recipe) -> None:
+    """Make the run's folder, with the resolved recipe and the tokenizer of models made from scratch; or go on with it.
+
+    Raises:
+        UserError: another recipe made the folder, or a stage of this one would refuse its input.
+    """
+    folder, path = recipe.folder, recipe.folder / "recipe.toml"
+    if path.exists():
+        refuse_other_recipe(load_recipe(path), recipe)
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(
+            "output", str(folder), "exists and is no run's folder", "give this run another name, or remove that folder"
+        )
+    tokenizer = check_recipe(recipe)
+    from statex.checkpoint import new_folder
+
+    if folder.exists():
+        folder.rmdir()
+    with new_folder(folder) as temporary:
+        values = recipe.model_dump(mode="json", exclude_none=True)
+        write_whole(temporary / path.name, tomli_w.dumps(values))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary / "tokenizer")
+
+
+def refuse_other_recipe(made_by: Recipe, recipe: Recipe) -> None:
+    """Raise UserError unless both are the same run: all but where it is kept and how many processes share the work."""
+    before, now = (each.model_dump(mode="json", exclude={"workers", "output"}) for each in (made_by, recipe))
+    if before != now:
+        key = _first_difference(before, now)
+        raise UserError(
+            "output", str(recipe.folder), f"was made by another recipe (they differ in {key})",
+            "give this run another name (--set name=...), or remove that folder",
+        )  # fmt: skip
+
+
+def check_recipe(recipe: Recipe) -> Any:
+    """Raise what the stages of a recipe would, as far as it shows without training.
+
+    Returns:
+        The tokenizer of models made from scratch, None where there are none.
+
+    Raises:
+        UserError: a suite, model, expansion or setting that does not exist or fit, a checkpoint that is not whole or
+            has no tokenizer, text that is missing, or shorter than one sequence.
+    """
+    from statex.data.documents import open_documents
+    from statex.data.tokenizer import train_tokenizer
+    from statex.evaluation.suites import find_suite
+    from statex.training.arguments import training_arguments
+
+    for name in recipe.evaluation.suites:
+        find_suite(name)
+    for section, training in _stages(recipe):
+        with _errors_in(section):
+            training_arguments(training, recipe.folder, seed=0)
+    open_documents(recipe.data.text)
+    text = recipe.evaluation.text
+    open_documents(text or recipe.data.text, part="held_out", field="evaluation.text" if text else "data.text")
+
+    from_scratch = any(model.family is not None for model in recipe.models.values())
+    tokenizer = train_tokenizer(recipe.data.text, recipe.data.tokenizer, recipe.data.recall) if from_scratch else None
+    for name, model in recipe.models.items():
+        _check_model(recipe, name, model, tokenizer)
+    return tokenizer
+
+
+def _check_model(recipe: Recipe, name: str, model: Model, tokenizer: Any) -> None:
+    """The model's configuration, weights, plans and batches; `tokenizer` is that of models made from scratch."""
+    from statex.checkpoint import inspect, load_config
+    from statex.data.tokenizer import recall_vocabulary
+    from statex.models.scratch import make_config
+
+    with _errors_in(f"models.{name}"):
+        if model.checkpoint is not None:
+            inspect(model.checkpoint)
+            config, tokenizer = load_config(model.checkpoint), _tokenizer_of(model.checkpoint)
+        elif model.pretraining is None:
+            raise UserError("pretraining", None, "is missing", "say how the model of this family is pre-trained")
+        else:
+            config = make_config(model.family, model.config, tokenizer)
+    for arm_name, arm in recipe.arms_of(name).items():
+        with _errors_in(f"arms.{arm_name}.expansion"):
+            _check_plan(config, arm)
+    if "mqar" in recipe.evaluation.suites:
+        suite = recipe.evaluation.mqar
+        with _errors_in("evaluation.mqar"):
+            recall_vocabulary(tokenizer, suite.num_keys, suite.num_values)
+    checked = set()
+    for section, training in _stages(recipe, name):
+        if (settings := training.model_dump_json()) not in checked:
+            checked.add(settings)
+            _check_batches(recipe, section, training, tokenizer)
+
+
+def _check_plan(config: Any, arm: Arm) -> None:
+    from statex.expansion.config import ExpansionConfig
+    from statex.expansion.plan import plan_expansion, plan_reinitialization, select_layers
+    from statex.families import family_of
+
+    if arm.kind == "statex":
+        plan_expansion(config, arm.expansion or ExpansionConfig())
+    elif arm.kind == "control":
+        layers = select_layers(family_of(config).recurrent_layers(config), arm.expansion or ExpansionConfig())
+        plan_reinitialization(config, layers)
+
+
+def _check_batches(recipe: Recipe, section: str, training: Training, tokenizer: Any) -> None:
+    from statex.data.mixture import TrainingBatches
+
+    with _errors_in(section):
+        TrainingBatches(recipe.data, training, tokenizer)
+
+
+def _tokenizer_of(checkpoint: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        problem = f"has no tokenizer that can be read ({' '.join(str(error).split())[:100]})"
+        raise UserError("checkpoint", checkpoint, problem, "save the model's tokenizer into its folder") from error
+
+
+def _stages(recipe: Recipe, model: str | None = None) -> Iterator[tuple[str, Training]]:
+    """The stages of training of one model, or of all, each with the name of its section."""
+    for name in recipe.models if model is None else [model]:
+        pretraining = recipe.models[name].pretraining
+        if pretraining is not None:
+            yield f"models.{name}.pretraining", pretraining
+        for arm_name, arm in recipe.arms_of(name).items():
+            if arm.kind != "base":
+                yield f"arms.{arm_name}.training" if arm.training else "training", recipe.arm_training(arm_name)
+
+
+@contextmanager
+def _errors_in(section: str) -> Iterator[None]:
+    """Name the field of an error as the recipe does: of a stage, that of its section; `data` is named in full."""
+    try:
+        yield
+    except UserError as error:
+        named_in_full = error.field.startswith(("data.", "evaluation."))
+        field = error.field if named_in_full else f"{section}.{error.field.removeprefix('training.')}"
+        raise UserError(field, error.value, error.problem, error.remedy) from error
+
+
+def _first_difference(before: Any, now: Any, key: str = "") -> str:
+    """The dotted name of the first value that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*before, *now]):
+            if before.get(name) != now.get(name):
+                return _first_difference(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
+    return key

@@ -1,0 +1,95 @@
+"""What a recipe may say of transformers.TrainingArguments, and what it may not."""
+
+import dataclasses
+from unittest import mock
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from statex.errors import UserError
+from statex.training import arguments
+from statex.training.arguments import FIXED_FIELDS, OWN_FIELDS, training_arguments
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"trainer": {"dataloader_num_workers": 2}},
+            "dataloader_num_workers = 2: cannot be changed: batches come ready-made",
+        ),
+        ({"trainer": {"output_dir": "x"}}, "training.trainer.output_dir = 'x': has a key of its own in recipes; set"),
+        ({"trainer": {"max_steps": 9}}, "trainer.max_steps = 9: has a key of its own in recipes; set training.steps."),
+        ({"trainer": {"label_smoothing_factor": 0.1}}, "the loss is computed in chunks, without smoothing; leave it"),
+        ({"trainer": {"average_tokens_across_devices": False}}, "each scored token has the same weight"),
+        ({"trainer": {"eval_strategy": "steps"}}, "models are measured after training"),
+        ({"trainer": {"no_such": 1}}, "trainer.no_such = 1: is no field of transformers.TrainingArguments; correct"),
+        ({"trainer": {"optim": "no_such"}}, "training.trainer = {'optim': 'no_such'}: is refused by transformers"),
+        ({"report_to": ["no_such"]}, "training.report_to = 'no_such': is unknown or not installed; install it"),
+        ({"sequences_per_device": 3}, "training.sequences_per_device = 3: does not divide the 4 sequences"),
+    ],
+)
+def test_what_does_not_fit_is_the_user_s_mistake(settings, tmp_path, changes, message):
+    with pytest.raises(UserError) as caught:
+        training_arguments(settings(**changes), tmp_path, seed=0)
+    assert message in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_that_a_recipe_sets_is_its_own(settings, tmp_path):
+    """What is passed to TrainingArguments is in one of the tables, but for what a user may well change."""
+    given = {}
+    with mock.patch.object(arguments, "TrainingArguments", mock.Mock(wraps=TrainingArguments)) as made:
+        made.__dataclass_fields__ = TrainingArguments.__dataclass_fields__
+        training_arguments(settings(gradient_checkpointing=True), tmp_path, seed=0)
+        given = set(made.call_args.kwargs)
+    free = {field for field in given if field not in OWN_FIELDS and not field.startswith(tuple(FIXED_FIELDS))}
+    assert free == {"logging_nan_inf_filter", "ddp_find_unused_parameters", "disable_tqdm", "use_cpu"}
+
+
+def test_further_fields_reach_transformers(settings, tmp_path):
+    further = {"optim": "adafactor", "adam_epsilon": 1e-6, "torch_compile": False}
+    made = training_arguments(settings(trainer=further), tmp_path, seed=3)
+    assert {name: getattr(made, name) for name in further} == further
+    assert made.seed == 3
+
+
+def test_the_section_reaches_transformers(settings, tmp_path):
+    section = settings(
+        steps=30, learning_rate=2e-3, betas=[0.8, 0.9], weight_decay=0.3, max_grad_norm=0.5, save_every=None,
+        log_every=7, keep_checkpoints=3, sequences_per_device=2, precision="bf16", gradient_checkpointing=True,
+        report_to=["tensorboard"],
+    )  # fmt: skip
+    made = dataclasses.asdict(training_arguments(section, tmp_path, seed=0))
+    expected = {
+        "max_steps": 30, "learning_rate": 2e-3, "adam_beta1": 0.8, "adam_beta2": 0.9, "weight_decay": 0.3,
+        "max_grad_norm": 0.5, "save_steps": 3, "logging_steps": 7, "save_total_limit": 3,
+        "gradient_accumulation_steps": 2, "bf16": True, "report_to": ["tensorboard"],
+        "output_dir": str(tmp_path / "checkpoints"),
+    }  # fmt: skip
+    assert {name: made[name] for name in expected} == expected
+    assert made.get("activation_checkpointing") or made.get("gradient_checkpointing")
+
+
+@pytest.mark.parametrize(("precision", "has_gpu", "expected"), [
+    ("fp32", True, False), ("bf16", False, True), ("auto", False, False), ("auto", True, True),
+])  # fmt: skip
+def test_precision(monkeypatch, precision, has_gpu, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_gpu)
+    assert arguments.compute_in_bf16(precision) == expected
+
+
+def test_one_process_trains_on_one_gpu(settings, tmp_path, monkeypatch, caplog):
+    """transformers would put a model into DataParallel where it sees several."""
+
+    class SeesFour(TrainingArguments):
+        def __post_init__(self):
+            super().__post_init__()
+            self._n_gpu = 4
+
+    monkeypatch.setattr(arguments, "TrainingArguments", SeesFour)
+    with caplog.at_level("WARNING"):
+        assert training_arguments(settings(), tmp_path, seed=0).n_gpu == 1
+    assert "one of 4 GPUs; torchrun" in caplog.text
