@@ -12,22 +12,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from statex.errors import UserError
 from statex.expansion.plan import stored_plan
 from statex.expansion.state import StateReport, state_report
-from statex.families import family_of
+from statex.families import family_of, unknown_family
 from statex.models.gla.configuration import GLAConfig
 from statex.models.registration import register_configurations
+from statex.models.replay import SHIM
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-FLA_ONLY_FIELDS = ("expansion", "auto_map")
+FLA_MODEL_TYPE = "gla"
+NOT_IN_FLA = ("expansion", "auto_map")
+NO_COMPANIONS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+    ".py",
+    ".index.json",
+)
+"""Endings of files that are weights, training state or code: not copied beside an expanded model."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +82,13 @@ def load(folder: str | os.PathLike, *, dtype: torch.dtype | str = "auto", **kwar
     config = load_config(folder)
     headers = read_headers(folder)
     check_tensors(config, headers, folder)
-    with _without_rescaling(config):
-        model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True, **kwargs)
+    # Transformers divides Mamba2's out_proj on every load where this is set, and not only when it is initialised
+    rescale = getattr(config, "rescale_prenorm_residual", False)
+    if rescale:
+        config.rescale_prenorm_residual = False
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True, **kwargs)
+    if rescale:
+        model.config.rescale_prenorm_residual = True
     return model
 
 
@@ -82,17 +100,21 @@ def load_config(folder: str | os.PathLike) -> Any:
     """
     register_configurations()
     path = _model_folder(folder) / "config.json"
+    values = _read_json(path)
+    model_type = values.get("model_type")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError("config.json", str(path), f"is no valid JSON ({error})", "restore it from the source") from None
-    try:
-        config = GLAConfig.from_dict(_from_fla(values)) if values.get("model_type") == "gla" else None
-        config = config if config is not None else AutoConfig.from_pretrained(path.parent)
-    except (ValueError, KeyError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError("config.json", str(path), str(error).splitlines()[0], "correct the configuration") from error
+        if model_type == FLA_MODEL_TYPE:
+            config = GLAConfig.from_dict(_from_fla(values))
+        elif model_type in list(CONFIG_MAPPING):
+            config = AutoConfig.from_pretrained(path.parent)
+        else:
+            raise unknown_family(model_type)
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        cause = error.__cause__ or error  # a strict configuration's message says only which check failed
+        if isinstance(cause, UserError):
+            raise cause from None
+        problem = f"is refused: {' '.join(str(cause).split())}".rstrip(".")
+        raise UserError("config.json", str(path), problem, "correct the configuration") from error
     family_of(config)
     return config
 
@@ -105,7 +127,7 @@ def read_headers(folder: str | os.PathLike) -> dict[str, TensorHeader]:
     """
     folder = Path(folder)
     if (folder / INDEX).exists():
-        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        names = _shards(folder / INDEX)
     elif (folder / WEIGHTS).exists():
         names = [WEIGHTS]
     else:
@@ -178,11 +200,11 @@ def export_fla(model: PreTrainedModel, out: str | os.PathLike) -> None:
         )  # fmt: skip
     with new_folder(out) as folder:
         model.save_pretrained(folder)
-        (folder / "modeling_statex.py").unlink()
+        (folder / f"{SHIM}.py").unlink()
         path = folder / "config.json"
         values = json.loads(path.read_text(encoding="utf-8"))
-        values = {key: value for key, value in values.items() if key not in FLA_ONLY_FIELDS}
-        values |= {"model_type": "gla", "architectures": ["GLAForCausalLM"]}
+        values = {key: value for key, value in values.items() if key not in NOT_IN_FLA}
+        values |= {"model_type": FLA_MODEL_TYPE, "architectures": ["GLAForCausalLM"]}
         path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
@@ -198,8 +220,8 @@ def save_with_companions(model: PreTrainedModel, source: str | os.PathLike, out:
     with new_folder(out) as folder:
         model.save_pretrained(folder)
         for path in sorted(source.iterdir()):
-            written_anew = path.name == "config.json" or path.suffix in (".safetensors", ".bin", ".py")
-            if path.is_file() and not written_anew and path.name not in (INDEX, "README.md", ".gitattributes"):
+            left_out = ("config.json", "README.md", "trainer_state.json", ".gitattributes")
+            if path.is_file() and path.name not in left_out and not path.name.endswith(NO_COMPANIONS):
                 shutil.copyfile(path, folder / path.name)
         (folder / "README.md").write_text(_card(model, source), encoding="utf-8")
 
@@ -259,6 +281,25 @@ def _model_folder(folder: str | os.PathLike) -> Path:
     return folder
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # UTF-8 or JSON
+        raise UserError(path.name, str(path), f"is damaged ({error})", "restore it from the source") from None
+    if not isinstance(values, dict):
+        raise UserError(path.name, str(path), "is damaged (no JSON object)", "restore it from the source")
+    return values
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the weight files that an index lists."""
+    values = _read_json(index)
+    if not all(isinstance(values.get(key), dict) for key in ("metadata", "weight_map")):
+        problem = "is damaged (no metadata or no weight_map)"
+        raise UserError(index.name, str(index), problem, "restore it from the source")
+    return sorted(set(values["weight_map"].values()))
+
+
 def _from_fla(values: dict[str, Any]) -> dict[str, Any]:
     """FLA's configuration under our model_type; fields of theirs that mean nothing here are carried along."""
     kept = {key: value for key, value in values.items() if key not in ("architectures", "auto_map")}
@@ -278,23 +319,11 @@ def _read_header(path: Path) -> dict[str, TensorHeader]:
             raise UserError("model", str(path), f"is truncated: {size} bytes do not hold its header", remedy)
         try:
             entries = json.loads(file.read(length))
-        except ValueError:
+            entries.pop("__metadata__", None)
+            headers = {name: TensorHeader(tuple(entry["shape"]), entry["dtype"]) for name, entry in entries.items()}
+            end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
             raise UserError("model", str(path), "is no safetensors file: its header is damaged", remedy) from None
-    entries.pop("__metadata__", None)
-    end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if size != end:
         raise UserError("model", str(path), f"is truncated or damaged: {size} bytes instead of {end}", remedy)
-    return {name: TensorHeader(tuple(entry["shape"]), entry["dtype"]) for name, entry in entries.items()}
-
-
-@contextmanager
-def _without_rescaling(config: Any) -> Iterator[None]:
-    """Keep transformers from dividing Mamba2's out_proj on every load where `rescale_prenorm_residual` is set."""
-    rescale = getattr(config, "rescale_prenorm_residual", False)
-    if rescale:
-        config.rescale_prenorm_residual = False
-    try:
-        yield
-    finally:
-        if rescale:
-            config.rescale_prenorm_residual = True
+    return headers

@@ -88,9 +88,8 @@ class ExpansionPlan:
             ]
             return cls(**{**values, "layers": layers})
         except (KeyError, TypeError) as error:
-            raise UserError(
-                "expansion", values, f"is no stored plan ({error})", "restore the model's config.json"
-            ) from None
+            problem = f"is no stored plan ({type(error).__name__}: {error})"
+            raise UserError("expansion", sorted(values), problem, "restore the model's config.json") from None
 
     def __str__(self) -> str:
         lines = [f"{self.kind} {self.model_type}: init {self.init}, factor {self.factor}, seed {self.seed}"]
@@ -127,16 +126,14 @@ def plan_expansion(model_or_config: nn.Module | PreTrainedConfig, expansion: Exp
     Raises:
         UserError: unknown family, layer out of range, factor that does not fit, or a model that is expanded already.
     """
-    model = on_meta_device(model_or_config)
+    model = model_of(model_or_config)
     family = family_of(model.config)
     refuse_second_plan(model.config)
     layers = select_layers(family.recurrent_layers(model.config), expansion)
     factor = expansion.factor if expansion.factor is not None else family.default_factor(model.config)
     after = family.expanded_geometry(model.config, factor, expansion.init)
     edits = [_plan_layer(model, family, index, after, expansion.init, expansion.rank) for index in layers]
-    return ExpansionPlan(
-        "expand", family.model_type, expansion.init, factor, expansion.rank, expansion.seed, edits
-    )
+    return ExpansionPlan("expand", family.model_type, expansion.init, factor, expansion.rank, expansion.seed, edits)
 
 
 def plan_reinitialization(
@@ -147,7 +144,7 @@ def plan_reinitialization(
     Raises:
         UserError: unknown family, layer out of range, or a model that has a plan already.
     """
-    model = on_meta_device(model_or_config)
+    model = model_of(model_or_config)
     family = family_of(model.config)
     refuse_second_plan(model.config)
     geometry = family.geometry(model.config)
@@ -186,8 +183,8 @@ def refuse_second_plan(config: PreTrainedConfig) -> None:
         )  # fmt: skip
 
 
-def on_meta_device(model_or_config: nn.Module | PreTrainedConfig) -> nn.Module:
-    """The model itself, or one without weights made from a configuration."""
+def model_of(model_or_config: nn.Module | PreTrainedConfig) -> Any:
+    """The model itself, or one on the meta device made from a configuration."""
     if isinstance(model_or_config, nn.Module):
         return model_or_config
     family_of(model_or_config)
@@ -195,9 +192,7 @@ def on_meta_device(model_or_config: nn.Module | PreTrainedConfig) -> nn.Module:
         return AutoModelForCausalLM.from_config(model_or_config)
 
 
-def _plan_layer(
-    model: Any, family: Family, index: int, after: StateGeometry, init: str, rank: int | None
-) -> LayerEdit:
+def _plan_layer(model: Any, family: Family, index: int, after: StateGeometry, init: str, rank: int | None) -> LayerEdit:
     mixer = model.get_submodule(family.mixer_path.format(index))
     with torch.device("meta"):
         expanded = family.build_mixer(type(mixer), model.config, index, after, rank)
@@ -224,7 +219,9 @@ def describe(start: TensorRows | str) -> str:
     for segment in start.segments:
         if segment.after > segment.before:
             new = segment.num_blocks * (segment.after - segment.before)
-            parts.append(f"{segment.name}: {new} new rows, {segment.fill}")
+            noise = f" with {segment.noise:.0%} noise" if segment.noise else ""
+            scale = f", all times {segment.scale:.3g}" if segment.scale != 1.0 else ""
+            parts.append(f"{segment.name}: {new} new rows, {segment.fill}{noise}{scale}")
         elif segment.order is not None:
             parts.append(f"{segment.name}: heads in the order {list(segment.order)}")
     return "; ".join(parts)

@@ -66,10 +66,13 @@ class StateReport:
         before = f"{self.total_elements_before:,}" if self.total_elements != self.total_elements_before else ""
         rows.append(("total", "", "", "", f"{self.total_elements:,}", f"{self.total_bytes:,}", before))
         widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]
+        ]
         if before:
             growth = self.total_elements / self.total_elements_before - 1
-            lines.append(f"state {growth:+.0%} by expansion of {sum(bool(row[-1]) for row in rows[:-1])} layers")
+            num_expanded = sum(layer.elements != layer.elements_before for layer in self.layers)
+            lines.append(f"state {growth:+.0%}, expanded layers: {num_expanded}")
         return "\n".join(lines)
 
 

@@ -18,10 +18,14 @@ def family_of(config: Any) -> Family:
     """
     model_type = getattr(config, "base_model_type", config.model_type)
     if model_type not in FAMILIES:
-        raise UserError(
-            "model_type", model_type, "is no family that statex can expand", f"known families: {', '.join(FAMILIES)}"
-        )
+        raise unknown_family(model_type)
     return FAMILIES[model_type]
 
 
-__all__ = ["FAMILIES", "Family", "Segment", "StateGeometry", "TensorRows", "family_of"]
+def unknown_family(model_type: object) -> UserError:
+    """The error that names the known families."""
+    known = f"known families: {', '.join(FAMILIES)}"
+    return UserError("model_type", model_type, "is no family that statex can expand", known)
+
+
+__all__ = ["FAMILIES", "Family", "Segment", "StateGeometry", "TensorRows", "family_of", "unknown_family"]
