@@ -1,0 +1,166 @@
+"""Tiny models of every family, and the expansions that the behaviour matrix runs over.
+
+The weights are those of no initialisation (`settled`): no bias is 0, no norm 1, so that a misplaced row shows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import Mamba2Config, Mamba2ForCausalLM
+
+import statex
+from statex.models.gla.configuration import GLAConfig
+from statex.models.gla.modeling import GLAForCausalLM
+
+VOCABULARY = 48
+EXPANDED = 0
+UNTOUCHED = 1
+
+GLA = {
+    "1-head": {"num_heads": 1},
+    "2-heads": {"num_heads": 2},
+    "4-heads": {"num_heads": 4},
+    "8-heads": {"num_heads": 8},
+    "kv-heads": {"num_heads": 8, "num_kv_heads": 4},
+    "conv": {"use_short_conv": True},
+    "conv-kv-heads": {"use_short_conv": True, "conv_size": 3, "num_heads": 4, "num_kv_heads": 2},
+    "tied": {"tie_word_embeddings": True},
+    "clamped": {"clamp_min": -0.05},
+    "feature-map": {"feature_map": "silu"},
+    "g-norm": {"fuse_norm": False},
+    "no-gate": {"use_output_gate": False},
+    "no-affine": {"elementwise_affine": False},
+    "wide-keys": {"expand_k": 1.0, "expand_v": 2.0},
+    "everything": {
+        "num_heads": 8, "num_kv_heads": 2, "use_short_conv": True, "tie_word_embeddings": True, "clamp_min": -0.05,
+        "feature_map": "silu", "fuse_norm": False,
+    },
+}  # fmt: skip
+
+MAMBA2 = {
+    "1-group": {"n_groups": 1},
+    "2-groups": {"n_groups": 2},
+    "bias": {"n_groups": 2, "use_bias": True},
+    "no-conv-bias": {"n_groups": 2, "use_conv_bias": False},
+    "tied": {"n_groups": 1, "tie_word_embeddings": True},
+    "rescaled": {"n_groups": 2, "rescale_prenorm_residual": True},
+}
+
+
+def settled(model, seed=1):
+    """Move every parameter that an initialisation leaves constant; model, in evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 or "conv1d.bias" in name:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return model.eval()
+
+
+def make_gla(seed=0, **changes):
+    torch.manual_seed(seed)
+    config = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "intermediate_size": 32,
+        "initializer_range": 0.2,
+    }  # fmt: skip
+    return settled(GLAForCausalLM(GLAConfig(**config | changes)), seed + 1)
+
+
+def make_mamba2(seed=0, **changes):
+    torch.manual_seed(seed)
+    config = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "expand": 2, "head_dim": 16,
+        "num_heads": 4, "state_size": 8, "chunk_size": 16, "n_groups": 1, "initializer_range": 0.2,
+    }  # fmt: skip
+    return settled(Mamba2ForCausalLM(Mamba2Config(**config | changes)), seed + 1)
+
+
+MAKERS = {"gla": (make_gla, GLA), "mamba2": (make_mamba2, MAMBA2)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model and one expansion of its layer 0; layer 1 stays."""
+
+    family: str
+    configuration: str
+    init: str
+    factor: int | None = None
+    rank: int | None = None
+
+    def __str__(self):
+        rank = f"-rank{self.rank}" if self.rank else ""
+        return f"{self.family}-{self.configuration}-{self.init}{rank}"
+
+    def model(self, **changes):
+        maker, configurations = MAKERS[self.family]
+        return maker(**configurations[self.configuration] | changes)
+
+    def expand(self, model):
+        return statex.expand(model, self.expansion)
+
+    def expanded(self, **changes):
+        model = self.model(**changes)
+        self.expand(model)
+        return model
+
+    @property
+    def expansion(self):
+        return statex.ExpansionConfig(layers=[EXPANDED], factor=self.factor, init=self.init, rank=self.rank, seed=3)
+
+
+def _gla_cases():
+    for name, changes in GLA.items():
+        if changes.get("num_heads") != 1:
+            partial = 2 if changes.get("num_heads", 2) == 8 else None
+            yield Case("gla", name, "reinit")
+            yield Case("gla", name, "inherit", factor=partial)
+        yield Case("gla", name, "preserve", factor=3)
+        yield Case("gla", name, "preserve", factor=2, rank=3)
+
+
+def _mamba2_cases():
+    for name in MAMBA2:
+        yield Case("mamba2", name, "reinit")
+        yield Case("mamba2", name, "inherit", factor=3 if name == "2-groups" else None)
+        yield Case("mamba2", name, "preserve", factor=3 if name == "2-groups" else None)
+
+
+CASES = [*_gla_cases(), *_mamba2_cases()]
+UNEXPANDED = [(family, name) for family, (_, configurations) in MAKERS.items() for name in configurations]
+
+
+def mixer(model, index=EXPANDED):
+    return model.get_submodule(statex.FAMILIES[base_type(model)].mixer_path.format(index))
+
+
+def base_type(model):
+    """The family's name in statex.FAMILIES, expanded or not."""
+    return model.config.model_type.replace("statex_mamba2", "mamba2")
+
+
+def tokens(batch=2, length=20, seed=0):
+    return torch.randint(0, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def logits(model, ids, **kwargs):
+    return model(ids, use_cache=False, **kwargs).logits
+
+
+def distance(a, b):
+    """||a - b|| / ||b||, 0 where both are zero."""
+    return float((a - b).norm() / b.norm()) if bool(b.any()) else float(a.norm())
+
+
+def cache_argument(model):
+    """The name under which a model takes and returns its cache."""
+    return "past_key_values" if base_type(model) == "statex_gla" else "cache_params"
+
+
+def state_after(model, ids):
+    """Elements of each layer's recurrent state for one sequence, as the model's own cache holds it."""
+    name = cache_argument(model)
+    with torch.no_grad():
+        cache = model(ids[:1], use_cache=True)[name]
+    return [layer.recurrent_states[0].numel() for layer in cache.layers]

@@ -1,0 +1,285 @@
+"""Behaviour matrix, second part: parallel, step by step, generating, padded, packed, checkpointed."""
+
+import pytest
+import torch
+
+import statex
+from common import (
+    CASES,
+    UNEXPANDED,
+    Case,
+    base_type,
+    cache_argument,
+    distance,
+    logits,
+    make_gla,
+    make_mamba2,
+    tokens,
+)
+from naive_models import naive_logits
+from statex.expansion.plan import layer_geometry
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+GENERATING = [
+    Case("gla", "2-heads", "inherit"),
+    Case("gla", "conv-kv-heads", "preserve", factor=2, rank=3),
+    Case("gla", "everything", "preserve", factor=3),
+    Case("gla", "everything", "inherit"),
+    Case("mamba2", "1-group", "reinit"),
+    Case("mamba2", "2-groups", "inherit"),
+    Case("mamba2", "no-conv-bias", "preserve"),
+]
+generating = pytest.mark.parametrize("case", GENERATING, ids=str)
+
+
+def states(model):
+    """(heads, key dim, value dim) of each layer."""
+    geometry = layer_geometry(model.config)
+    return [(state.num_heads, state.key_dim, state.value_dim) for _, state in sorted(geometry.items())]
+
+
+@torch.no_grad()
+def in_pieces(model, ids, borders):
+    """Logits of ids [B, T] read in pieces through the cache."""
+    name, cache, outputs = cache_argument(model), None, []
+    for start, end in zip([0, *borders], [*borders, ids.shape[1]], strict=True):
+        output = model(ids[:, start:end], use_cache=True, **{name: cache})
+        cache = output[name]
+        outputs.append(output.logits)
+    return torch.cat(outputs, dim=1)
+
+
+@every_case
+def test_an_expanded_model_is_its_definition(case):
+    """Chunk, step, and both in turn, against the recurrence written out token by token."""
+    model = case.expanded()
+    ids = tokens()
+    wanted = torch.stack([naive_logits(model, row, states(model)) for row in ids])
+    assert distance(logits(model, ids), wanted) < 1e-5
+    assert distance(in_pieces(model, ids, list(range(1, 20))), wanted) < 1e-5
+    assert distance(in_pieces(model, ids, [7, 8, 9, 15]), wanted) < 1e-5
+
+
+@pytest.mark.parametrize(("family", "configuration"), UNEXPANDED)
+def test_an_unexpanded_model_is_its_definition(family, configuration):
+    model = Case(family, configuration, "inherit").model()
+    ids = tokens()
+    wanted = torch.stack([naive_logits(model, row, states(model)) for row in ids])
+    with statex.statex_ops():
+        assert distance(logits(model, ids), wanted) < 1e-5
+        assert distance(in_pieces(model, ids, list(range(1, 20))), wanted) < 1e-5
+        assert distance(in_pieces(model, ids, [7, 8, 9, 15]), wanted) < 1e-5
+
+
+def greedy(model, ids, **kwargs):
+    """12 greedily chosen tokens after ids [B, T]."""
+    output = model.generate(
+        ids, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0,
+        attention_mask=kwargs.pop("attention_mask", torch.ones_like(ids)), **kwargs,
+    )  # fmt: skip
+    return output[:, ids.shape[1] :]
+
+
+@torch.no_grad()
+def greedy_by_hand(model, ids):
+    for _ in range(12):
+        ids = torch.cat([ids, logits(model, ids)[:, -1:].argmax(-1)], dim=1)
+    return ids[:, -12:]
+
+
+@generating
+def test_generation_with_a_cache_equals_generation_without(case):
+    model = case.expanded()
+    ids = tokens(length=9)
+    wanted = greedy_by_hand(model, ids)
+    assert torch.equal(greedy(model, ids), wanted)
+    assert torch.equal(greedy(model, ids, use_cache=False), wanted)
+    assert len(set(wanted.flatten().tolist())) > 3, "the model says the same token over and over"
+
+
+@generating
+def test_a_prompt_of_one_token_can_be_continued(case):
+    model = case.expanded()
+    ids = tokens(length=1)
+    assert torch.equal(greedy(model, ids), greedy_by_hand(model, ids))
+
+
+@generating
+def test_a_batch_with_left_padding_equals_single_sequences(case):
+    model = case.expanded()
+    prompts = [tokens(batch=1, length=length, seed=length) for length in (3, 7, 11)]
+    padded = torch.cat([torch.nn.functional.pad(prompt, (11 - prompt.shape[1], 0)) for prompt in prompts])
+    mask = torch.cat([torch.arange(11)[None] >= 11 - prompt.shape[1] for prompt in prompts]).long()
+    batch = logits(model, padded, attention_mask=mask)
+    for row, prompt in enumerate(prompts):
+        assert distance(batch[row, -prompt.shape[1] :], logits(model, prompt)[0]) < 1e-5
+    together = greedy(model, padded, attention_mask=mask)
+    assert torch.equal(together, torch.cat([greedy(model, prompt) for prompt in prompts]))
+
+
+@generating
+def test_beam_search_reorders_the_states(case):
+    model = case.expanded()
+    ids = tokens(length=6)
+    with_cache = greedy(model, ids, num_beams=3)
+    assert torch.equal(with_cache, greedy(model, ids, num_beams=3, use_cache=False))
+
+
+def loss_and_gradients(model, ids, **kwargs):
+    model.train()
+    model.zero_grad()
+    loss = model(ids, labels=ids, **kwargs).loss
+    loss.backward()
+    return loss.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def assert_same_gradients(actual, wanted, tolerance=1e-5):
+    assert abs(actual[0] - wanted[0]) < tolerance
+    assert actual[1].keys() == wanted[1].keys()
+    for name, gradient in wanted[1].items():
+        assert distance(actual[1][name], gradient) < tolerance, name
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@generating
+def test_gradient_checkpointing_changes_nothing(case, reentrant):
+    model = case.expanded()
+    ids = tokens()
+    wanted = loss_and_gradients(model, ids)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    assert_same_gradients(loss_and_gradients(model, ids), wanted, 1e-6)
+
+
+@pytest.mark.parametrize("make", [make_gla, make_mamba2])
+def test_gradient_checkpointing_of_an_unexpanded_model(make):
+    model = make()
+    with statex.statex_ops():
+        wanted = loss_and_gradients(model, tokens())
+        model.gradient_checkpointing_enable()
+        assert_same_gradients(loss_and_gradients(model, tokens()), wanted, 1e-6)
+
+
+LENGTHS = [[5, 1, 14], [20], [2, 9, 3, 6]]
+DOCUMENTS = torch.tensor([[i for i, length in enumerate(row) for _ in range(length)] for row in LENGTHS])
+
+
+def document_by_document(model, ids):
+    rows = [torch.cat([logits(model, part[None])[0] for part in row.split(n)]) for row, n in zip(ids, LENGTHS)]
+    return torch.stack(rows)
+
+
+@generating
+def test_packed_documents_equal_separate_ones(case):
+    model = case.expanded()
+    ids = tokens(batch=3)
+    assert distance(logits(model, ids, seq_idx=DOCUMENTS), document_by_document(model, ids)) < 1e-5
+    assert distance(logits(model, ids), document_by_document(model, ids)) > 1e-3
+
+
+@pytest.mark.parametrize("configuration", ["2-groups", "bias"])
+def test_packed_documents_of_an_unexpanded_mamba2(configuration):
+    """Through the base model: transformers' language-model class does not pass seq_idx on."""
+    model = Case("mamba2", configuration, "inherit").model()
+    ids = tokens(batch=3)
+    with statex.statex_ops(), torch.no_grad():
+        hidden = model.backbone(ids, seq_idx=DOCUMENTS, use_cache=False).last_hidden_state
+        assert distance(model.lm_head(hidden), document_by_document(model, ids)) < 1e-5
+
+
+@generating
+def test_packed_documents_have_the_gradients_of_separate_ones(case):
+    model = case.expanded()
+    ids = tokens(batch=3)
+    weight = torch.randn(3, 20, 48, generator=torch.Generator().manual_seed(0))
+
+    def gradients(output):
+        model.zero_grad()
+        (output * weight).sum().backward()
+        return output.sum().detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    packed = gradients(model(ids, use_cache=False, seq_idx=DOCUMENTS).logits)
+    rows = []
+    for row, lengths in zip(ids, LENGTHS):
+        rows.append(torch.cat([model(part[None], use_cache=False).logits[0] for part in row.split(lengths)]))
+    apart = gradients(torch.stack(rows))
+    for name, gradient in apart[1].items():
+        assert distance(packed[1][name], gradient) < 1e-4, name
+
+
+@pytest.mark.parametrize("make", [make_gla, make_mamba2])
+def test_packed_documents_and_a_cache_exclude_one_another(make):
+    model = make()
+    statex.expand(model, layers=[0], factor=2)
+    name = cache_argument(model)
+    ids = tokens(batch=3)
+    output = model(ids, seq_idx=DOCUMENTS)
+    assert output.get(name) is None
+    cache = model(ids, use_cache=True)[name]
+    with pytest.raises(ValueError, match="seq_idx"):
+        model(ids, seq_idx=DOCUMENTS, use_cache=True, **{name: cache})
+
+
+def test_packed_documents_of_mamba2_need_use_cache_false():
+    """In evaluation mode transformers makes a cache by default: that must not end in silently wrong outputs."""
+    model = make_mamba2()
+    with statex.statex_ops(), pytest.raises(ValueError, match="use_cache=False"):
+        model.backbone(tokens(batch=3), seq_idx=DOCUMENTS)
+
+
+@generating
+def test_bfloat16_stays_close(case):
+    model = case.expanded()
+    ids = tokens()
+    wanted = logits(model, ids)
+    model.to(torch.bfloat16)
+    parallel = logits(model, ids)
+    assert distance(parallel.float(), wanted) < 0.1
+    assert distance(in_pieces(model, ids, [10, 11, 12]).float(), wanted) < 0.1
+    name = cache_argument(model)
+    cache = model(ids, use_cache=True)[name]
+    assert {layer.recurrent_states[0].dtype for layer in cache.layers} == {torch.float32}
+
+
+@pytest.mark.parametrize("case", [case for case in GENERATING if case.family == "gla"], ids=str)
+def test_gla_computes_in_double_precision(case):
+    model = case.expanded().double()
+    ids = tokens(batch=1)
+    assert distance(logits(model, ids)[0], naive_logits(model, ids[0], states(model))) < 1e-12
+
+
+@generating
+def test_weights_that_accelerate_offloads_are_fetched(case):
+    """Hooks of accelerate put a module's weights in place when it is called: none may be read past them."""
+    from accelerate import cpu_offload
+
+    model = case.expanded()
+    ids = tokens()
+    wanted = logits(model, ids)
+    cpu_offload(model, execution_device="cpu")
+    assert torch.equal(logits(model, ids), wanted)
+
+
+@generating
+def test_inputs_embeds_stand_for_input_ids(case):
+    model = case.expanded()
+    ids = tokens()
+    with torch.no_grad():
+        embedded = model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False).logits
+    assert torch.equal(embedded, logits(model, ids))
+
+
+@generating
+def test_outputs_of_the_hugging_face_interface(case):
+    model = case.expanded()
+    ids = tokens()
+    with torch.no_grad():
+        output = model(ids, labels=ids, output_hidden_states=True, use_cache=False)
+        last = model(ids, logits_to_keep=3, use_cache=False).logits
+    assert len(output.hidden_states) == 3
+    assert output.hidden_states[-1].shape == (2, 20, 32)
+    torch.testing.assert_close(last, output.logits[:, -3:])
+    shifted = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(output.loss, shifted)
+    assert model.get_input_embeddings().weight.shape == (48, 32)
+    assert base_type(model) in statex.FAMILIES
