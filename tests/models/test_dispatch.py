@@ -1,0 +1,111 @@
+"""transformers' own Mamba2 on statex's ops: the same function, reversibly."""
+
+import sys
+
+import pytest
+import torch
+from transformers.models.mamba2 import modeling_mamba2
+
+import statex
+from common import MAMBA2, distance, logits, make_mamba2, tokens
+from statex.models.dispatch import MAMBA2_MODULES, REPLACEMENTS
+from statex.models.mamba2 import StatexMamba2Mixer
+
+
+def current():
+    return {name: getattr(modeling_mamba2, name) for name in REPLACEMENTS}
+
+
+def test_it_is_reversible():
+    own = current()
+    with statex.statex_ops():
+        assert current() == REPLACEMENTS
+        with statex.statex_ops():
+            assert current() == REPLACEMENTS
+        assert current() == REPLACEMENTS
+    assert current() == own
+
+
+def test_it_is_undone_after_an_error():
+    own = current()
+    with pytest.raises(ZeroDivisionError), statex.statex_ops():
+        _ = 1 / 0
+    assert current() == own
+
+
+def test_expanding_replaces_nothing_in_transformers():
+    own, forward = current(), modeling_mamba2.Mamba2Mixer.forward
+    model = make_mamba2()
+    statex.expand(model, layers=[0])
+    assert {type(block.mixer) for block in model.backbone.layers} == {StatexMamba2Mixer}
+    assert current() == own
+    assert modeling_mamba2.Mamba2Mixer.forward is forward
+
+
+def test_other_models_of_the_process_keep_transformers_own_ops():
+    model, expanded = make_mamba2(), make_mamba2(seed=1)
+    before = logits(model, tokens())
+    statex.expand(expanded, layers=[0])
+    assert torch.equal(logits(model, tokens()), before)
+
+
+def gradients(model, ids):
+    model.zero_grad()
+    model(ids, labels=ids, use_cache=False).loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("length", [1, 5, 37])
+@pytest.mark.parametrize("configuration", MAMBA2)
+def test_logits_and_gradients_are_transformers_own(configuration, length):
+    model, ids = make_mamba2(**MAMBA2[configuration]), tokens(length=max(2, length))
+    wanted, wanted_gradients = logits(model, ids), gradients(model, ids)
+    with statex.statex_ops():
+        assert distance(logits(model, ids), wanted) < 1e-5
+        for name, gradient in gradients(model, ids).items():
+            assert distance(gradient, wanted_gradients[name]) < 1e-4, name
+
+
+def test_time_step_limits_are_kept():
+    model, ids = make_mamba2(time_step_limit=(0.3, 0.5)), tokens()
+    wanted = logits(model, ids)
+    assert distance(logits(make_mamba2(), ids), wanted) > 1e-3
+    with statex.statex_ops():
+        assert distance(logits(model, ids), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("configuration", ["2-groups", "bias"])
+def test_cached_steps_are_transformers_own(configuration):
+    model, ids = make_mamba2(**MAMBA2[configuration]), tokens()
+
+    @torch.no_grad()
+    def step_by_step():
+        cache, outputs = None, []
+        for t in range(ids.shape[1]):
+            output = model(ids[:, t : t + 1], cache_params=cache, use_cache=True)
+            cache = output.cache_params
+            outputs.append(output.logits)
+        return torch.cat(outputs, dim=1), cache.layers[0].recurrent_states[0]
+
+    wanted = step_by_step()
+    with statex.statex_ops():
+        actual = step_by_step()
+    assert distance(actual[0], wanted[0]) < 1e-5
+    assert distance(actual[1], wanted[1]) < 1e-5
+
+
+def test_an_activation_that_our_convolution_lacks_is_refused():
+    model = make_mamba2(hidden_act="gelu")
+    with statex.statex_ops(), pytest.raises(ValueError, match="hidden_act = 'gelu'"):
+        logits(model, tokens())
+
+
+def test_the_modules_it_knows_are_transformers_own():
+    """Each offers the functions that are replaced: a renamed one would silently stay transformers' own."""
+    from importlib import import_module
+
+    for name in MAMBA2_MODULES:
+        module = import_module(name)
+        assert hasattr(module, "mamba2_chunk_scan"), name
+        assert hasattr(module, "mamba2_selective_state_update"), name
+        assert name in sys.modules

@@ -1,0 +1,174 @@
+"""Which part of statex may import which, and what `import statex` costs."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import statex
+
+SOURCE = Path(statex.__file__).parent
+PARTS = sorted(
+    {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    | {path.stem for path in SOURCE.glob("*.py")} - {"__init__", "__main__"}
+)
+
+ALLOWED = {  # besides "errors" and "files", which import nothing of statex themselves
+    "errors": set(),
+    "files": set(),
+    "ops": set(),
+    "families": {"ops"},
+    "expansion": {"families"},
+    "models": {"expansion", "families", "ops"},
+    "checkpoint": {"expansion", "families", "models", "reporting.model_card"},
+    "measure": set(),
+    "results": set(),
+    "recipe": {"expansion.config"},
+    "progress": set(),
+    "data": {"recipe"},
+    "training": {"recipe", "measure", "data", "ops", "expansion", "families", "models", "checkpoint"},
+    "evaluation": {
+        "recipe", "results", "measure", "data", "ops", "expansion", "families", "models", "checkpoint",
+    },
+    "benchmarking": {"results", "measure", "ops", "expansion", "families", "models", "checkpoint"},
+    "reporting": {"recipe", "results"},
+}  # fmt: skip
+MAY_IMPORT_ALL = {"pipeline", "cli", "preparation"}
+HEAVY = {"fla", "lm_eval", "matplotlib", "datasets"}
+
+
+def imported(path):
+    """Every module that a file imports, at its top or inside a function, but not for types alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files(part):
+    return [SOURCE / f"{part}.py"] if (SOURCE / f"{part}.py").exists() else sorted((SOURCE / part).rglob("*.py"))
+
+
+def other_parts(part):
+    """(file, module inside statex) of every import from another part."""
+    for path in files(part):
+        for name in imported(path):
+            inside = name.removeprefix("statex.")
+            if name.startswith("statex.") and inside.split(".")[0] != part:
+                yield path.relative_to(SOURCE), inside
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_imports_point_one_way(part):
+    if part in MAY_IMPORT_ALL:
+        return
+    assert part in ALLOWED, f"{part} is a new part: say in ALLOWED what it may import"
+    leaves = set() if part in ("errors", "files", "ops") else {"errors", "files"}
+    wrong = [
+        f"{path} imports statex.{name}"
+        for path, name in other_parts(part)
+        if not any(name == allowed or name.startswith(f"{allowed}.") for allowed in ALLOWED[part] | leaves)
+    ]
+    assert wrong == []
+
+
+def test_nothing_imports_what_may_import_all():
+    wrong = [
+        f"{path} imports statex.{name}"
+        for part in PARTS
+        if part not in MAY_IMPORT_ALL
+        for path, name in other_parts(part)
+        if name.split(".")[0] in MAY_IMPORT_ALL
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("part", "forbidden"),
+    [
+        ("ops", {"transformers"}),
+        ("reporting", {"torch", "transformers"}),
+        ("results", {"torch", "transformers"}),
+        ("recipe", {"torch", "transformers"}),
+        ("errors", {"torch", "transformers"}),
+    ],
+)
+def test_parts_that_do_without_a_library(part, forbidden):
+    for path in files(part):
+        found = {name.split(".")[0] for name in imported(path)} & forbidden
+        assert not found, f"{path} imports {found}"
+
+
+def test_one_door_to_each_foreign_library():
+    """fla replaces entries of transformers' registry when it is imported; lm_eval is an extra."""
+    doors = {"fla": "benchmarking/peers", "lm_eval": "evaluation/harness"}
+    for path in SOURCE.rglob("*.py"):
+        for name in imported(path):
+            library = name.split(".")[0]
+            if library in doors:
+                assert path.relative_to(SOURCE).as_posix().startswith(doors[library]), f"{path} imports {library}"
+
+
+IMPORT = """
+import json, sys, time
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto import configuration_auto, modeling_auto
+
+def tables():
+    found = {name: dict(getattr(modeling_auto, name)) for name in dir(modeling_auto) if name.endswith("_MAPPING_NAMES")}
+    return found | {"configurations": dict(configuration_auto.CONFIG_MAPPING_NAMES)}
+
+def added():
+    models = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING._extra_content
+    configurations = configuration_auto.CONFIG_MAPPING._extra_content
+    return {config.__name__: model.__name__ for config, model in models.items()}, sorted(configurations)
+
+before = tables()
+assert added() == ({}, []), added()
+begin = time.perf_counter()
+import statex
+seconds = time.perf_counter() - begin
+libraries = sorted({name.split(".")[0] for name in sys.modules} & set(sys.argv[1:]))
+import statex.checkpoint, statex.models.expanded
+statex.models.registration.register_models()
+print(json.dumps({"seconds": seconds, "libraries": libraries, "same": tables() == before, "added": added()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def imported_after_transformers():
+    command = [sys.executable, "-c", IMPORT, *HEAVY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_importing_statex_is_cheap(imported_after_transformers):
+    assert imported_after_transformers["seconds"] < 0.3
+    assert imported_after_transformers["libraries"] == []
+
+
+def test_importing_statex_changes_nothing_else_in_transformers_tables(imported_after_transformers):
+    assert imported_after_transformers["same"]
+    models, configurations = imported_after_transformers["added"]
+    assert models == {"GLAConfig": "GLAForCausalLM", "StatexMamba2Config": "StatexMamba2ForCausalLM"}
+    assert configurations == ["statex_gla", "statex_mamba2"]
+
+
+@pytest.mark.parametrize("code", ["import statex", "import statex.recipe, statex.results, statex.errors"])
+def test_light_parts_import_no_torch(code):
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; import sys; print('torch' in sys.modules)"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "False"
