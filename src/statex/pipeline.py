@@ -359,7 +359,8 @@ def _main_process_first() -> AbstractContextManager:
         return nullcontext()
     from accelerate import PartialState
 
-    return PartialState().main_process_first()
+    # Told nothing, accelerate takes processes without a GPU for strangers, and none waits
+    return PartialState(cpu=not torch.cuda.is_available()).main_process_first()
 
 
 def _silent(*event: Any) -> None:

@@ -1,0 +1,70 @@
+"""Trains a recipe in processes that are killed (SIGKILL) until one gets through: `interrupted.py RECIPE SEED`.
+
+Every second process is killed at a random moment, the others when they are about to write, rename or remove their n-th
+file of the run, n at random: so many are killed in the middle of saving. Prints the number of kills of each kind.
+Processes are forked, for importing torch and transformers takes longer than the training.
+"""
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from statex.pipeline import run_recipe
+from statex.recipe import load_recipe
+from statex.training import trainer  # noqa: F401 (imported once, here)
+
+WRITES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree"}
+MOST_KILLS = 8
+
+
+def kill_at_write(number: int, folder: Path) -> None:
+    """Have this process killed when it is about to change the folder for the n-th time."""
+    left = [number]
+
+    def hook(event: str, arguments: tuple) -> None:
+        is_write = event in WRITES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        if is_write and str(arguments[0]).startswith(str(folder)):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def kill_after(seconds: float) -> None:
+    """Have this process killed some time from now."""
+
+    def kill() -> None:
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+
+
+def main(path: str, seed: str) -> None:
+    recipe, choose = load_recipe(path), random.Random(int(seed))
+    kills = [0, 0]
+    while True:
+        kind, number, seconds = sum(kills) % 2, choose.randint(1, 60), choose.uniform(0.0, 1.0)
+        child = os.fork()
+        if child == 0:
+            if sum(kills) < MOST_KILLS:
+                kill_at_write(number, recipe.folder) if kind == 0 else kill_after(seconds)
+            run_recipe(recipe, evaluation=False)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL
+            kills[kind] += 1
+        else:
+            break
+    print(*kills)
+    sys.exit(os.WEXITSTATUS(status))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,85 @@
+"""Two processes under torchrun train what one does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from statex.data.mixture import TrainingBatches
+from statex.errors import UserError
+from statex.pipeline import run_recipe
+from statex.recipe import load_recipe, parse_recipe
+from tiny_recipe import EVALUATION, data_values, environment, write_recipe
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "statex"]
+
+
+@pytest.fixture
+def values(make, tokenizer, data, settings, tmp_path) -> dict:
+    """A recipe of text and recall steps; in some of the latter, micro-batches have different numbers of tokens."""
+    make("statex_gla").save_pretrained(tmp_path / "checkpoint")
+    tokenizer.save_pretrained(tmp_path / "checkpoint")
+    section = data_values(data.text.files[0])
+    section["recall"]["shapes"] = [[16, 4], [24, 3]]
+    return {
+        "name": "run", "output": str(tmp_path / "one"), "models": {"gla": {"checkpoint": str(tmp_path / "checkpoint")}},
+        "arms": {"inherit": {"kind": "statex", "expansion": {"layers": [1], "init": "inherit"}}},
+        "training": settings(steps=8, sequences_per_device=1).model_dump(exclude_none=True),
+        "data": section,
+        "evaluation": EVALUATION | {"suites": ["mqar"]},
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_does(values, tokenizer, tmp_path):
+    one = parse_recipe(values)
+    batches = TrainingBatches(one.data, one.training, tokenizer)
+    kinds = [batches.kind_of_step(step) for step in range(one.training.steps)]
+    assert {"text", "mqar"} == set(kinds)
+    labels = [(batch["labels"] != -100).sum().item() for batch, _ in zip(batches, range(4 * len(kinds)), strict=False)]
+    assert any(len(set(labels[4 * step : 4 * step + 4])) > 1 for step in range(len(kinds)))
+
+    run_recipe(one, evaluation=False)
+    recipe = write_recipe(tmp_path / "two.toml", values | {"output": str(tmp_path / "two")})
+    done = subprocess.run(
+        [*TORCHRUN, "run", str(recipe), "--json"], capture_output=True, text=True, timeout=300, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    two = load_recipe(recipe)
+    assert json.loads(done.stdout) == {"folder": str(two.folder)}
+    assert done.stderr.count("train inherit") <= 2  # shown by one process: as it begins and as it ends
+    assert (two.folder / "report.html").exists()
+
+    folders = [folder / "gla" / "inherit-seed0" for folder in (one.folder, two.folder)]
+    assert json.loads((folders[1] / "training.json").read_text())["num_processes"] == 2
+    assert files(folders[1] / "trained") == files(folders[0] / "trained")
+    ours, theirs = (load_file(folder / "trained" / "model.safetensors") for folder in reversed(folders))
+    before = load_file(folders[0] / "expanded" / "model.safetensors")
+    for name in theirs:
+        difference = (ours[name] - theirs[name]).norm()
+        assert difference <= 1e-6 * theirs[name].norm(), name
+        assert not torch.equal(theirs[name], before[name])
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def test_processes_of_torchrun_and_workers_exclude_one_another(values, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"workers = 2: does not go with torchrun, .*; start one process, or --set"):
+        run_recipe(parse_recipe(values | {"workers": 2}))
+
+
+def test_a_step_that_does_not_divide_among_the_processes_is_refused(values, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr("statex.pipeline.world_size", lambda: 1)
+    with pytest.raises(
+        UserError, match=r"training.tokens_per_step = 128: its 4 sequences .* among 3 processes; give a"
+    ):
+        run_recipe(parse_recipe(values))
+    assert not (tmp_path / "one").exists()
