@@ -99,14 +99,14 @@ def _tiles(key_dim: int, value_dim: int, rows: int, chunk: int, dtype: torch.dty
     wide_k, wide_v = fit(key_dim, 2 * part), fit(value_dim, 2 * part)
     return Tiles(
         part=part,
-        prepare=(step_k, 4),
+        prepare=(64, 4),
         attention=(step_k, 4, 3),
         state=(fit(key_dim, 128 if many else 64), step_v, 4, 4),
         output=(step_k, wide_v, warps(part, wide_v), 3),
         d_attention=(step_v, warps(part, part), 3),
         through=(wide_k, step_v, warps(part, wide_k), 3),
-        inside=(step_k, 4),
-        strong=(step_k, 4),
+        inside=(64, 4),  # narrower ones were miscompiled by ptxas 12.8
+        strong=(64, 4),
     )
 
 
@@ -119,21 +119,19 @@ class _Gla(torch.autograd.Function):
         final = _state_like(v, k, layout) if output_final_state else None
         states = _states(prepared, v, initial, final, layout)
         output = _read(prepared, states, v, layout)
-        ctx.save_for_backward(q, k, v, log_decay, initial, *prepared)
+        ctx.save_for_backward(q, k, v, log_decay, initial, states, *prepared)
         ctx.scale, ctx.layout = scale, layout
         return output, final
 
     @staticmethod
     def backward(ctx, d_output, d_final):
-        q, k, v, log_decay, initial, *prepared = ctx.saved_tensors
+        q, k, v, log_decay, initial, states, *prepared = ctx.saved_tensors
         layout, prepared = ctx.layout, Prepared(*prepared)
         d_output = d_output.contiguous()
         d_initial = torch.empty_like(initial) if initial is not None and ctx.needs_input_grad[4] else None
-        states = _states(prepared, v, initial, None, layout)
         d_states, overlap = _state_gradients(prepared, d_output, d_final, d_initial, states, layout)
-        dq_state = _through_state(d_output, states, q.shape[-1], layout)
-        del states
-        dk_state = _through_state(v, d_states, q.shape[-1], layout)
+        dq_state = _through_state(d_output, states, layout)
+        dk_state = _through_state(v, d_states, layout)
         dv = _read(prepared, d_states, d_output, layout, transposed=True)
         del d_states
         d_attention = _attention_gradient(d_output, v, layout)
@@ -266,9 +264,10 @@ def _read(prepared: Prepared, states: Tensor, y: Tensor, layout: Layout, transpo
     tile_k, tile_v, warps, stages = tiles.output
     out = torch.empty_like(y)
     x, table = (prepared.k_decayed, prepared.after) if transposed else (prepared.q_decayed, prepared.before)
+    x = _rebased(x, table)
     grid = (triton.cdiv(value_dim, tile_v), layout.num_chunks * (layout.chunk // tiles.part), heads)
     kernels.output_kernel[grid](
-        x, table, states, prepared.attention, y, out, layout.chunk_table,
+        x, states, prepared.attention, y, out, layout.chunk_table,
         H=heads, K=key_dim, V=value_dim, C=layout.chunk, BM=tiles.part, BK=tile_k, BV=tile_v,
         BN=64 if y.dtype == torch.bfloat16 else 32,
         TRANSPOSED=transposed, PRECISION=_precision(y.dtype), num_warps=warps, num_stages=stages,
@@ -276,7 +275,17 @@ def _read(prepared: Prepared, states: Tensor, y: Tensor, layout: Layout, transpo
     return out
 
 
-def _through_state(y: Tensor, states: Tensor, key_dim: int, layout: Layout) -> Tensor:
+def _rebased(x: Tensor, table: Tensor) -> Tensor:
+    """x of each block [N * C, H, K] decayed from the start of its chunk, or to its end, as the table says."""
+    tokens, heads, key_dim = x.shape
+    out, tile = torch.empty_like(x), max(16, min(128, triton.next_power_of_2(key_dim)))
+    kernels.rebase_kernel[(triton.cdiv(key_dim, tile), tokens // BLOCK, heads)](
+        x, table, out, H=heads, K=key_dim, BK=tile, num_warps=4
+    )
+    return out
+
+
+def _through_state(y: Tensor, states: Tensor, layout: Layout) -> Tensor:
     _, heads, key_dim, value_dim = states.shape
     tiles = _tiles(key_dim, value_dim, heads, layout.chunk, y.dtype)
     tile_k, tile_v, warps, stages = tiles.through

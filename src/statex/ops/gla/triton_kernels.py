@@ -114,7 +114,11 @@ def attention_kernel(
 ):  # fmt: skip
     """Attention of one block to itself or to an earlier block of its chunk (padded [N * C, H, C]), zeros for the
     mirrored pair. To itself only where no decay is strong: there the decay between two tokens is taken as that from
-    the block's start, times that to its end, over that of the whole block."""
+    the block's start, times that to its end, over that of the whole block.
+
+    The product is computed transposed: an operand that is computed goes second, since the tensor cores read the
+    second from shared memory and ptxas of CUDA 12 overwrites first operands in registers before they are read.
+    """
     blocks: tl.constexpr = C // 64
     pairs: tl.constexpr = blocks * (blocks + 1) // 2
     chunk, head = tl.program_id(0) // pairs, tl.program_id(1)
@@ -137,13 +141,14 @@ def attention_kernel(
         decay -= tl.load(before + table + j * H * K + cols, mask=cols < K, other=0.0)
         decay -= tl.load(block_decay + table + j * H * K + cols, mask=cols < K, other=0.0)
         queries = (queries.to(tl.float32) * tl.exp(decay)[None, :]).to(keys.dtype)
-        result += tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+        result = tl.dot(keys, tl.trans(queries), result, input_precision=PRECISION)
     diagonal = tl.zeros((BLOCK,), tl.float32)
     for tile in tl.static_range(TILES_K):
         diagonal += tl.load(own + (tile * NUM_CHUNKS * C + to_row).to(tl.int64) * H + head)
-    result = tl.where((i == j) & (rows[:, None] == rows[None, :]), diagonal[:, None], result)
-    result = tl.where((i > j) | (rows[:, None] >= rows[None, :]), result, 0.0)
-    tl.store(attention + to_at * C + (rows + j * BLOCK)[None, :], result.to(attention.dtype.element_ty))
+    result = tl.where((i == j) & (rows[:, None] == rows[None, :]), diagonal[None, :], result)
+    result = tl.where((i > j) | (rows[:, None] <= rows[None, :]), result, 0.0)
+    to_column = (to_row.to(tl.int64) * H + head)[None, :]
+    tl.store(attention + to_column * C + (rows + j * BLOCK)[:, None], result.to(attention.dtype.element_ty))
     if i > j:
         zeros = tl.zeros((BLOCK, BLOCK), attention.dtype.element_ty)
         tl.store(attention + from_at * C + (rows + i * BLOCK)[None, :], zeros)
@@ -247,28 +252,32 @@ def state_kernel(
 
 
 @triton.jit
-def _block_factor(table, chunk, first_block, head, rows, cols, H: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
-                  BM: tl.constexpr):  # fmt: skip
-    """exp of a [N * C / 64, H, K] table of decays, for BM tokens: [BM, BK]."""
-    at = ((chunk * (C // BLOCK) + first_block) * H + head).to(tl.int64) * K + cols
-    factor = tl.exp(tl.load(table + at, mask=cols < K, other=0.0))[None, :]
-    if BM > 64:
-        second = tl.exp(tl.load(table + at + H * K, mask=cols < K, other=0.0))[None, :]
-        factor = tl.where((rows < BLOCK)[:, None], factor, second)
-    return factor
+def rebase_kernel(
+    x, decay_table, out,
+    H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """x (padded) of one block, decayed further by the block's entry in the table: from the chunk's start, or to its
+    end."""
+    tile, block, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    rows, cols = tl.arange(0, BLOCK), tile * BK + tl.arange(0, BK)
+    inside = (cols < K)[None, :]
+    factor = tl.exp(tl.load(decay_table + (block * H + head).to(tl.int64) * K + cols, mask=cols < K, other=0.0))
+    at = (block.to(tl.int64) * BLOCK * H + head) * K + (rows * (H * K))[:, None] + cols[None, :]
+    tile_in = tl.load(x + at, mask=inside, other=0.0)
+    tl.store(out + at, (tile_in.to(tl.float32) * factor[None, :]).to(tile_in.dtype), mask=inside)
 
 
 @triton.jit
 def output_kernel(
-    x, decay_table, states, attention, y, out, chunk_table,
+    x, states, attention, y, out, chunk_table,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
     TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x (decayed by the table) times the chunk's state, plus attention times y, for BM tokens of one chunk.
+    """x times the chunk's state, plus attention times y, for BM tokens of one chunk.
 
-    The output from q_decayed, v and the states; or, TRANSPOSED, the gradient of v from k_decayed, the gradient of
-    the output and the gradients of the states.
+    The output from q decayed from the chunk's start, v and the states; or, TRANSPOSED, the gradient of v from k
+    decayed to the chunk's end, the gradient of the output and the gradients of the states.
     """
     tile_v, head = tl.program_id(0), tl.program_id(2)
     chunk, part = tl.program_id(1) // (C // BM), tl.program_id(1) % (C // BM)
@@ -283,8 +292,6 @@ def output_kernel(
         x_tile = tl.load(x + x_row + cols[None, :], mask=(cols < K)[None, :], other=0.0)
         inside = (cols < K)[:, None] & (cols_v < V)[None, :]
         state_tile = tl.load(state + cols[:, None] * V + cols_v[None, :], mask=inside, other=0.0)
-        factor = _block_factor(decay_table, chunk, part * (BM // 64), head, rows, cols, H, K, C, BM)
-        x_tile = (x_tile.to(tl.float32) * factor).to(state_tile.dtype)
         result = tl.dot(x_tile, state_tile, result, input_precision=PRECISION)
     first = part * BM if TRANSPOSED else 0
     last = C if TRANSPOSED else (part + 1) * BM
@@ -298,7 +305,7 @@ def output_kernel(
         token = (start + other).to(tl.int64)
         at = ((token * H + head) * V)[:, None] + cols_v[None, :]
         y_tile = tl.load(y + at, mask=(other < length)[:, None] & (cols_v < V)[None, :], other=0.0)
-        result = tl.dot(weights.to(y_tile.dtype), y_tile, result, input_precision=PRECISION)
+        result = tl.dot(weights, y_tile, result, input_precision=PRECISION)
     token = (start + in_chunk).to(tl.int64)
     at = ((token * H + head) * V)[:, None] + cols_v[None, :]
     tl.store(out + at, result.to(out.dtype.element_ty), mask=(in_chunk < length)[:, None] & (cols_v < V)[None, :])

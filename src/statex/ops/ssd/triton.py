@@ -90,7 +90,7 @@ def _tiles(head_dim: int, state_size: int, rows: int, chunk: int, dtype: torch.d
         head=fit(head_dim, 128),
         scores=(fit(state_size, 64), 8 if part == 128 else 4, 3),
         state=(128 if large else 64, fit(state_size, 64), 4, 4),
-        output=(fit(state_size, 64), 8 if part == 128 else 4, 3),
+        output=(fit(state_size, 64), 4, 3),
         keys=(fit(state_size, 128), 8 if part == 128 else 4, 3),
         others=64,
     )
@@ -137,22 +137,21 @@ class _Ssd(torch.autograd.Function):
         states = _states(call, initial, final)
         output = torch.empty_like(x)
         _read(call, C, states, scores, x, output)
-        ctx.save_for_backward(x, dt, A, B, C, D, initial, call.sums, call.steps, scores)
+        ctx.save_for_backward(x, dt, A, B, C, D, initial, call.sums, call.steps, scores, states)
         ctx.layout = layout
         return output, final
 
     @staticmethod
     def backward(ctx, d_output, d_final):
-        x, dt, A, B, C, D, initial, sums, steps, scores = ctx.saved_tensors
+        x, dt, A, B, C, D, initial, sums, steps, scores, states = ctx.saved_tensors
         call = Call(x, B, C, D, sums, steps, ctx.layout)
         d_output = d_output.contiguous()
         d_initial = torch.empty_like(initial) if initial is not None and ctx.needs_input_grad[6] else None
-        states = _states(call, initial, None)
         scaled = _scaled(call, d_output, to_end=False)
         d_states, through = _state_gradients(call, scaled, d_final, d_initial, states)
         d_scores, row_sums, column_sums = _score_gradients(call, d_output, scores)
         dC, read = _key_gradient(call, scaled, states, d_scores, C, B)
-        del states, scaled
+        del scaled
         dx, d_steps, d_D = _value_gradient(call, d_output, d_states, scores)
         dB, write = _key_gradient(call, _scaled(call, x, to_end=True), d_states, d_scores, B, C, transposed=True)
         del d_states

@@ -148,6 +148,9 @@ def output_kernel(
     TRANSPOSED: the gradient of x, from reads = B, the gradients of the states and values = the gradient of the
     output; also x times the gradient of dt x, summed over the head dim (d_steps [P / BP, NC, H, C]), and the
     gradient of D for these tokens and channels (d_D [P / BP, NC * C / BM, H]).
+
+    The tile is [channels, tokens]: so the decayed scores are a second operand, which the tensor cores read from
+    shared memory. ptxas of CUDA 12 overwrites first operands in registers before they are read.
     """
     tiles_p: tl.constexpr = (P + BP - 1) // BP
     head, tile_p = tl.program_id(0) // tiles_p, tl.program_id(0) % tiles_p
@@ -155,51 +158,53 @@ def output_kernel(
     group = head // (H // G)
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     rows, cols_p = part * BM + tl.arange(0, BM), tile_p * BP + tl.arange(0, BP)
-    row_read = (((start + rows).to(tl.int64) * G + group) * N)[:, None]
+    column_read = (((start + rows).to(tl.int64) * G + group) * N)[None, :]
     state = states + (chunk * H + head).to(tl.int64) * P * N
-    result = tl.zeros((BM, BP), tl.float32)
+    result = tl.zeros((BP, BM), tl.float32)
     for n0 in range(0, N, BN):
         cols = n0 + tl.arange(0, BN)
-        tile = tl.load(reads + row_read + cols[None, :], mask=(rows < length)[:, None] & (cols < N)[None, :], other=0.0)
-        inside = (cols_p < P)[None, :] & (cols < N)[:, None]
-        state_tile = tl.load(state + cols_p[None, :] * N + cols[:, None], mask=inside, other=0.0)
-        result = tl.dot(tile, state_tile, result, input_precision=PRECISION)
+        inside = (rows < length)[None, :] & (cols < N)[:, None]
+        tile = tl.load(reads + column_read + cols[:, None], mask=inside, other=0.0)
+        inside = (cols_p < P)[:, None] & (cols < N)[None, :]
+        state_tile = tl.load(state + cols_p[:, None] * N + cols[None, :], mask=inside, other=0.0)
+        result = tl.dot(state_tile, tile, result, input_precision=PRECISION)
     table = (chunk * H + head).to(tl.int64) * C
     own = tl.load(sums + table + rows)
     if TRANSPOSED:
-        result *= tl.exp(tl.load(sums + table + C - 1) - own)[:, None]
+        result *= tl.exp(tl.load(sums + table + C - 1) - own)[None, :]
     else:
-        result *= tl.exp(own)[:, None]
+        result *= tl.exp(own)[None, :]
     score = scores + (chunk * G + group).to(tl.int64) * C * C
+    value = values + (start.to(tl.int64) * H + head) * P
     first = part * BM if TRANSPOSED else 0
     last = C if TRANSPOSED else (part + 1) * BM
     for j0 in range(first, last, BJ):
         others = j0 + tl.arange(0, BJ)
         other = tl.load(sums + table + others)
         if TRANSPOSED:
-            weights = tl.load(score + others[None, :] * C + rows[:, None]).to(tl.float32)
-            weights *= tl.exp(tl.minimum(other[None, :] - own[:, None], 0.0))
-            weights = tl.where(others[None, :] >= rows[:, None], weights, 0.0)
+            weights = tl.load(score + others[:, None] * C + rows[None, :]).to(tl.float32)
+            weights *= tl.exp(tl.minimum(other[:, None] - own[None, :], 0.0))
+            weights = tl.where(others[:, None] >= rows[None, :], weights, 0.0)
         else:
-            weights = tl.load(score + rows[:, None] * C + others[None, :]).to(tl.float32)
-            weights *= tl.exp(tl.minimum(own[:, None] - other[None, :], 0.0))
-            weights = tl.where(others[None, :] <= rows[:, None], weights, 0.0)
-            weights *= tl.load(steps + table + others)[None, :]
-        at = (((start + others).to(tl.int64) * H + head) * P)[:, None] + cols_p[None, :]
-        tile = tl.load(values + at, mask=(others < length)[:, None] & (cols_p < P)[None, :], other=0.0)
-        result = tl.dot(weights.to(tile.dtype), tile, result, input_precision=PRECISION)
-    mask = (rows < length)[:, None] & (cols_p < P)[None, :]
-    at = (((start + rows).to(tl.int64) * H + head) * P)[:, None] + cols_p[None, :]
+            weights = tl.load(score + rows[None, :] * C + others[:, None]).to(tl.float32)
+            weights *= tl.exp(tl.minimum(own[None, :] - other[:, None], 0.0))
+            weights = tl.where(others[:, None] <= rows[None, :], weights, 0.0)
+            weights *= tl.load(steps + table + others)[:, None]
+        inside = (others < length)[None, :] & (cols_p < P)[:, None]
+        tile = tl.load(value + (others * (H * P))[None, :] + cols_p[:, None], mask=inside, other=0.0)
+        result = tl.dot(tile, weights.to(tile.dtype), result, input_precision=PRECISION)
+    mask = (rows < length)[None, :] & (cols_p < P)[:, None]
+    at = (start.to(tl.int64) * H + head) * P + (rows * (H * P))[None, :] + cols_p[:, None]
     if TRANSPOSED:
         inputs = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         at_table = ((tile_p * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * C + rows
-        tl.store(d_steps + at_table, tl.sum(result * inputs, 1))
-        result *= tl.load(steps + table + rows)[:, None]
+        tl.store(d_steps + at_table, tl.sum(result * inputs, 0))
+        result *= tl.load(steps + table + rows)[None, :]
         if HAS_D:
             gradient = tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
             result += tl.load(D + head).to(tl.float32) * gradient
             at_part = ((tile_p * NUM_CHUNKS + chunk) * (C // BM) + part) * H + head
-            tl.store(d_D + at_part, tl.sum(tl.sum(gradient * inputs, 1), 0))
+            tl.store(d_D + at_part, tl.sum(tl.sum(gradient * inputs, 0), 0))
     elif HAS_D:
         result += tl.load(D + head).to(tl.float32) * tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + at, result.to(out.dtype.element_ty), mask=mask)
@@ -210,7 +215,8 @@ def score_gradient_kernel(
     d_out, x, scores, sums, steps, chunk_table, d_scores, row_sums, column_sums,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, C: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the scores of 64 x 64 tokens, summed over the heads of a group [NC, G, C, C]; and for each head
+    """Gradient of the scores of 64 x 64 tokens, summed over the heads of a group [NC, G, C, C], zeros above the
+    diagonal; and for each head
     the products of scores and their gradients, without the diagonal, summed over the readers' block (row_sums
     [NC, H, C / 64, C], by source block and reader) and over the sources' (column_sums, by reader block and source)."""
     blocks: tl.constexpr = C // 64
@@ -221,28 +227,33 @@ def score_gradient_kernel(
     j = pair - i * (i + 1) // 2
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     to_row, from_row = i * 64 + tl.arange(0, 64), j * 64 + tl.arange(0, 64)
-    at_scores = (chunk * G + group).to(tl.int64) * C * C + to_row[:, None] * C + from_row[None, :]
-    score = tl.where(to_row[:, None] > from_row[None, :], tl.load(scores + at_scores).to(tl.float32), 0.0)
+    corner = (chunk * G + group).to(tl.int64) * C * C
+    at_scores = to_row[:, None] * C + from_row[None, :]
+    score = tl.load(scores + corner + at_scores)
     total = tl.zeros((64, 64), tl.float32)
     for h in range(H // G):
         head = group * (H // G) + h
+        token = (start.to(tl.int64) * H + head) * P
         product = tl.zeros((64, 64), tl.float32)
         for p0 in range(0, P, BP):
             cols = p0 + tl.arange(0, BP)
-            at = (((start + to_row).to(tl.int64) * H + head) * P)[:, None] + cols[None, :]
-            gradient = tl.load(d_out + at, mask=(to_row < length)[:, None] & (cols < P)[None, :], other=0.0)
-            at = (((start + from_row).to(tl.int64) * H + head) * P)[:, None] + cols[None, :]
-            values = tl.load(x + at, mask=(from_row < length)[:, None] & (cols < P)[None, :], other=0.0)
+            at = (to_row * (H * P))[:, None] + cols[None, :]
+            gradient = tl.load(d_out + token + at, mask=(to_row < length)[:, None] & (cols < P)[None, :], other=0.0)
+            at = (from_row * (H * P))[:, None] + cols[None, :]
+            values = tl.load(x + token + at, mask=(from_row < length)[:, None] & (cols < P)[None, :], other=0.0)
             product = tl.dot(gradient, tl.trans(values), product, input_precision=PRECISION)
         table = (chunk * H + head).to(tl.int64) * C
         decay = tl.load(sums + table + to_row)[:, None] - tl.load(sums + table + from_row)[None, :]
         product *= tl.exp(tl.minimum(decay, 0.0)) * tl.load(steps + table + from_row)[None, :]
         product = tl.where(to_row[:, None] >= from_row[None, :], product, 0.0)
         total += product
-        product *= score
+        product = tl.where(to_row[:, None] > from_row[None, :], product * score.to(tl.float32), 0.0)
         tl.store(row_sums + (table * blocks + j * C) + to_row, tl.sum(product, 1))
         tl.store(column_sums + (table * blocks + i * C) + from_row, tl.sum(product, 0))
-    tl.store(d_scores + at_scores, total.to(d_scores.dtype.element_ty))
+    tl.store(d_scores + corner + at_scores, total.to(d_scores.dtype.element_ty))
+    if i > j:
+        mirrored = from_row[:, None] * C + to_row[None, :]
+        tl.store(d_scores + corner + mirrored, tl.zeros((64, 64), d_scores.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["NUM_CHUNKS"])
@@ -285,13 +296,11 @@ def key_gradient_kernel(
         others = j0 + tl.arange(0, BJ)
         if TRANSPOSED:
             weights = tl.load(score + others[None, :] * C + rows[:, None])
-            weights = tl.where(others[None, :] >= rows[:, None], weights, 0.0)
         else:
             weights = tl.load(score + rows[:, None] * C + others[None, :])
-            weights = tl.where(others[None, :] <= rows[:, None], weights, 0.0)
         at = (((start + others).to(tl.int64) * G + group) * N)[:, None] + cols[None, :]
         tile = tl.load(other + at, mask=(others < length)[:, None] & (cols < N)[None, :], other=0.0)
-        result = tl.dot(weights.to(tile.dtype), tile, result, input_precision=PRECISION)
+        result = tl.dot(weights, tile, result, input_precision=PRECISION)
     tl.store(out + at_out, result.to(out.dtype.element_ty), mask=mask)
 
 
