@@ -1,7 +1,14 @@
 """Two-layer random models on the CPU."""
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Mamba2Config, Mamba2ForCausalLM
+from transformers import (
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
+)
 
 from statex.models.gla.configuration import GLAConfig
 from statex.models.gla.modeling import GLAForCausalLM
@@ -38,4 +45,15 @@ def make_llama(seed=0):
     return LlamaForCausalLM(config).eval()
 
 
-MODELS = {"gla": make_gla, "mamba2": make_mamba2, "llama": make_llama}
+def make_falcon_h1(seed=0):
+    """Attention and Mamba2 side by side in every layer."""
+    torch.manual_seed(seed)
+    config = FalconH1Config(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, intermediate_size=32, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=16, mamba_n_heads=4, mamba_d_head=16, mamba_d_ssm=64, mamba_d_state=8,
+        mamba_chunk_size=16, max_position_embeddings=160,
+    )  # fmt: skip
+    return FalconH1ForCausalLM(config).eval()
+
+
+MODELS = {"gla": make_gla, "mamba2": make_mamba2, "llama": make_llama, "falcon_h1": make_falcon_h1}

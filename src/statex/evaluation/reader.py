@@ -6,6 +6,7 @@ Works with any causal language model of the Hugging Face interface whose forward
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +16,14 @@ import torch
 
 from statex.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 LOGIT_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
 """How many bytes of fp32 logits may exist at one time; they bound the tokens of a scored piece."""
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 65_536}
 """B times T of a piece that is read without logits."""
 SHORTEST_PIECE = 64
+PROBE_TOKENS = 16
 
 
 @dataclass
@@ -29,7 +33,7 @@ class State:
     Args:
         cache: the model's own.
         num_tokens: how many it has read, padding included.
-        mask: (B, num_tokens), 0 at padding, None where there is none.
+        mask: (B, num_tokens), 0 at padding, None where there is none or a later token need not know.
     """
 
     cache: Any
@@ -91,7 +95,7 @@ class Reader:
         """
         nll, right = torch.zeros(ids.shape), torch.zeros(ids.shape, dtype=torch.bool)
         asked = (targets != -100).any(dim=0).nonzero().flatten().tolist()
-        for start, end, wanted in self._pieces(ids.shape[0], ids.shape[1], asked):
+        for start, end, wanted in self._pieces(ids.shape, asked, state):
             logits, state = self._forward(ids[:, start:end], state, all_logits=wanted)
             if wanted:
                 part = targets[:, start:end].to(self.device)
@@ -124,7 +128,7 @@ class Reader:
         padded = not bool(mask.all())
         assert state is None or not padded, "prompts that continue a state must have one length"
         logits = torch.empty(0)
-        for start, end, _ in self._pieces(len(prompts), length, []):
+        for start, end, _ in self._pieces(ids.shape, [], state):
             logits, state = self._forward(
                 ids[:, start:end], state, all_logits=False, mask=mask[:, start:end] if padded else None
             )
@@ -198,6 +202,29 @@ class Reader:
             mask = mask[list(rows)] if mask is not None else None
         return State(cache, state.num_tokens, mask)
 
+    @cached_property
+    def continues(self) -> bool:
+        """Whether the model reads several tokens behind a state as it reads them one by one.
+
+        transformers' Mamba does not: it forgets the recurrent state without an error. So it is tried, on random
+        tokens: the last of eight must be nearer to what single steps give than to what a fresh state gives.
+        """
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, self.vocab_size, (1, PROBE_TOKENS + 8), generator=generator)
+        before, behind = ids[:, :PROBE_TOKENS], ids[:, PROBE_TOKENS:]
+        with torch.inference_mode():
+            _, state = self._forward(before, None, all_logits=False)
+            together, _ = self._forward(behind, self.copy_state(state), all_logits=False)
+            fresh, _ = self._forward(behind, None, all_logits=False)
+            for place in range(behind.shape[1]):
+                single, state = self._forward(behind[:, place : place + 1], state, all_logits=False)
+        error, effect = ((one[:, -1] - single[:, -1]).float().norm() for one in (together, fresh))
+        rounding = 4 * torch.finfo(single.dtype).eps * single[:, -1].float().norm()
+        if bool(error > 0.5 * effect + rounding):
+            logger.warning("%s reads a sequence whole, then token by token", type(self.model).__name__)
+            return False
+        return True
+
     def end_tokens(self, tokenizer: Any) -> set[int]:
         """The tokens that end a text, by the tokenizer and by the model's own generation settings."""
         configured = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
@@ -207,8 +234,9 @@ class Reader:
     @cached_property
     def has_attention(self) -> bool:
         """Whether the model keeps keys and values of every token, as its own cache shows after one token."""
-        _, state = self.read([[0]])
-        layers = getattr(state.cache, "layers", None) or []
+        with torch.inference_mode():
+            output = self.model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=True)
+        layers = getattr(getattr(output, self.cache_name), "layers", None) or []
         return any(getattr(layer, "keys", None) is not None for layer in layers)
 
     def real_limit(self) -> int | None:
@@ -221,31 +249,45 @@ class Reader:
     ) -> tuple[torch.Tensor, State]:
         """One forward pass over a piece (B, T) that continues `state`: all logits, or at least the last token's.
 
-        `mask` (B, T) is 0 at padding. Once there was some, the mask of all tokens so far goes along, as attention
-        needs it; recurrent layers use its last T columns.
+        `mask` (B, T) is 0 at padding.
         """
         B, T = ids.shape
         past = state.num_tokens if state is not None else 0
         arguments: dict[str, Any] = {"input_ids": ids.to(self.device), "use_cache": True}
         if state is not None:
             arguments[self.cache_name] = state.cache
-        before = state.mask if state is not None else None
-        whole = None
-        if mask is not None or before is not None:
-            ones = torch.ones((B, 1), dtype=torch.long)
-            parts = [ones.expand(-1, past) if before is None else before, ones.expand(-1, T) if mask is None else mask]
-            whole = torch.cat(parts, dim=1)
+        whole = self._mask_so_far(mask, state, B, T)
+        if whole is not None:
             arguments["attention_mask"] = whole.to(self.device)
-            if self.takes_positions:
-                arguments["position_ids"] = (whole.cumsum(dim=1) - 1).clamp_min(0)[:, past:].to(self.device)
+        if self.takes_positions:  # not every model counts on from its cache
+            positions = torch.arange(past, past + T).expand(B, T)
+            if whole is not None and whole.shape[1] == past + T:
+                positions = (whole.cumsum(dim=1) - 1).clamp_min(0)[:, past:]
+            arguments["position_ids"] = positions.to(self.device)
         if self.keeps_logits and not all_logits:
             arguments["logits_to_keep"] = 1
         output = self.model(**arguments)
-        return output.logits, State(getattr(output, self.cache_name), past + T, whole)
+        return output.logits, State(getattr(output, self.cache_name), past + T, whole if self.has_attention else None)
 
-    def _pieces(self, rows: int, length: int, asked: list[int]) -> Iterator[tuple[int, int, bool]]:
-        """Cut `length` tokens into (start, end, logits wanted); a piece without logits ends where one is asked."""
-        device = self.device.type
+    def _mask_so_far(self, mask: torch.Tensor | None, state: State | None, B: int, T: int) -> torch.Tensor | None:
+        """The mask a piece needs: its own (B, T) for recurrent layers, that of all tokens so far for attention."""
+        if mask is not None and bool(mask.all()):
+            mask = None
+        before = state.mask if state is not None else None
+        if (mask is None and before is None) or not self.has_attention:
+            return mask
+        ones = torch.ones((B, 1), dtype=torch.long)
+        past = state.num_tokens if state is not None else 0
+        parts = [ones.expand(-1, past) if before is None else before, ones.expand(-1, T) if mask is None else mask]
+        return torch.cat(parts, dim=1)
+
+    def _pieces(self, shape: Sequence[int], asked: list[int], state: State | None) -> Iterator[tuple[int, int, bool]]:
+        """Cut (B, T) tokens into (start, end, logits wanted); a piece without logits ends where one is asked."""
+        (rows, length), device = shape, self.device.type
+        if not self.continues:
+            step = length if state is None else 1
+            yield from ((start, start + step, bool(asked)) for start in range(0, length, step))
+            return
         scored = LOGIT_BYTES.get(device, LOGIT_BYTES["cuda"]) // (4 * self.vocab_size * rows)
         scored = self.piece or max(SHORTEST_PIECE, scored)
         unscored = self.piece or max(SHORTEST_PIECE, PREFILL_TOKENS.get(device, PREFILL_TOKENS["cuda"]) // rows)
