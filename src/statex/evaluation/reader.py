@@ -63,6 +63,7 @@ class Reader:
         self.model = model.eval()
         parameter = next(iter(model.parameters()), None)
         self.device = parameter.device if parameter is not None else torch.device("cpu")
+        self.dtype = parameter.dtype if parameter is not None else torch.float32
         accepted = inspect.signature(model.forward).parameters
         cache_names = [name for name in ("cache_params", "past_key_values") if name in accepted]
         if not cache_names:
@@ -219,7 +220,8 @@ class Reader:
             for place in range(behind.shape[1]):
                 single, state = self._forward(behind[:, place : place + 1], state, all_logits=False)
         error, effect = ((one[:, -1] - single[:, -1]).float().norm() for one in (together, fresh))
-        rounding = 4 * torch.finfo(single.dtype).eps * single[:, -1].float().norm()
+        coarsest = max(torch.finfo(dtype).eps for dtype in (single.dtype, self.dtype))
+        rounding = 4 * coarsest * single[:, -1].float().norm()
         if bool(error > 0.5 * effect + rounding):
             logger.warning("%s reads a sequence whole, then token by token", type(self.model).__name__)
             return False

@@ -1,0 +1,193 @@
+"""What the suites ask: hits, ranges, lengths, symbols, and that every model is asked the same."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny_models import VOCABULARY, make_gla, make_llama, make_mamba2
+
+from statex.errors import UserError
+from statex.evaluation import SUITES, evaluate, expand_names, find_suite
+from statex.evaluation.ar_hits import find_hits
+from statex.evaluation.context import Cell, Context
+from statex.evaluation.haystack import LONGEST_SENTENCE, split_sentences, text_haystack
+from statex.evaluation.needles import num_tokens
+from statex.evaluation.niah_single import cell_prompts
+from statex.evaluation.nll_by_position import position_ranges
+from statex.evaluation.reader import Reader
+from statex.evaluation.records import digest_of
+from statex.evaluation.symbol_icl import build_task
+from statex.evaluation.text import CountTable, count_table, default_ngram, held_out_windows, ngram_keys
+from statex.recipe import Evaluation, TextSource
+
+NAMES = [
+    "passkey", "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey", "variable_tracking", "mqar",
+    "ar_hits", "nll_by_position", "symbol_icl", "cost",
+]  # fmt: skip
+
+
+@pytest.fixture
+def context(tokenizer, source):
+    return Context(Reader(make_gla()), tokenizer, Evaluation(), source, source)
+
+
+def test_the_suites_have_their_names():
+    assert set(SUITES) == set(NAMES)
+    assert set(expand_names(["offline"])) == set(NAMES)
+    assert all(find_suite(name).name == name for name in NAMES)
+
+
+def table_of(counts, vocab_size=10, ngram=2):
+    keys = sorted(counts)
+    return CountTable(np.array(keys), np.array([counts[key] for key in keys]), vocab_size, ngram, 100)
+
+
+def test_hits_are_repeated_and_rare():
+    ids = np.array([1, 2, 3, 1, 2, 4, 1, 2])  # the bigram (1, 2) comes back twice, (2, 3) never
+    hits, gaps = find_hits(ids, table_of({12: 1}), theta=1)
+    assert hits.tolist() == [False, False, False, True, False, False, True]
+    assert gaps[[3, 6]].tolist() == [3, 3]
+    assert not find_hits(ids, table_of({12: 1}), theta=0)[0].any()
+
+
+def test_the_first_tokens_end_no_ngram():
+    ids = np.array([1, 2, 3, 1, 2, 3])
+    hits, _ = find_hits(ids, table_of({}, ngram=3), theta=0)
+    assert hits.tolist() == [False, False, False, False, True]
+
+
+def test_ngrams_that_do_not_fit_64_bits_are_refused():
+    with pytest.raises(UserError, match="use 2 or 3"):
+        ngram_keys(np.array([1, 2, 3, 4]), 4, 250_000)
+    assert [default_ngram(size) for size in (512, 2048, 50_000)] == [4, 3, 2]
+
+
+def test_the_count_table_is_kept_and_read_again(context, tmp_path, monkeypatch):
+    settings = context.evaluation.ar_hits.model_copy(update={"count_tokens": 2000})
+    shared = replace(context, shared=tmp_path)
+    monkeypatch.setattr("statex.evaluation.text._tables", {})
+    first = count_table(shared, settings)
+    assert first.num_tokens == 2000
+    assert first.counts.sum() > 0
+    monkeypatch.setattr("statex.evaluation.text._tables", {})
+    monkeypatch.setattr("statex.evaluation.text.count_ngrams", None)
+    assert count_table(shared, settings).digest == first.digest
+
+
+def test_position_ranges_double_and_end_at_the_training_length():
+    assert position_ranges(128) == [(0, 32), (32, 64), (64, 128)]
+    assert position_ranges(200, training_length=128) == [(0, 25), (25, 50), (50, 100), (100, 128), (128, 200)]
+
+
+def test_windows_are_of_all_documents_before_second_ones(context):
+    settings = context.evaluation.nll_by_position.model_copy(update={"length": 100, "num_windows": 1000})
+    windows = held_out_windows(context, "nll_by_position", settings, None)
+    documents = {window.document for window in windows}
+    assert len({window.document for window in windows[: len(documents)]}) == len(documents)
+    assert len(windows) > len(documents)
+    assert all(len(window.ids) == 101 for window in windows)
+
+
+@pytest.mark.parametrize("suite", ["niah_single_1", "niah_single_2", "niah_single_3"])
+@pytest.mark.parametrize("length", [400, 900])
+def test_prompts_have_the_length_that_was_asked(context, suite, length):
+    settings = Evaluation.model_validate({suite: {"num_items": 5}})
+    asked = replace(context, evaluation=settings)
+    prompts = cell_prompts(asked, suite, Cell("", {"length": length, "depth": 0.5}))
+    sizes = [num_tokens(context.tokenizer, prompt) for prompt in prompts]
+    slack = 80 if suite == "niah_single_1" else 30  # a line of noise, some words of text
+    assert all(length - slack <= size <= length for size in sizes), sizes
+    assert len({prompt.context for prompt in prompts}) == 5
+
+
+def test_a_length_without_room_is_refused(context):
+    with pytest.raises(UserError, match="too short for the needles"):
+        cell_prompts(context, "niah_single_1", Cell("", {"length": 100, "depth": 0.5}))
+
+
+def test_a_text_too_short_for_a_length_is_refused(context):
+    with pytest.raises(UserError, match="too short a haystack"):
+        cell_prompts(context, "niah_single_2", Cell("", {"length": 200_000, "depth": 0.5}))
+
+
+def test_default_lengths_fit_the_question_and_the_model(tokenizer, source):
+    llama = Context(Reader(make_llama()), tokenizer, Evaluation(), source, source, limit=160)
+    with pytest.raises(UserError, match="no default length has room"):
+        find_suite("niah_single_1").cells(llama)
+    gla = replace(llama, reader=Reader(make_gla()), limit=None)
+    assert {cell.slice["length"] for cell in find_suite("niah_single_1").cells(gla)} == {512, 1024, 2048}
+
+
+def test_sentences_are_short_and_lose_nothing():
+    text = "One two.  Three\nfour! " + "word " * 50
+    sentences = split_sentences(text)
+    assert " ".join(sentences).split() == text.split()
+    assert max(len(sentence.split()) for sentence in sentences) <= LONGEST_SENTENCE
+
+
+def test_a_haystack_begins_at_different_places(context):
+    haystack = text_haystack(context, 500)
+    generator = np.random.default_rng(0)
+    assert len({haystack.take(generator, 200)[0] for _ in range(20)}) > 5
+
+
+def test_symbols_are_labelled_by_their_first_syllable_and_unseen_ones_never_shown():
+    generator = np.random.default_rng(0)
+    task = build_task(generator, 4, 512)
+    assert all(task.labels[symbol[:3]] == label for symbol, label in task.examples)
+    shown = {symbol for symbol, _ in task.examples}
+    queries = task.queries(generator, 512, 20)
+    assert {kind: sum(1 for one in queries if one[0] == kind) for kind in ("seen", "unseen")} == {
+        "seen": 20,
+        "unseen": 20,
+    }
+    assert all((symbol in shown) == (kind == "seen") for kind, symbol, _ in queries)
+    assert all(task.labels[symbol[:3]] == label for _, symbol, label in queries)
+    assert {kind for kind, _, _ in task.queries(generator, 0, 3)} == {"unseen"}
+
+
+def test_two_models_are_asked_the_same_and_another_seed_something_else(tokenizer, source):
+    def hashes(model, seed):
+        settings = Evaluation.model_validate(
+            {
+                "seed": seed,
+                "mqar": {"num_pairs": [2], "num_keys": 16, "num_values": 16, "num_items": 3},
+                "passkey": {"lengths": [150], "num_depths": 1, "num_items": 3},
+                "niah_single_2": {"lengths": [450], "num_depths": 1, "num_items": 2, "max_new_tokens": 2},
+                "symbol_icl": {"shots": [4], "num_items": 1},
+            }
+        )
+        context = Context(Reader(model), tokenizer, settings, source, source)
+        suites = [find_suite(name) for name in ("mqar", "passkey", "niah_single_2", "symbol_icl")]
+        return [digest_of(suite.score(context, suite.cells(context)[0])) for suite in suites]
+
+    first = hashes(make_gla(), 0)
+    assert hashes(make_mamba2(), 0) == first
+    assert all(one != other for one, other in zip(hashes(make_gla(), 1), first, strict=True))
+
+
+def test_cost_is_measured_and_not_compared(tokenizer, source):
+    settings = Evaluation.model_validate(
+        {"suites": ["cost"], "cost": {"lengths": [64], "batch_sizes": [1, 2], "decode_tokens": 4, "repetitions": 3}}
+    )
+    model = make_gla()
+    figures = {(row.metric, str(row.slice)): row for row in evaluate(model, tokenizer, settings, text=source)}
+    assert figures["parameters", "{'batch_size': 1}"].value == sum(p.numel() for p in model.parameters())
+    assert figures["state_bytes", "{'batch_size': 1}"].value > 4 * 2 * 2 * 8 * 16  # matrix states, and convolutions
+    assert figures["prefill_tokens_per_second", "{'length': 64}"].n == 3
+    assert figures["decode_ms_per_token", "{'batch_size': 2}"].value > 0
+    assert figures["peak_memory", "{'length': 64}"].value > 0
+    assert not SUITES["cost"].paired
+
+
+def test_a_vocabulary_too_small_for_mqar_is_refused():
+    settings = Evaluation.model_validate({"suites": ["mqar"], "mqar": {"num_keys": VOCABULARY, "num_values": 40}})
+    with pytest.raises(UserError, match="lower num_keys"):
+        evaluate(make_gla(), None, settings)
+
+
+def test_a_text_without_held_out_documents_is_refused(tokenizer, tmp_path):
+    (tmp_path / "one.txt").write_text("a text")
+    source = TextSource(files=[str(tmp_path / "*.txt")], held_out=1e-9)
+    with pytest.raises(UserError, match="held_out"):
+        evaluate(make_gla(), tokenizer, Evaluation(suites=["nll_by_position"]), text=source)
