@@ -19,6 +19,7 @@ MAMBA2_MODULES = tuple(
     f"transformers.models.{name}.modeling_{name}"
     for name in ("mamba2", "bamba", "granitemoehybrid", "zamba2", "nemotron_h", "falcon_h1")
 )
+NO_PACKED_CACHE = "seq_idx: packed documents cannot be continued from a cache; pass use_cache=False."
 
 
 def mamba2_chunk_scan(
@@ -46,7 +47,7 @@ def mamba2_chunk_scan(
         ValueError: packed documents with a cache.
     """
     if seq_idx is not None and (return_final_states or initial_states is not None):
-        raise ValueError("seq_idx: packed documents cannot be continued from a cache; pass use_cache=False.")
+        raise ValueError(NO_PACKED_CACHE)
     dt = dt.float() if dt_bias is None else dt.float() + dt_bias.float()
     dt = F.softplus(dt) if dt_softplus else dt
     if tuple(dt_limit) != (0.0, float("inf")):
@@ -98,6 +99,8 @@ def causal_conv1d_fn(
 ) -> torch.Tensor:
     """transformers' function of that name: hidden_states [B,D,T], weight [D,W]."""
     _require_silu(activation)
+    if seq_idx is not None and seq_idx.shape[1] != hidden_states.shape[2]:  # a cache has put earlier inputs in front
+        raise ValueError(NO_PACKED_CACHE)
     return short_convolution(hidden_states.mT, weight, bias, seq_idx=seq_idx).mT.to(hidden_states.dtype)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from types import ModuleType
 
 AUTO_CONFIGURATIONS = "transformers.models.auto.configuration_auto"
-AUTO_MODELS = "transformers.models.auto.modeling_auto"
 
 
 def register_configurations() -> None:
@@ -47,30 +46,33 @@ def register_with_transformers() -> None:
 
 
 class _RegisterAfterImport:
-    """An import finder that waits for transformers' Auto modules, registers our configurations, and is gone.
+    """An import finder that waits for transformers' table of configurations, registers ours, and is gone.
 
-    Either module may be imported first, and each imports the other on its way (a configuration's docstring is made
-    from the table of models), so registration waits until neither is half-way.
+    Modules of transformers import one another in circles (a configuration's docstring is made from the table of
+    models), and ours are imported by registering: so it waits until no module of either is half-way.
     """
 
     def __init__(self) -> None:
-        self.loading: set[str] = set()
+        self.half_way: set[str] = set()
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name not in (AUTO_CONFIGURATIONS, AUTO_MODELS) or name in self.loading:
+        if name.partition(".")[0] not in ("transformers", "statex") or name in self.half_way:
             return None
-        self.loading.add(name)
+        self.half_way.add(name)
         spec = importlib.util.find_spec(name)
         if spec is None or spec.loader is None:
+            self.half_way.discard(name)
             return spec
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
-            execute(module)
-            self.loading.discard(name)
-            if not self.loading and self in sys.meta_path:
+            try:
+                execute(module)
+            finally:
+                self.half_way.discard(name)
+            if not self.half_way and AUTO_CONFIGURATIONS in sys.modules and self in sys.meta_path:
                 sys.meta_path.remove(self)
                 register_configurations()
 
