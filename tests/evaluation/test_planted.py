@@ -21,7 +21,7 @@ SETTINGS = {
     "niah_single_2": {"lengths": [450], "num_depths": 2, "num_items": 4},
     "niah_single_3": {"lengths": [480], "num_depths": 2, "num_items": 2},
     "niah_multikey": {"lengths": [600], "num_keys": 3, "num_items": 2},
-    "variable_tracking": {"lengths": [1500], "num_hops": 2, "num_chains": 2, "num_items": 2, "max_new_tokens": 60},
+    "variable_tracking": {"lengths": [1500], "num_hops": 2, "num_chains": 2, "num_items": 2},
     "symbol_icl": {"shots": [0, 4, 16], "num_queries": 4, "num_items": 4},
 }
 

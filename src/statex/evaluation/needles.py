@@ -94,8 +94,12 @@ def score_prompts(
     """Ask every question and score it: `accuracy`, the share of its answers found, and `answer_nll`, per token.
 
     An answer is found if it is a substring, whatever its case, of what the model generates greedily in
-    `max_new_tokens` tokens, as RULER counts. A context is read once for all its questions.
+    `max_new_tokens` tokens, as RULER counts, or in as many as the longest answer has, where this tokenizer makes more
+    of it. A context is read once for all its questions.
     """
+    answers = {answer_text(question) for prompt in prompts for question in prompt.questions}
+    longest = max(len(encode_piece(context.tokenizer, answer)) for answer in answers)
+    max_new_tokens = max(max_new_tokens, longest)
     size, scores = context.evaluation.batch_size, []
     for start in range(0, len(prompts), size):
         part = prompts[start : start + size]
