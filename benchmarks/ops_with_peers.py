@@ -24,17 +24,18 @@ from statex.benchmarking.ops import _runner, run_ops_benchmark
 from statex.benchmarking.peers import peer
 
 COMPILE_TOKENS = 4096
+MANY_VARIANTS = 12
 SHARED_MEMORY = 227 * 1024  # bytes a program may have on Hopper
 
 
 def narrow_choice() -> None:
-    """Let each tuner see only its variants of 4 or 8 warps and 2 or 3 stages (all of them, if it has none such)."""
+    """Let a tuner of many variants see only those of 4 or 8 warps and 2 or 3 stages."""
     original = Autotuner.__init__
 
     @functools.wraps(original)
     def init(self, fn, arg_names, configs, *args, **kwargs):
         few = [config for config in configs or () if config.num_warps in (4, 8) and config.num_stages in (2, 3)]
-        original(self, fn, arg_names, few or configs, *args, **kwargs)
+        original(self, fn, arg_names, few if few and len(configs) > MANY_VARIANTS else configs, *args, **kwargs)
 
     Autotuner.__init__ = init
     Autotuner.do_bench = property(lambda self: functools.partial(triton.testing.do_bench, warmup=5, rep=20))

@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from statex.measure import package_version
@@ -66,7 +67,8 @@ def _mamba_ssd_step() -> tuple[str, Callable[..., object]]:
         heads, head_dim, state_size = state.shape[1:]
         rate = A[:, None, None].expand(heads, head_dim, state_size)
         skip = None if D is None else D[:, None].expand(heads, head_dim)
-        return update(state, x, dt[..., None].expand(*dt.shape, head_dim), rate, B, C, D=skip)
+        bias = torch.zeros(heads, device=x.device)[:, None].expand(heads, head_dim)  # it does not take None here
+        return update(state, x, dt[..., None].expand(*dt.shape, head_dim), rate, B, C, D=skip, dt_bias=bias)
 
     return f"mamba_ssm {package_version('mamba-ssm')}", run
 

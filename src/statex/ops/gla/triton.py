@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from statex.ops.gla import triton_kernels as kernels
 from statex.ops.gla.triton_layout import Layout, make_layout
@@ -19,6 +20,7 @@ from statex.ops.gla.triton_step import triton_gla_step
 __all__ = ["triton_gla", "triton_gla_step"]
 
 BLOCK = 64  # tokens; the kernels' own
+MAX_REGISTERS = 168  # a thread: three programs of 4 warps on a processor
 STRONG_DECAY = 64.0  # nats over a block in some channel, beyond which exponents must not be positive
 
 
@@ -45,7 +47,8 @@ def triton_gla(
     q, k, v = (x.to(work).contiguous() for x in (q, k, v))
     initial = None if initial_state is None else initial_state.float().contiguous()
     layout = make_layout(q.shape[0], q.shape[1], cu_seqlens, chunk_size(q.shape[-1], v.shape[-1], q.shape[1]), q.device)
-    output, final_state = _Gla.apply(q, k, v, log_decay.contiguous(), initial, scale, output_final_state, layout)
+    with torch.cuda.device_of(q):
+        output, final_state = _Gla.apply(q, k, v, log_decay.contiguous(), initial, scale, output_final_state, layout)
     return output.to(dtype), final_state
 
 
@@ -124,6 +127,7 @@ class _Gla(torch.autograd.Function):
         return output, final
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_output, d_final):
         q, k, v, log_decay, initial, states, *prepared = ctx.saved_tensors
         layout, prepared = ctx.layout, Prepared(*prepared)
@@ -196,7 +200,7 @@ def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layo
     kernels.attention_kernel[(num_chunks * (blocks * (blocks + 1) // 2), heads)](
         q_decayed, k_decayed, before, block_decay, own, strong, attention, num_chunks,
         H=heads, K=key_dim, C=chunk, BK=tile, TILES_K=tiles_k, PRECISION=precision,
-        num_warps=warps, num_stages=stages,
+        num_warps=warps, num_stages=stages, maxnreg=MAX_REGISTERS,
     )  # fmt: skip
     tile, warps = tiles.strong
     kernels.strong_attention_kernel[(num_chunks * blocks, heads)](

@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+NUM_PROGRAMS = 1024  # enough to keep all of memory busy
+
 
 @triton.jit
 def step_kernel(
@@ -45,12 +47,26 @@ def triton_gla_step(
     work = state.contiguous()  # the state itself where it is contiguous already
     out = torch.empty_like(v)
     rows = q.shape[0] * q.shape[1]
-    # Enough programs to keep all of memory busy: a small batch takes narrow tiles.
-    tile_v = max(16, min(32 if rows * value_dim < 32 * 1024 else 128, triton.next_power_of_2(value_dim)))
+    tile_v = max(16, min(128, triton.next_power_of_2(value_dim)))
+    while tile_v > 16 and rows * triton.cdiv(value_dim, tile_v) < NUM_PROGRAMS:
+        tile_v //= 2
     tile_k = max(1, min(2048 // tile_v, triton.next_power_of_2(key_dim)))
-    step_kernel[(triton.cdiv(value_dim, tile_v), rows)](
-        q, k, v, log_decay, work, out, scale, K=key_dim, V=value_dim, BK=tile_k, BV=tile_v, num_warps=4, num_stages=4
-    )
+    with torch.cuda.device_of(state):
+        step_kernel[(triton.cdiv(value_dim, tile_v), rows)](
+            q,
+            k,
+            v,
+            log_decay,
+            work,
+            out,
+            scale,
+            K=key_dim,
+            V=value_dim,
+            BK=tile_k,
+            BV=tile_v,
+            num_warps=4,
+            num_stages=4,
+        )
     if work is not state:
         state.copy_(work)
     return out

@@ -10,12 +10,15 @@ from functools import lru_cache
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from statex.ops.gla.triton_layout import Layout, make_layout
 from statex.ops.ssd import triton_kernels as kernels
 from statex.ops.ssd.triton_step import triton_ssd_step
 
 __all__ = ["triton_ssd", "triton_ssd_step"]
+
+MAX_REGISTERS = 168  # a thread, where three programs of 4 warps on a processor are worth some spilling
 
 
 def triton_ssd(
@@ -42,7 +45,8 @@ def triton_ssd(
     initial = None if initial_state is None else initial_state.float().contiguous()
     layout = make_layout(x.shape[0], x.shape[1], cu_seqlens, chunk_size(B.shape[-1], x.shape[1]), x.device)
     D = None if D is None else D.float()
-    output, final = _Ssd.apply(x, dt.contiguous(), A.float(), B, C, D, initial, output_final_state, layout)
+    with torch.cuda.device_of(x):
+        output, final = _Ssd.apply(x, dt.contiguous(), A.float(), B, C, D, initial, output_final_state, layout)
     return output.to(dtype), final
 
 
@@ -90,7 +94,7 @@ def _tiles(head_dim: int, state_size: int, rows: int, chunk: int, dtype: torch.d
         head=fit(head_dim, 128),
         scores=(fit(state_size, 64), 8 if part == 128 else 4, 3),
         state=(128 if large else 64, fit(state_size, 64), 4, 4),
-        output=(fit(state_size, 64), 4, 3),
+        output=(fit(state_size, 64), 8 if part == 128 else 4, 3),
         keys=(fit(state_size, 128), 8 if part == 128 else 4, 3),
         others=64,
     )
@@ -142,6 +146,7 @@ class _Ssd(torch.autograd.Function):
         return output, final
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_output, d_final):
         x, dt, A, B, C, D, initial, sums, steps, scores, states = ctx.saved_tensors
         call = Call(x, B, C, D, sums, steps, ctx.layout)
@@ -281,7 +286,7 @@ def _score_gradients(call: Call, d_output: Tensor, scores: Tensor) -> tuple[Tens
     kernels.score_gradient_kernel[(layout.num_chunks * (blocks * (blocks + 1) // 2), sizes["G"])](
         d_output, call.x, scores, call.sums, call.steps, layout.chunk_table, d_scores, row_sums, column_sums,
         H=sizes["H"], G=sizes["G"], P=sizes["P"], C=layout.chunk, BP=min(64, call.tiles.head),
-        PRECISION=call.precision, num_warps=4, num_stages=3,
+        PRECISION=call.precision, num_warps=4, num_stages=3, maxnreg=MAX_REGISTERS,
     )  # fmt: skip
     return d_scores, row_sums, column_sums
 

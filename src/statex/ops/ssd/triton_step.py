@@ -50,10 +50,11 @@ def triton_ssd_step(
     out = torch.empty_like(x)
     tile_n = max(16, min(128, triton.next_power_of_2(state_size)))
     tile_p = max(1, min(2048 // tile_n, triton.next_power_of_2(head_dim)))
-    step_kernel[(triton.cdiv(head_dim, tile_p), batch * heads)](
-        x, dt, A, B, C, D, work, out, H=heads, G=B.shape[1], P=head_dim, N=state_size, BP=tile_p, BN=tile_n,
-        HAS_D=D is not None, num_warps=4, num_stages=4,
-    )  # fmt: skip
+    with torch.cuda.device_of(state):
+        step_kernel[(triton.cdiv(head_dim, tile_p), batch * heads)](
+            x, dt, A, B, C, D, work, out, H=heads, G=B.shape[1], P=head_dim, N=state_size, BP=tile_p, BN=tile_n,
+            HAS_D=D is not None, num_warps=4, num_stages=4,
+        )  # fmt: skip
     if work is not state:
         state.copy_(work)
     return out
