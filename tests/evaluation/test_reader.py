@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import VOCABULARY
+from tiny_models import VOCABULARY, make_gla
 from transformers import MambaConfig, MambaForCausalLM
 
 from statex.errors import UserError
@@ -122,3 +122,16 @@ def test_a_model_without_cache_is_refused():
 
     with pytest.raises(UserError, match="cache"):
         Reader(Bare())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_million_tokens_take_no_more_memory_than_64_thousand():
+    model = make_gla().cuda()
+    peaks = []
+    for length in (1 << 16, 1 << 20):
+        ids = torch.randint(0, VOCABULARY, (1, length + 1), generator=torch.Generator().manual_seed(0))
+        torch.cuda.reset_peak_memory_stats()
+        assert torch.isfinite(Reader(model).next_token_nll(ids)).all()
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[1] < 1.1 * peaks[0]

@@ -30,7 +30,6 @@ class Context:
     training_length: tokens of a training sequence, where it is known.
     limit: the most tokens the model can read, None for a purely recurrent one.
     shared: a folder for what several models' evaluations can share (the count table), None to keep nothing.
-    advance: called with the number of items just done.
     """
 
     reader: Reader
@@ -41,7 +40,6 @@ class Context:
     training_length: int | None = None
     limit: int | None = None
     shared: Path | None = None
-    advance: Callable[[int], None] = lambda count: None
 
     def check_length(self, field_name: str, tokens: int) -> None:
         """Refuse a prompt that the model cannot read whole; nothing is ever cut."""

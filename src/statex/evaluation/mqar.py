@@ -56,7 +56,6 @@ def score(context: Context, cell: Cell) -> list[Score]:
                     measured={"tokens": length},
                 )
             )
-        context.advance(len(rows))
     return scores
 
 

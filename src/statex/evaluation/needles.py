@@ -107,7 +107,6 @@ def score_prompts(
         for one in asked:
             context.check_length(f"evaluation.{suite}.lengths", one.num_tokens - len(one.answer) + max_new_tokens)
         scores += _ask(context, cell, contexts, asked, max_new_tokens)
-        context.advance(len(part))
     return scores
 
 

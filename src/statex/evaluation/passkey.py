@@ -56,7 +56,6 @@ def score(context: Context, cell: Cell) -> list[Score]:
                     measured={"tokens": item.num_tokens, "depth": item.depth},
                 )
             )
-        context.advance(len(part))
     return scores
 
 

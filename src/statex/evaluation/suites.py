@@ -39,7 +39,8 @@ def find_suite(name: str) -> Suite:
         UserError: there is none; the known ones are listed.
     """
     if name not in SUITES:
-        raise UserError("evaluation.suites", name, "is not a suite", f"known suites: {', '.join(SUITES)}")
+        known = f"known suites: {', '.join(SUITES)}; groups: {', '.join(SUITE_GROUPS)}"
+        raise UserError("evaluation.suites", name, "is not a suite", known)
     return SUITES[name]
 
 

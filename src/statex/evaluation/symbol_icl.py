@@ -95,7 +95,6 @@ def score(context: Context, cell: Cell) -> list[Score]:
                     measured={"tokens": len(read)},
                 )
             )
-    context.advance(1)
     return scores
 
 

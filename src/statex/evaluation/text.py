@@ -157,7 +157,6 @@ def scored_windows(context: Context, windows: list[Window]) -> Iterator[tuple[Wi
     for part in (windows[start : start + size] for start in range(0, len(windows), size)):
         ids = torch.from_numpy(np.stack([window.ids for window in part]))
         yield from zip(part, context.reader.next_token_nll(ids).numpy(), strict=True)
-        context.advance(len(part))
 
 
 def default_ngram(vocab_size: int) -> int:
