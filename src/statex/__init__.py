@@ -1,13 +1,15 @@
 """statex: enlarge the recurrent state of a pre-trained language model, post-train it, measure what it gained and cost.
 
-Importing it registers the configurations `statex_gla` and `statex_mamba2` with transformers (as soon as transformers
-itself is imported) and does nothing else; everything below is imported when it is first used.
+Importing it registers the configurations `statex_gla` and `statex_mamba2` with transformers and does nothing else;
+everything below is imported when it is first used.
 """
 
 import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statex.models.registration import register_with_transformers
+from statex.models.registration import register_configurations
 
 if TYPE_CHECKING:
     from statex.checkpoint import export_fla, inspect, load
@@ -63,4 +65,11 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-register_with_transformers()
+
+def _is_command_line() -> bool:
+    """Whether this is the `statex` command, whose `--help` must not wait for transformers; its verbs register."""
+    return Path((sys.argv or [""])[0]).name == "statex" or sys.orig_argv[1:3] == ["-m", "statex"]
+
+
+if not _is_command_line():
+    register_configurations()

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from statex.errors import UserError
 from statex.families import FAMILIES
+from statex.models.registration import register_configurations
 
 
 def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> PreTrainedConfig:
@@ -16,6 +17,7 @@ def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> P
         UserError: an unknown family, an unknown field, one that follows from the tokenizer, or values that the family
             refuses.
     """
+    register_configurations()
     if family not in FAMILIES:
         raise UserError("family", family, "is unknown", f"known families: {', '.join(FAMILIES)}")
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -29,9 +31,7 @@ def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> P
     try:
         return AutoConfig.for_model(family, **from_tokenizer, **fields)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        if isinstance(error, UserError):
-            raise UserError(f"config.{error.field}", error.value, error.problem, error.remedy) from None
-        message = " ".join(str(error).split())
+        message = " ".join(str(error.__cause__ or error).split())
         raise UserError("config", fields, f"does not make a {family} ({message})", "correct the values") from None
 
 
