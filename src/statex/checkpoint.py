@@ -4,9 +4,6 @@ import json
 import os
 import shutil
 import struct
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from statex.errors import UserError
 from statex.expansion.plan import stored_plan
 from statex.expansion.state import StateReport, state_report
 from statex.families import family_of, unknown_family
+from statex.files import new_folder
 from statex.models.gla.configuration import GLAConfig
 from statex.models.registration import register_configurations
 from statex.models.replay import SHIM
@@ -240,27 +238,6 @@ def _card(model: PreTrainedModel, source: Path) -> str:
         state=state_report(model).to_dict(),
         num_parameters=model.num_parameters(),
     )
-
-
-@contextmanager
-def new_folder(out: str | os.PathLike) -> Iterator[Path]:
-    """A folder to write into that becomes `out` at the end, so that `out` is whole or not there.
-
-    Raises:
-        UserError: `out` exists.
-    """
-    out = Path(out)
-    if out.exists():
-        raise UserError("OUT", str(out), "exists already", "choose another folder or remove this one")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        os.replace(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _model_folder(folder: str | os.PathLike) -> Path:

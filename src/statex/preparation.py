@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from statex.errors import UserError
-from statex.files import write_whole
+from statex.files import new_folder, write_whole
 from statex.recipe import Arm, Model, Recipe, Training, load_recipe
 
 
@@ -29,8 +29,6 @@ def prepare_run(recipe: Recipe) -> None:
             "output", str(folder), "exists and is no run's folder", "give this run another name, or remove that folder"
         )
     tokenizer = check_recipe(recipe)
-    from statex.checkpoint import new_folder
-
     if folder.exists():
         folder.rmdir()
     with new_folder(folder) as temporary:

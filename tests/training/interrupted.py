@@ -1,7 +1,10 @@
-"""Trains a recipe in processes that are killed (SIGKILL) until one gets through: `interrupted.py RECIPE SEED`.
+"""Trains a recipe in processes that are killed (SIGKILL) in turn: `interrupted.py WHOLE INTERRUPTED SEED`.
 
-Every second process is killed at a random moment, the others when they are about to write, rename or remove their n-th
-file of the run, n at random: so many are killed in the middle of saving. Prints the number of kills of each kind.
+First the recipe WHOLE is trained without interruption. Then processes train INTERRUPTED, which says the same, each
+going on where the last was killed. Every second one is killed at a random moment, the others when they are about to
+write, rename or remove their n-th file of the run, n at random: so many are killed in the middle of saving. Ends after
+some kills, or when a process gets through; prints the number of kills of either kind.
+
 Processes are forked, for importing torch and transformers takes longer than the training.
 """
 
@@ -15,10 +18,9 @@ from pathlib import Path
 
 from statex.pipeline import run_recipe
 from statex.recipe import load_recipe
-from statex.training import trainer  # noqa: F401 (imported once, here)
 
 WRITES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree"}
-MOST_KILLS = 8
+MOST_KILLS = 10
 
 
 def kill_at_write(number: int, folder: Path) -> None:
@@ -45,25 +47,24 @@ def kill_after(seconds: float) -> None:
     threading.Thread(target=kill, daemon=True).start()
 
 
-def main(path: str, seed: str) -> None:
-    recipe, choose = load_recipe(path), random.Random(int(seed))
+def main(whole: str, interrupted: str, seed: str) -> None:
+    run_recipe(load_recipe(whole), evaluation=False)
+    recipe, choose = load_recipe(interrupted), random.Random(int(seed))
     kills = [0, 0]
-    while True:
-        kind, number, seconds = sum(kills) % 2, choose.randint(1, 60), choose.uniform(0.0, 1.0)
+    while sum(kills) < MOST_KILLS:
+        kind, number, seconds = sum(kills) % 2, choose.randint(1, 80), choose.uniform(0.0, 1.0)
         child = os.fork()
         if child == 0:
-            if sum(kills) < MOST_KILLS:
-                kill_at_write(number, recipe.folder) if kind == 0 else kill_after(seconds)
+            kill_at_write(number, recipe.folder) if kind == 0 else kill_after(seconds)
             run_recipe(recipe, evaluation=False)
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            assert os.WTERMSIG(status) == signal.SIGKILL
-            kills[kind] += 1
-        else:
+        if not os.WIFSIGNALED(status):
+            assert status == 0
             break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        kills[kind] += 1
     print(*kills)
-    sys.exit(os.WEXITSTATUS(status))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,10 +12,8 @@ from safetensors.torch import load_file
 
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
-from statex.pipeline import run_recipe
-from statex.recipe import load_recipe
 from statex.training.trainer import last_checkpoint, step_of, train
-from tiny_recipe import EVALUATION, data_values, environment, run_statex, write_recipe
+from tiny_recipe import CONFIGS, EVALUATION, data_values, environment, run_statex, write_recipe
 
 
 def stopped_at(step: int):
@@ -41,63 +37,35 @@ def assert_bitwise_equal(ours: Path, theirs: Path) -> None:
         assert torch.equal(ours_of[name], theirs_of[name]), name
 
 
-@pytest.fixture
-def recipe_of(make, tokenizer, data, settings, tmp_path):
-    """recipe_of(family, name): the path of a recipe that expands a checkpoint and trains it, in a run of that name."""
-
-    def write(family: str, name: str, **changes) -> Path:
-        checkpoint = tmp_path / f"checkpoint-{family}"
-        if not checkpoint.exists():
-            make(family).save_pretrained(checkpoint)
-            tokenizer.save_pretrained(checkpoint)
-        values = {
-            "name": name, "output": str(tmp_path / "runs"), "models": {"model": {"checkpoint": str(checkpoint)}},
-            "arms": {"preserve": {"kind": "statex", "expansion": {"every": 1, "init": "preserve"}}},
-            "training": settings(steps=10, sequences_per_device=2, **changes).model_dump(exclude_none=True),
-            "data": data_values(data.text.files[0]),
-            "evaluation": EVALUATION,
-        }  # fmt: skip
-        return write_recipe(tmp_path / f"{name}.toml", values)
-
-    return write
-
-
-def arm(recipe: Path) -> Path:
-    return load_recipe(recipe).folder / "model" / "preserve-seed0"
-
-
 @pytest.mark.slow
-def test_killed_at_any_moment(recipe_of, family):
-    whole, interrupted = recipe_of(family, "whole"), recipe_of(family, "interrupted")
-    run_recipe(load_recipe(whole), evaluation=False)
-    script = Path(__file__).with_name("interrupted.py")
-    done = subprocess.run(
-        [sys.executable, script, interrupted, "0"], capture_output=True, text=True, timeout=300, env=environment()
-    )
-    assert done.returncode == 0, done.stderr
-    kills = [int(number) for number in done.stdout.split()]
-    assert sum(kills) >= 3
+def test_killed_at_any_moment(make, tokenizer, data, settings, tmp_path):
+    """Training that was killed again and again, and then went on by the same command, ends with the same weights."""
+    values = {
+        "models": {family: {"checkpoint": str(tmp_path / family)} for family in CONFIGS},
+        "output": str(tmp_path / "runs"),
+        "arms": {"preserve": {"kind": "statex", "expansion": {"every": 1, "init": "preserve"}}},
+        "training": settings(steps=10, sequences_per_device=2).model_dump(exclude_none=True),
+        "data": data_values(data.text.files[0]),
+        "evaluation": EVALUATION,
+    }
+    for family in CONFIGS:
+        make(family).save_pretrained(tmp_path / family)
+        tokenizer.save_pretrained(tmp_path / family)
+    names = ("whole", "interrupted")
+    recipes = [write_recipe(tmp_path / f"{name}.toml", values | {"name": name}) for name in names]
+    command = [sys.executable, Path(__file__).with_name("interrupted.py"), *recipes, "0"]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    assert killed.returncode == 0, killed.stderr
+    kills = [int(number) for number in killed.stdout.split()]
+    assert sum(kills) >= 5
     assert kills[0] >= 2  # of which so many were about to write
-    assert_bitwise_equal(arm(interrupted) / "expanded", arm(whole) / "expanded")
-    assert_bitwise_equal(arm(interrupted) / "trained", arm(whole) / "trained")
-    assert not (arm(interrupted) / "checkpoints").exists()
-
-
-@pytest.mark.slow
-def test_the_same_command_goes_on(recipe_of):
-    whole, interrupted = recipe_of("mamba2", "whole"), recipe_of("mamba2", "interrupted")
-    run_recipe(load_recipe(whole), evaluation=False)
-    command = [sys.executable, "-m", "statex", "train", str(interrupted)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
-    while not list(arm(interrupted).glob("checkpoints/checkpoint-*")):
-        assert process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert not (arm(interrupted) / "trained").exists()
-    assert run_statex("train", interrupted).returncode == 0
-    assert_bitwise_equal(arm(interrupted) / "trained", arm(whole) / "trained")
+    done = run_statex("train", recipes[1])
+    assert done.returncode == 0, done.stderr
+    for family in CONFIGS:
+        ours, theirs = (tmp_path / "runs" / name / family / "preserve-seed0" for name in reversed(names))
+        assert_bitwise_equal(ours / "expanded", theirs / "expanded")
+        assert_bitwise_equal(ours / "trained", theirs / "trained")
+        assert {path.name for path in ours.iterdir()} - {"checkpoints"} == {path.name for path in theirs.iterdir()}
 
 
 def test_the_place_in_the_data_follows_from_the_step(make, tokenizer, data, settings, tmp_path, monkeypatch):

@@ -16,12 +16,11 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from statex.checkpoint import new_folder
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
 from statex.expansion.plan import ExpansionPlan, stored_plan
 from statex.families import family_of
-from statex.files import write_whole
+from statex.files import new_folder, write_whole
 from statex.measure import Stopwatch, peak_memory, reset_peak_memory
 from statex.models.dispatch import statex_ops
 from statex.recipe import Data, Training
