@@ -1,5 +1,7 @@
 """What diagnostics say about expanded models whose states are known."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import make_gla, make_mamba2
@@ -98,4 +100,7 @@ def test_failures_are_told_in_sentences():
     assert [row.metric for row in told] == ["text_lost", "recall_flat", "text_lost"]
     assert "Text NLL changed by +0.2 against lpt (95 % interval 0.1 to 0.3)" in told[0].note
     assert "32 pairs" in told[1].note
+    assert failure_signatures(rows, arms=["another"]) == []
+    both = [replace(rows[0], seed=None), rows[0]]
+    assert [row.seed for row in failure_signatures(both)] == [None]
     assert failure_signatures([difference("nll_by_position", "nll", -0.2, -0.3, -0.1)]) == []

@@ -15,6 +15,9 @@ from statex.evaluation.suites import SUITES
 from statex.evaluation.summary import generic_suite, length_note, result_of
 from statex.results import Result
 
+ITEM_METRICS = {"hit_share"}
+"""Metrics of the items alone, the same for every model."""
+
 Runs = dict[tuple[str, int], list[Score]]
 """(arm, seed) -> scores of one suite, or of one cell of it."""
 
@@ -109,7 +112,7 @@ def _compare_cell(
                 results.append(
                     result_of(suite.name, metric, unit, where, figure, note=note, arm=arm, seed=None, **identity)
                 )
-            if arm != baseline:
+            if arm != baseline and metric not in ITEM_METRICS:
                 for seed, figure, details in _differences(measured, arm, baseline):
                     results.append(
                         result_of(

@@ -4,7 +4,7 @@ Letters: B rows, H heads, K key and V value dimension of a layer's state [B, H, 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -222,18 +222,25 @@ def _results(
     return [result_of(SUITE_NAME, metric, unit, where, estimate, details=details, **facts)] if estimate else []
 
 
-def failure_signatures(results: Sequence[Result], baseline: str = "lpt") -> list[Result]:
+def failure_signatures(
+    results: Sequence[Result], baseline: str = "lpt", arms: Collection[str] | None = None
+) -> list[Result]:
     """The two ways in which an expansion fails, where the paired differences in `results` show them.
 
     `text_lost`: text NLL rose, or common-sense accuracy fell. `recall_flat`: recall at the most pairs did not rise.
     Each is a copy of the difference that shows it, with a sentence as its note.
+
+    Args:
+        arms: those that were expanded; default: all but the baseline.
     """
     found = []
     differences = [row for row in results if row.baseline == baseline and None not in (row.low, row.high)]
-    several = {(row.model, row.arm) for row in differences if row.details.get("num_seeds", 1) > 1}
+    if arms is not None:
+        differences = [row for row in differences if row.arm in arms]
+    together = {(row.model, row.arm) for row in differences if row.seed is None}
     most = max((row.slice["num_pairs"] for row in differences if row.suite == "mqar"), default=0)
     for row in differences:
-        if row.seed is not None and (row.model, row.arm) in several:
+        if row.seed is not None and (row.model, row.arm) in together:
             continue  # the figure over all seeds speaks for them
         low, high = cast(float, row.low), cast(float, row.high)
         by = f"{row.value:+.3g} against {baseline} (95 % interval {low:.3g} to {high:.3g})"
