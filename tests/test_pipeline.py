@@ -1,7 +1,10 @@
 """A recipe's whole run: its stages, what it skips, what it refuses, and how several processes share it."""
 
 import json
+import shutil
 from collections import defaultdict
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -12,10 +15,11 @@ from transformers import AutoModelForCausalLM
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
 from statex.expansion.plan import stored_plan
-from statex.pipeline import run_recipe
-from statex.recipe import apply_override, load_recipe, parse_recipe
+from statex.pipeline import _wait_for, run_recipe
+from statex.preparation import prepare_run
+from statex.recipe import apply_override, parse_recipe
 from statex.results import Result, read_results
-from tiny_recipe import ARMS, CONFIGS, EVALUATION, recipe_values, run_statex, write_recipe, write_text
+from tiny_recipe import ARMS, CONFIGS, EVALUATION, recipe_values, write_text
 
 MODELS = [family.removeprefix("statex_") for family in CONFIGS]
 
@@ -180,17 +184,31 @@ def test_a_run_of_another_recipe_is_refused(finished, folder, override, key):
 
 
 @pytest.mark.slow
-def test_two_workers_give_what_one_gives(finished, folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    values = changed(finished[0], f'output="{tmp_path}"', "workers=2")
+def test_two_workers_give_what_one_gives_and_tell_what_goes_wrong(finished, folder, tmp_path):
+    """Three chains: the last one's checkpoint is damaged, which the user is told when the others have ended."""
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(folder / "mamba2" / "pretrained-seed0" / "trained", checkpoint)
+    values = changed(finished[0], f'output="{tmp_path}"', "workers=2", f'models.other.checkpoint="{checkpoint}"')
     values["arms"] = {name: values["arms"][name] for name in ("lpt", "preserve")}
-    run_recipe(parse_recipe(values))
-    assert load_recipe(tmp_path / "tiny" / "recipe.toml").workers == 2
-    ours = measured(read_results(tmp_path / "tiny" / "results.jsonl"))
-    theirs = measured(read_results(folder / "results.jsonl"))
-    assert {key[0] for key in ours} == set(MODELS)
-    assert len(ours) > 20
-    assert ours == {key: theirs[key] for key in ours}
+    recipe = parse_recipe(values)
+    prepare_run(recipe)
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    (checkpoint / "model.safetensors").write_bytes(weights[:-9])
+    with pytest.raises(UserError) as caught:
+        run_recipe(recipe)
+    assert f"model = '{checkpoint / 'model.safetensors'}': is truncated or damaged" in str(caught.value)
+    run = tmp_path / "tiny"
+    assert {path.parents[1].name for path in run.glob("*/preserve-seed0/results.jsonl")} == set(MODELS)
+    assert not (run / "results.jsonl").exists()
+    before = times(run)
+
+    (checkpoint / "model.safetensors").write_bytes(weights)
+    run_recipe(recipe.model_copy(update={"workers": 1}))
+    assert {path: time for path, time in times(run).items() if path in before} == before
+    ours, theirs = (measured(read_results(each / "results.jsonl")) for each in (run, folder))
+    shared = {key for key in ours if key[0] != "other"}
+    assert len(shared) > 20
+    assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
 
 
 @pytest.fixture
@@ -231,20 +249,11 @@ def test_training_alone_then_the_rest(with_checkpoint):
     assert {path: time for path, time in times(folder).items() if path in before} == before
 
 
-@pytest.mark.slow
-def test_the_mistake_of_one_chain_is_the_user_s(with_checkpoint, tmp_path):
-    """One that only shows in a stage: the processes' error arrives whole, and what the others finished stays."""
-    with_checkpoint["models"]["again"] = dict(with_checkpoint["models"]["gla"])
-    with_checkpoint["arms"] = {"base": {"kind": "base"}}
-    with_checkpoint["evaluation"] = EVALUATION | {"nll_by_position": {"length": 100_000}}
-    recipe = write_recipe(tmp_path / "recipe.toml", with_checkpoint | {"workers": 2})
-    done = run_statex("run", recipe)
-    assert done.returncode == 2, done.stderr
-    message = "evaluation.nll_by_position.length = 100000: no held-out document has so many tokens; ask for a shorter"
-    assert done.stderr.count(message) == 1
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    assert list((tmp_path / "post").glob("*/base-seed0/evaluation/items/mqar.jsonl"))
+def test_a_worker_that_was_killed_is_a_failure_of_the_machine():
+    future: Future = Future()
+    future.set_exception(BrokenProcessPool())
+    with pytest.raises(OSError, match=r"a worker was killed, perhaps for want of memory; the same command goes on"):
+        _wait_for([future])
 
 
 MISTAKES = {
@@ -315,7 +324,7 @@ def test_a_checkpoint_that_cannot_be_used_is_told_before_anything_is_written(
     with_checkpoint["arms"]["reinit"] = ARMS["reinit"]
     message = {
         "truncated": "is truncated or damaged",
-        "no tokenizer": f"models.gla.checkpoint = '{checkpoint}': has no tokenizer that can be read",
+        "no tokenizer": f"models.gla.checkpoint = '{checkpoint}': has no tokenizer; save the model's",
         "expanded": "is expanded already",
     }[damage]
     with pytest.raises(UserError) as caught:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from statex.errors import UserError
 from statex.expansion.plan import stored_plan
@@ -19,7 +19,7 @@ from statex.families import family_of, unknown_family
 from statex.files import new_folder
 from statex.models.gla.configuration import GLAConfig
 from statex.models.registration import register_configurations
-from statex.models.replay import SHIM
+from statex.models.shim import SHIM
 
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
@@ -88,6 +88,25 @@ def load(folder: str | os.PathLike, *, dtype: torch.dtype | str = "auto", **kwar
     if rescale:
         model.config.rescale_prenorm_residual = True
     return model
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def load_tokenizer(folder: str | os.PathLike) -> Any:
+    """The tokenizer of a model folder, None where there is none.
+
+    Raises:
+        UserError: no such folder, or a tokenizer that cannot be read.
+    """
+    folder = _model_folder(folder)
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        problem = f"its tokenizer cannot be read ({' '.join(str(error).split())[:100]})"
+        raise UserError("model", str(folder), problem, "save the tokenizer again") from error
 
 
 def load_config(folder: str | os.PathLike) -> Any:

@@ -98,7 +98,7 @@ def expand(
 
     Example: `statex expand models/mamba2 models/mamba2-x4 --num-layers 8 --factor 4 --init preserve`
     """
-    from statex.checkpoint import load, load_config, read_headers, save_with_companions
+    from statex.checkpoint import load, load_config, save_with_companions
     from statex.expansion.plan import plan_expansion
     from statex.expansion.state import state_report
     from statex.models.expanded import expand as expand_model
@@ -111,7 +111,6 @@ def expand(
     if out.exists():
         raise UserError("OUT", str(out), "exists already", "choose another folder or remove this one")
     if dry_run:
-        read_headers(model) if Path(model).is_dir() else None
         plan = plan_expansion(load_config(model), config)
         print_json(plan.to_dict()) if as_json else print(plan)
         return
@@ -168,9 +167,8 @@ def evaluate(
     Example: `statex eval runs/demo/gla/preserve-seed0/trained --suite mqar --set evaluation.mqar.num_items=500`
     """
     import torch
-    from transformers import AutoTokenizer
 
-    from statex.checkpoint import load
+    from statex.checkpoint import load, load_tokenizer
     from statex.evaluation import evaluate as run_suites
     from statex.evaluation import expand_names
     from statex.expansion.state import state_report
@@ -180,12 +178,12 @@ def evaluate(
 
     sections = evaluation_sections(overrides or [], suites=expand_names(suite or ["offline"]))
     network = load(model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    folder = out or Path("runs") / "eval" / Path(model).resolve().name
+    folder = out or Path("runs") / "eval" / model_name(model)
     identity = {"model": model, "state_bytes": state_report(network).total_bytes}
     with Display() as display:
         results = run_suites(
             network,
-            AutoTokenizer.from_pretrained(model),
+            load_tokenizer(model),
             sections.evaluation,
             output=folder,
             text=sections.evaluation.text or sections.data.text,
@@ -262,6 +260,12 @@ def parse_layers(text: str | None) -> list[int] | None:
         raise UserError("--layers", text, "is no list of numbers", "write for example 0,6,12,18") from None
 
 
+def model_name(model: str) -> str:
+    """A name for a model's scores: its folder's, with those above where a run gives all its models the same."""
+    parts = Path(model).resolve().parts
+    return "-".join(parts[-4:]) if parts[-1] in ("trained", "expanded") else parts[-1]
+
+
 def done(folder: Path, as_json: bool, message: str) -> None:
     """Say where the result is; under torchrun once."""
     from statex.pipeline import is_main_process
@@ -299,17 +303,29 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=str))
 
 
+INTERRUPTED = 130
+"""The status that typer exits with on an interrupt from the keyboard."""
+
+
 def main() -> NoReturn:
     """Entry point: runs a verb and turns errors into exit status 1 (failure) or 2 (the user's mistake)."""
+    status = 0
     try:
-        app()
+        app(prog_name="statex")
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        complain("stopped; the same command goes on from here")
+        status = 1
     except UserError as error:
-        Console(stderr=True).print(f"statex: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("statex: stopped; the same command goes on from here", markup=False)
-        sys.exit(1)
-    except OSError as error:
-        Console(stderr=True).print(f"statex: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
-    sys.exit(0)
+        complain(error)
+        status = 2
+    except (OSError, FloatingPointError) as error:
+        complain(error)
+        status = 1
+    sys.exit(status)
+
+
+def complain(error: object) -> None:
+    """Say on standard error what went wrong."""
+    Console(stderr=True).print(f"statex: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

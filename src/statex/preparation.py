@@ -82,14 +82,17 @@ def check_recipe(recipe: Recipe) -> Any:
 
 def _check_model(recipe: Recipe, name: str, model: Model, tokenizer: Any) -> None:
     """The model's configuration, weights, plans and batches; `tokenizer` is that of models made from scratch."""
-    from statex.checkpoint import inspect, load_config
+    from statex.checkpoint import inspect, load_config, load_tokenizer
     from statex.data.tokenizer import recall_vocabulary
     from statex.models.scratch import make_config
 
     with _errors_in(f"models.{name}"):
         if model.checkpoint is not None:
             inspect(model.checkpoint)
-            config, tokenizer = load_config(model.checkpoint), _tokenizer_of(model.checkpoint)
+            config, tokenizer = load_config(model.checkpoint), load_tokenizer(model.checkpoint)
+            if tokenizer is None:
+                remedy = "save the model's tokenizer into its folder"
+                raise UserError("checkpoint", model.checkpoint, "has no tokenizer", remedy)
         elif model.pretraining is None:
             raise UserError("pretraining", None, "is missing", "say how the model of this family is pre-trained")
         else:
@@ -125,16 +128,6 @@ def _check_batches(recipe: Recipe, section: str, training: Training, tokenizer: 
 
     with _errors_in(section):
         TrainingBatches(recipe.data, training, tokenizer)
-
-
-def _tokenizer_of(checkpoint: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        problem = f"has no tokenizer that can be read ({' '.join(str(error).split())[:100]})"
-        raise UserError("checkpoint", checkpoint, problem, "save the model's tokenizer into its folder") from error
 
 
 def _stages(recipe: Recipe, model: str | None = None) -> Iterator[tuple[str, Training]]:

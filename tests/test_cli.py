@@ -1,0 +1,432 @@
+"""The command line: what each verb prints and writes, and its exit status: 0 done, 1 failure, 2 the user's mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from statex.cli import main
+from statex.data.tokenizer import train_tokenizer
+from statex.models.scratch import make_model
+from statex.recipe import Data
+from tiny_recipe import CONFIGS, EVALUATION, TRAINING, data_values, environment, write_recipe, write_text
+
+VERBS = ["inspect", "expand", "train", "eval", "bench", "report", "run"]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call("inspect", "x"): exit status, standard output and standard error of a command in this process."""
+
+    def call_main(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["statex", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, *capsys.readouterr()
+
+    return call_main
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Data:
+    return Data.model_validate(data_values(write_text(tmp_path_factory.mktemp("text"))))
+
+
+@pytest.fixture(scope="module")
+def models(data, tmp_path_factory) -> dict[str, Path]:
+    """A folder of each family, with the same tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(data.text, data.tokenizer, data.recall)
+    folders = {}
+    for family, config in CONFIGS.items():
+        folders[family] = tmp_path_factory.mktemp("models") / family
+        make_model(family, config, tokenizer).save_pretrained(folders[family])
+        tokenizer.save_pretrained(folders[family])
+    return folders
+
+
+@pytest.fixture
+def gla(models) -> Path:
+    return models["statex_gla"]
+
+
+@pytest.fixture
+def recipe(data, models, tmp_path) -> Path:
+    """A recipe that only measures a checkpoint: all stages in a second."""
+    values = {
+        "name": "measured", "output": str(tmp_path / "runs"),
+        "models": {"gla": {"checkpoint": str(models["statex_gla"])}},
+        "arms": {"base": {"kind": "base"}}, "training": TRAINING, "data": data.model_dump(exclude_none=True),
+        "evaluation": EVALUATION,
+    }  # fmt: skip
+    return write_recipe(tmp_path / "recipe.toml", values)
+
+
+def nothing_new(folder: Path, *known: str) -> bool:
+    return {path.name for path in folder.iterdir()} <= set(known)
+
+
+def test_help_comes_at_once():
+    """Without torch or transformers, which take seconds; counted in the processor's time, whatever else runs."""
+    script = (
+        "import sys, time\n"
+        "sys.argv = ['statex', '--help']\n"
+        "from statex.__main__ import main\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n"
+        "    heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "    print(end.code, round(time.process_time(), 2), *heavy, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment())
+    status, seconds, *heavy = done.stderr.split()
+    assert (status, heavy) == ("0", [])
+    assert float(seconds) < 1
+    assert all(verb in done.stdout for verb in VERBS)
+    assert "statex run recipes/demo.toml" in done.stdout
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_has_an_example(call, verb):
+    status, output, _ = call(verb, "--help")
+    assert status == 0
+    assert f"Example: statex {verb}" in " ".join(output.replace("│", " ").split())
+
+
+def test_nothing_asked_is_help(call):
+    status, output, errors = call()
+    assert status in (0, 2)  # 2 with newer versions of click
+    assert "statex inspect MODEL" in output + errors
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-verb"], ["inspect"], ["expand", "only-one"], ["expand", "a", "b", "--every", "two"],
+        ["expand", "a", "b", "--init", "zero"], ["train", "r.toml", "--no-such-option"], ["bench", "everything"],
+    ],
+)  # fmt: skip
+def test_what_typer_refuses_is_the_user_s_mistake(call, arguments):
+    status, output, errors = call(*arguments)
+    assert (status, output) == (2, "")
+    assert "Usage: statex" in errors
+
+
+# inspect
+
+
+def test_inspect(call, models):
+    for family, folder in models.items():
+        status, output, _ = call("inspect", folder)
+        assert status == 0
+        assert family in output
+        assert "total" in output
+        status, output, _ = call("inspect", folder, "--json")
+        found = json.loads(output)
+        assert status == 0
+        assert found["model_type"] == family
+        assert len(found["state"]["layers"]) == 2
+
+
+def test_inspect_of_what_is_no_model(call, tmp_path):
+    for folder, message in ((tmp_path, "has no config.json"), (tmp_path / "none", "is no folder here")):
+        status, output, errors = call("inspect", folder, "--json")
+        assert (status, output) == (2, "")
+        assert f"model = '{folder}': {message}" in errors
+
+
+# expand
+
+
+def test_expand(call, models, tmp_path):
+    for family, folder in models.items():
+        out = tmp_path / family
+        status, output, _ = call("expand", folder, out, "--every", "2", "--factor", "2", "--init", "preserve", "--json")
+        assert status == 0
+        written = json.loads(output)
+        assert written["out"] == str(out)
+        assert [layer["index"] for layer in written["plan"]["layers"]] == [0]
+        assert (out / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+        status, output, _ = call("inspect", out, "--json")
+        assert json.loads(output)["state"] == written["state"]
+    status, output, _ = call("expand", folder, tmp_path / "again", "--layers", "0,1")
+    assert status == 0
+    assert f"written to {tmp_path / 'again'}" in output
+
+
+def test_a_dry_run_reads_no_weights_and_writes_nothing(call, gla, tmp_path, monkeypatch):
+    def no_weights(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr("safetensors.safe_open", no_weights)
+    monkeypatch.setattr("statex.checkpoint.load", no_weights)
+    status, output, _ = call("expand", gla, tmp_path / "out", "--preset", "paper-gla", "--dry-run")
+    assert status == 0
+    assert "layer 0: 2 x (4 x 8) -> 1 x (8 x 16)" in output
+    status, output, _ = call("expand", gla, tmp_path / "out", "--num-layers", "1", "--dry-run", "--json")
+    assert json.loads(output)["init"] == "reinit"
+    assert nothing_new(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--preset", "paper"],
+            "--preset = 'paper': is unknown; known presets: paper-gla, paper-mamba2, paper-mamba2-code",
+        ),
+        (["--preset", "paper-gla", "--every", "2"], "--preset = 'paper-gla': excludes every; give the preset or the"),
+        (["--layers", "0,x"], "--layers = '0,x': is no list of numbers; write for example 0,6,12,18"),
+        (["--layers", "0,5"], "layers = 5: is not a recurrent layer of this model; the recurrent layers are 0-1"),
+        (["--every", "1", "--layers", "0"], "layers and every exclude one another; give one of them"),
+        (["--every", "0"], "every = 0: Input should be greater than or equal to 1"),
+        (["--num-layers", "3"], "num_layers = 3: is more than the model has"),
+        (["--factor", "1"], "factor = 1: Input should be greater than or equal to 2"),
+        (["--factor", "3"], "factor = 3: "),
+        (["--init", "inherit", "--rank", "4"], 'rank goes only with init = "preserve"; drop rank or change init'),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_expand_refuses(call, gla, tmp_path, options, message, dry_run):
+    status, output, errors = call("expand", gla, tmp_path / "out", *options, *dry_run, "--json")
+    assert (status, output) == (2, "")
+    assert message in errors
+    assert "Traceback" not in errors
+    assert nothing_new(tmp_path)
+
+
+def test_expand_leaves_what_exists(call, gla, tmp_path):
+    (tmp_path / "out").mkdir()
+    status, _, errors = call("expand", gla, tmp_path / "out")
+    assert status == 2
+    assert f"OUT = '{tmp_path / 'out'}': exists already; choose another folder or remove this one" in errors
+    assert nothing_new(tmp_path / "out")
+
+
+def test_expanding_twice_is_refused(call, gla, tmp_path):
+    assert call("expand", gla, tmp_path / "once")[0] == 0
+    status, _, errors = call("expand", tmp_path / "once", tmp_path / "twice")
+    assert status == 2
+    assert "is expanded already (layers 0); start from the checkpoint before that" in errors
+    assert nothing_new(tmp_path, "once")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing tensor", "wrong shape", "no weights"])
+def test_a_damaged_model_is_refused(call, gla, tmp_path, damage):
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in gla.iterdir():
+        (model / path.name).write_bytes(path.read_bytes())
+    weights = model / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if "q_proj" in name)
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-7])
+    elif damage == "missing tensor":
+        save_file({key: value for key, value in tensors.items() if key != name}, weights, {"format": "pt"})
+    elif damage == "wrong shape":
+        save_file(tensors | {name: torch.zeros(3, 3)}, weights, {"format": "pt"})
+    else:
+        weights.unlink()
+    message = {
+        "truncated": "is truncated or damaged", "missing tensor": f"the tensor {name} is missing",
+        "wrong shape": f"the tensor {name} has shape [3, 3]", "no weights": "has no model.safetensors",
+    }[damage]  # fmt: skip
+    for arguments in (
+        ("inspect", model),
+        ("expand", model, tmp_path / "out"),
+        ("eval", model, "--out", tmp_path / "out"),
+    ):
+        status, output, errors = call(*arguments)
+        assert (status, output) == (2, "")
+        assert message in errors
+    assert nothing_new(tmp_path, "model")
+
+
+def test_a_full_disk_is_a_failure_that_leaves_nothing(call, gla, tmp_path, monkeypatch):
+    def full(self, folder, *args, **kwargs):
+        Path(folder, "model.safetensors").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("statex.models.replay.ReplayExpansion.save_pretrained", full)
+    status, output, errors = call("expand", gla, tmp_path / "out", "--json")
+    assert (status, output) == (1, "")
+    assert "statex: [Errno 28] No space left on device" in errors
+    assert "Traceback" not in errors
+    assert nothing_new(tmp_path)
+
+
+# train and run
+
+
+def test_run(call, recipe, tmp_path):
+    folder = tmp_path / "runs" / "measured"
+    status, output, errors = call("run", recipe, "--json")
+    assert status == 0, errors
+    assert json.loads(output) == {"folder": str(folder)}
+    assert "evaluate base: mqar" in errors
+    status, output, _ = call("run", recipe)
+    assert status == 0
+    assert f"report: {folder / 'report.html'}" in output
+    assert "base" in output
+    status, output, _ = call("train", recipe)
+    assert (status, output) == (0, f"trained models in {folder}\n")
+    status, output, _ = call("train", recipe, "--json")
+    assert json.loads(output) == {"folder": str(folder)}
+    status, output, errors = call("run", recipe, "--set", "training.steps=9", "--json")
+    assert (status, output) == (2, "")
+    assert "was made by another recipe (they differ in training.steps); give this run another name" in errors
+    status, output, _ = call("report", folder, "--json")
+    assert status == 0
+    assert Path(json.loads(output)["html"]) == folder / "report.html"
+
+
+@pytest.mark.parametrize("verb", ["train", "run"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.stepz=5", "training.stepz = 5: is not a known key; remove it or correct its spelling."),
+        ("training.steps=many", "training.steps = 'many': Input should be a valid integer"),
+        ("steps", "--set = 'steps': is not of the form section.key=value"),
+        ('data.text.files=["none/*.txt"]', "none/*.txt': no file matches; give a path or a glob of files."),
+        ("arms.base.kind=lpt training={sequence_length=1000000,tokens_per_step=1000000}", "is longer than the whole"),
+        ('evaluation.suites=["x"]', "evaluation.suites = 'x': is not a suite; known suites:"),
+        ('models.gla.checkpoint="/none"', "is no folder here, and the hub gave none"),
+    ],
+)
+def test_mistakes_in_a_recipe(call, recipe, tmp_path, verb, override, message):
+    overrides = [part for text in override.split() for part in ("--set", text)]
+    status, output, errors = call(verb, recipe, *overrides, "--json")
+    assert (status, output) == (2, ""), errors
+    assert message in errors
+    assert "Traceback" not in errors
+    assert nothing_new(tmp_path, "recipe.toml")
+
+
+def test_a_recipe_that_is_not_there(call, tmp_path):
+    status, _, errors = call("run", tmp_path / "none.toml")
+    assert status == 2
+    assert "there is no such file; give the path of a TOML recipe" in errors
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (PermissionError(13, "Permission denied", "runs"), 1, "statex: [Errno 13] Permission denied: 'runs'"),
+        (FloatingPointError("the loss is nan"), 1, "statex: the loss is nan"),
+        (KeyboardInterrupt(), 1, "statex: stopped; the same command goes on from here"),
+    ],
+)
+def test_failures(call, recipe, monkeypatch, error, status, message):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("statex.pipeline.run_recipe", fail)
+    found, output, errors = call("run", recipe, "--json")
+    assert (found, output) == (status, "")
+    assert errors.strip() == message
+
+
+def test_our_own_errors_are_not_hidden(recipe, monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("ours")
+
+    monkeypatch.setattr("statex.pipeline.run_recipe", fail)
+    monkeypatch.setattr(sys, "argv", ["statex", "run", str(recipe)])
+    with pytest.raises(AssertionError, match="ours"):
+        main()
+
+
+# eval
+
+
+SMALL_MQAR = [
+    f"evaluation.mqar.{setting}" for setting in ("num_pairs=[2,4]", "num_keys=8", "num_values=8", "num_items=4")
+]
+
+
+def eval_arguments(model: Path, out: Path, *overrides: str) -> list[str | Path]:
+    settings = [part for override in (*SMALL_MQAR, *overrides) for part in ("--set", override)]
+    return ["eval", model, "--suite", "mqar", "--out", out, *settings]
+
+
+def test_eval(call, gla, tmp_path):
+    status, output, errors = call(*eval_arguments(gla, tmp_path / "out"), "--json")
+    assert status == 0, errors
+    rows = json.loads(output)
+    assert {row["slice"]["num_pairs"] for row in rows} == {2, 4}
+    assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
+    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == len(rows)
+    status, output, _ = call(*eval_arguments(gla, tmp_path / "out"))
+    assert status == 0
+    assert "accuracy" in output
+
+
+def test_eval_without_a_tokenizer(call, gla, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in gla.iterdir():
+        if "token" not in path.name:
+            (model / path.name).write_bytes(path.read_bytes())
+    assert call(*eval_arguments(model, tmp_path / "out"))[0] == 0
+    status, _, errors = call("eval", model, "--suite", "passkey", "--out", tmp_path / "other")
+    assert status == 2
+    assert "needs a tokenizer, and the model has none; give one, or drop this suite" in errors
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluation.mqar.num_pairs=[9]"], "evaluation.mqar.num_pairs = 9: does not fit num_keys and num_values"),
+        (["evaluation.mqar.no_such=9"], "evaluation.mqar.no_such = 9: is not a known key"),
+        (["training.steps=9"], "training = {'steps': 9}: is not a known key"),
+        (['evaluation.text.files=["none/*"]', 'evaluation.suites=["nll_by_position"]'], "no file matches"),
+    ],
+)
+def test_eval_refuses(call, gla, tmp_path, overrides, message):
+    status, output, errors = call(*eval_arguments(gla, tmp_path / "out", *overrides), "--json")
+    assert (status, output) == (2, "")
+    assert message in errors
+
+
+def test_eval_of_another_model_into_the_same_folder_is_refused(call, models, tmp_path):
+    assert call(*eval_arguments(models["statex_gla"], tmp_path / "out"))[0] == 0
+    status, _, errors = call(*eval_arguments(models["mamba2"], tmp_path / "out"))
+    assert status == 2
+    assert "choose another folder, or remove this one" in errors
+
+
+def test_models_of_a_run_have_names_of_their_own():
+    from statex.cli import model_name
+
+    assert model_name("/models/gla-1.3B") == "gla-1.3B"
+    assert model_name("/runs/demo/gla/lpt-seed0/trained") == "demo-gla-lpt-seed0-trained"
+
+
+# report and bench
+
+
+def test_report_of_what_is_no_run(call, tmp_path):
+    status, _, errors = call("report", tmp_path / "none")
+    assert status == 2
+    assert str(tmp_path / "none") in errors
+    assert nothing_new(tmp_path)
+
+
+def test_bench(call, monkeypatch, tmp_path):
+    asked = []
+
+    def benchmark(name):
+        return lambda cases, out: asked.append((name, cases, out)) or [{"case": name}]
+
+    monkeypatch.setattr("statex.benchmarking.run_ops_benchmark", benchmark("ops"))
+    monkeypatch.setattr("statex.benchmarking.run_model_benchmark", benchmark("model"))
+    status, output, _ = call("bench", "ops", "--case", "gla", "--case", "ssd", "--json")
+    assert (status, json.loads(output)) == (0, [{"case": "ops"}])
+    assert call("bench", "model", "--out", tmp_path)[0] == 0
+    assert asked == [("ops", ["gla", "ssd"], None), ("model", None, tmp_path)]
