@@ -16,7 +16,7 @@ PARTS = sorted(
     | {path.stem for path in SOURCE.glob("*.py")} - {"__init__", "__main__"}
 )
 
-ALLOWED = {  # besides "errors" and "files", which import nothing of statex themselves
+ALLOWED = {  # besides "errors" and "files", which all but the first and "ops" may import
     "errors": set(),
     "files": set(),
     "ops": set(),
@@ -72,7 +72,7 @@ def test_imports_point_one_way(part):
     if part in MAY_IMPORT_ALL:
         return
     assert part in ALLOWED, f"{part} is a new part: say in ALLOWED what it may import"
-    leaves = set() if part in ("errors", "files", "ops") else {"errors", "files"}
+    leaves = set() if part in ("errors", "ops") else {"errors", "files"}
     wrong = [
         f"{path} imports statex.{name}"
         for path, name in other_parts(part)
@@ -163,12 +163,3 @@ def test_importing_statex_changes_nothing_else_in_transformers_tables(imported_a
     models, configurations = imported_after_transformers["added"]
     assert models == {"GLAConfig": "GLAForCausalLM", "StatexMamba2Config": "StatexMamba2ForCausalLM"}
     assert configurations == ["statex_gla", "statex_mamba2"]
-
-
-@pytest.mark.parametrize("code", ["import statex", "import statex.recipe, statex.results, statex.errors"])
-def test_light_parts_import_no_torch(code):
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}; import sys; print('torch' in sys.modules)"],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert done.stdout.strip() == "False"

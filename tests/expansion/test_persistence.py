@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -205,6 +206,7 @@ for folder in sys.argv[1:]:
     assert torch.equal(logits, wanted["logits"]), folder
     assert AutoConfig.from_pretrained(folder, trust_remote_code=True).expansion is not None
     assert type(model).__module__.startswith("statex."), type(model)
+    model.save_pretrained(folder + "-again")
 print("equal")
 """
 
@@ -223,3 +225,9 @@ def test_loading_with_trust_remote_code_needs_no_import(tmp_path):
     command = [sys.executable, "-c", LOAD_WITHOUT_IMPORT, *folders]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.stdout.strip() == "equal", done.stderr[-3000:]
+    for folder in map(Path, folders):  # saved again there, it is the same: no sources of ours are copied
+        again = folder.with_name(f"{folder.name}-again")
+        assert {path.name for path in again.iterdir()} | {"wanted.safetensors"} == {
+            path.name for path in folder.iterdir()
+        }
+        assert (again / "config.json").read_bytes() == (folder / "config.json").read_bytes()

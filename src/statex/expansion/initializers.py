@@ -12,7 +12,7 @@ Initializer = Callable[[Family, Any, StateGeometry, int | None], Callable[[str],
 
 
 def reinit(family: Family, config: Any, after: StateGeometry, rank: int | None) -> Callable[[str], TensorStart]:
-    """Everything fresh, by the model's own initialisation, but what the family keeps (arXiv 2509.22630, section 3.3)."""
+    """All fresh, by the model's own initialisation, but what the family keeps (arXiv 2509.22630, section 3.3)."""
     return lambda name: "keep" if name in family.kept_by_reinit else "fresh"
 
 

@@ -4,10 +4,11 @@ from huggingface_hub.dataclasses import strict
 from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
 
 from statex.models.registration import register_models
+from statex.models.shim import FoundThroughShim
 
 
 @strict
-class StatexMamba2Config(Mamba2Config):
+class StatexMamba2Config(FoundThroughShim, Mamba2Config):
     """transformers' Mamba2Config with a plan.
 
     Args:

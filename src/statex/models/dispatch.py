@@ -57,9 +57,8 @@ def mamba2_chunk_scan(
             hidden_states, dt, A, B, C, D=D, initial_state=initial_states, output_final_state=return_final_states
         )
         return (output, state) if return_final_states else output
-    packed = [x.reshape(1, -1, *x.shape[2:]) for x in (hidden_states, dt)]
-    packed_B, packed_C = (x.reshape(1, -1, *x.shape[2:]) for x in (B, C))
-    output, _ = ssd(*packed, A, packed_B, packed_C, D=D, cu_seqlens=cu_seqlens_of(seq_idx))
+    x, dt, B, C = (tensor.reshape(1, -1, *tensor.shape[2:]) for tensor in (hidden_states, dt, B, C))
+    output, _ = ssd(x, dt, A, B, C, D=D, cu_seqlens=cu_seqlens_of(seq_idx))
     return output.view_as(hidden_states)
 
 

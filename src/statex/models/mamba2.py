@@ -47,7 +47,9 @@ class StatexMamba2ForCausalLM(ReplayExpansion, Mamba2ForCausalLM):
         self.post_init()
 
     @functools.wraps(Mamba2ForCausalLM.forward, assigned=())  # generate and the Trainer read its signature
-    def forward(self, *args: Any, seq_idx: torch.Tensor | None = None, **kwargs: Any) -> Any:
+    def forward(  # type: ignore[override]
+        self, *args: Any, seq_idx: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
         """As transformers'; `seq_idx` [B, T] also reaches the backbone, so that each packed document has its own state.
 
         Such a pass makes no cache.

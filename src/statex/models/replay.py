@@ -6,11 +6,10 @@ from typing import Any
 
 from statex.expansion.plan import stored_plan
 from statex.expansion.surgery import replay_plan
+from statex.models.shim import FoundThroughShim, auto_map, write_shim
 
-SHIM = "modeling_statex"
 
-
-class ReplayExpansion:
+class ReplayExpansion(FoundThroughShim):
     """Mixin of model classes whose configuration may hold a plan; put it before the transformers classes."""
 
     config: Any
@@ -22,24 +21,8 @@ class ReplayExpansion:
             replay_plan(self, plan)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """As transformers', plus a small module through which `trust_remote_code=True` finds the classes."""
-        config_class, model_class = type(self.config), type(self)
-        self.config.auto_map = {
-            "AutoConfig": f"{SHIM}.{config_class.__name__}",
-            "AutoModelForCausalLM": f"{SHIM}.{model_class.__name__}",
-        }
+        """As transformers', plus the shim for `trust_remote_code=True`."""
+        classes = type(self.config), type(self)
+        self.config.auto_map = auto_map(*classes)
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        lines = [
-            '"""Lets transformers load this folder with trust_remote_code=True; needs the package statex."""',
-            "",
-            f"from {config_class.__module__} import {config_class.__name__}",
-            f"from {model_class.__module__} import {model_class.__name__}",
-            "",
-            f'__all__ = ["{config_class.__name__}", "{model_class.__name__}"]',
-            "",
-        ]
-        (Path(save_directory) / f"{SHIM}.py").write_text("\n".join(lines), encoding="utf-8")
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "") -> None:
-        """Nothing: saving must write the shim above, not a copy of this package's sources."""
+        write_shim(Path(save_directory), *classes)

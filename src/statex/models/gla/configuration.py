@@ -1,4 +1,4 @@
-"""Configuration of GLA. The fields are those of flash-linear-attention's `GLAConfig`, so that either reads the other's."""
+"""Configuration of GLA; its fields are those of flash-linear-attention's `GLAConfig`: either reads the other's."""
 
 from typing import Any, Literal
 
@@ -6,10 +6,11 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from statex.models.registration import register_models
+from statex.models.shim import FoundThroughShim
 
 
 @strict
-class GLAConfig(PreTrainedConfig):
+class GLAConfig(FoundThroughShim, PreTrainedConfig):
     """Configuration of a gated linear attention model (arXiv 2312.06635).
 
     Args:
@@ -77,6 +78,7 @@ class GLAConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Refuse what the architecture cannot be; called by transformers whenever a configuration is made."""
+        assert self.num_kv_heads is not None
         for name in ("num_heads", "num_kv_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: there must be heads; use 1 or more.")

@@ -3,6 +3,7 @@
 Shape letters: B batch, T time, H heads, K key dim of a head, V value dim of a head, D width of the residual stream.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from statex.ops.short_convolution import short_convolution
 
 GATE_LOGIT_NORMALIZER = 16  # fixed in FLA's model, not part of its configuration
 GATE_LOW_RANK_DIM = 16
-FEATURE_MAPS = {  # by FLA's names, as FLA computes them
+FEATURE_MAPS: dict[str, Callable] = {  # by FLA's names, as FLA computes them
     "relu": F.relu,
     "sigmoid": F.sigmoid,
     "logsigmoid": F.logsigmoid,
@@ -78,6 +79,7 @@ class GatedLinearAttention(nn.Module):
         rank: int | None = None,
     ):
         super().__init__()
+        assert config.num_kv_heads is not None  # the configuration fills it in
         self.layer_idx = layer_idx
         self.num_heads = num_heads or config.num_heads
         self.num_kv_heads = num_kv_heads or config.num_kv_heads
@@ -181,8 +183,8 @@ class GatedLinearAttention(nn.Module):
             return gla(q, k, v, log_decay, scale=self.scale)[0]
         state = cache.recurrent_states[0] if cache.is_recurrent_states_initialized[0] else None
         if state is not None and q.shape[1] == 1:
-            output = gla_step(*(x.squeeze(1) for x in (q, k, v, log_decay)), state, scale=self.scale)
-            return output.unsqueeze(1)
+            q, k, v, log_decay = (x.squeeze(1) for x in (q, k, v, log_decay))
+            return gla_step(q, k, v, log_decay, state, scale=self.scale).unsqueeze(1)
         output, state = gla(q, k, v, log_decay, scale=self.scale, initial_state=state, output_final_state=True)
         cache.update_recurrent_state(state)
         cache.has_previous_state[0] = True  # set by the convolution's update, where there is one
@@ -217,6 +219,7 @@ class GLAMLP(nn.Module):
 
     def __init__(self, config: GLAConfig):
         super().__init__()
+        assert config.intermediate_size is not None  # the configuration fills it in
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
@@ -271,7 +274,7 @@ class GLAModel(GLAPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.embeddings = value
 
     def forward(
@@ -342,10 +345,10 @@ class GLAForCausalLM(ReplayExpansion, GLAPreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.model.embeddings = value
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
+    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> Any:
         """Leave the cache to the first forward: generate would ask one made in advance for a length it has not."""
 
     @staticmethod
