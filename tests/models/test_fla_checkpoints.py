@@ -125,6 +125,15 @@ def test_export_is_what_was_loaded(name, tmp_path):
     assert torch.equal(logits(again, tokens()), logits(model, tokens()))
 
 
+def test_a_bfloat16_checkpoint_stays_bfloat16(tmp_path):
+    _, tensors = write_fla(tmp_path, torch_dtype="bfloat16")
+    tensors = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = statex.load(tmp_path)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert statex.load(tmp_path, dtype=torch.float32).dtype == torch.float32
+
+
 def test_inspect_reads_an_fla_folder(tmp_path):
     write_fla(tmp_path, num_heads=4)
     found = statex.inspect(tmp_path)

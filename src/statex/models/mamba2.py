@@ -30,7 +30,11 @@ def on_statex_ops(forward: Callable) -> Callable:
 
 
 class StatexMamba2Mixer(Mamba2Mixer):
-    """transformers' mixer; its scan, step and convolution are statex's."""
+    """transformers' mixer; its scan, step and convolution are statex's.
+
+    The forward stays transformers' own, with its limits: where `use_bias` is set, left padding reaches the convolution
+    as the bias, and a `time_step_limit` is not applied to single cached steps.
+    """
 
     forward = force_accelerate_hooks("conv1d")(on_statex_ops(Mamba2Mixer.forward))  # decorated as transformers' own
 
