@@ -65,7 +65,6 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-
 def _is_command_line() -> bool:
     """Whether this is the `statex` command, whose `--help` must not wait for transformers; its verbs register."""
     return Path((sys.argv or [""])[0]).name == "statex" or sys.orig_argv[1:3] == ["-m", "statex"]

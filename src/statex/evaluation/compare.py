@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,12 @@ def _compare_cell(
         for arm in arms:
             seeds = [seed for name, seed in measured if name == arm]
             if len(seeds) > 1:
-                figure = over_seeds([measured[arm, seed] for seed in seeds])
+                figure = possible(over_seeds([measured[arm, seed] for seed in seeds]), unit, 0.0)
                 results.append(
                     result_of(suite.name, metric, unit, where, figure, note=note, arm=arm, seed=None, **identity)
                 )
             if arm != baseline and metric not in ITEM_METRICS:
-                for seed, figure, details in _differences(measured, arm, baseline):
+                for seed, figure, details in _differences(measured, arm, baseline, unit):
                     results.append(
                         result_of(
                             suite.name, metric, unit, where, figure, note=note, details=details,
@@ -124,7 +125,7 @@ def _compare_cell(
 
 
 def _differences(
-    measured: dict[tuple[str, int], Sums], arm: str, baseline: str
+    measured: dict[tuple[str, int], Sums], arm: str, baseline: str, unit: str
 ) -> list[tuple[int | None, Estimate, dict[str, Any]]]:
     """(seed or None for all together, difference, details) of one arm to the baseline."""
     seeds = [seed for name, seed in measured if name == arm and (baseline, seed) in measured]
@@ -135,9 +136,23 @@ def _differences(
     each = [over_seeds([one], [other]) for one, other in zip(ours, theirs, strict=True)]
     rows: list[tuple[int | None, Estimate]] = [*zip(seeds, each, strict=True), (None, over_seeds(ours, theirs))]
     return [
-        (seed, figure, {"items_needed": items_needed(figure), "seeds": seeds if seed is None else [seed]})
+        (
+            seed,
+            possible(figure, unit, -1.0),
+            {"items_needed": items_needed(figure), "seeds": seeds if seed is None else [seed]},
+        )
         for seed, figure in rows
     ]
+
+
+def possible(estimate: Estimate, unit: str, lowest: float) -> Estimate:
+    """The interval of a fraction, cut to values that a fraction (or, from -1, a difference of two) can have.
+
+    With few seeds Student's interval reaches beyond them; the cut interval covers no less.
+    """
+    if unit != "fraction":
+        return estimate
+    return replace(estimate, low=max(estimate.low, lowest), high=min(estimate.high, 1.0))
 
 
 def _recall_shares(runs: Runs, baseline: str, identity: dict[str, Any]) -> list[Result]:
