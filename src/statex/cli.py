@@ -166,18 +166,18 @@ def evaluate(
 
     Example: `statex eval runs/demo/gla/preserve-seed0/trained --suite mqar --set evaluation.mqar.num_items=500`
     """
-    import torch
-
     from statex.checkpoint import load, load_tokenizer
     from statex.evaluation import evaluate as run_suites
     from statex.evaluation import expand_names
     from statex.expansion.state import state_report
+    from statex.measure import default_device
     from statex.progress import Display
     from statex.recipe import evaluation_sections
     from statex.results import write_results
 
     sections = evaluation_sections(overrides or [], suites=expand_names(suite or ["offline"]))
-    network = load(model).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    network: Any = load(model)
+    network = network.to(device=default_device()).eval()
     folder = out or Path("runs") / "eval" / model_name(model)
     identity = {"model": model, "state_bytes": state_report(network).total_bytes}
     with Display() as display:

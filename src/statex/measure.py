@@ -13,6 +13,11 @@ from pathlib import Path
 import torch
 
 
+def default_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def device_name(device: torch.device | str) -> str:
     """The device's own name, for example "NVIDIA H200" or "AMD EPYC, 2 cores"."""
     device = torch.device(device)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from statex.errors import UserError
-from statex.measure import Stopwatch, device_name, source_commit, versions
+from statex.measure import Stopwatch, default_device, device_name, source_commit, versions
 from statex.preparation import prepare_run
 from statex.progress import Display
 from statex.recipe import Arm, Recipe
@@ -224,8 +224,8 @@ def _evaluate_arm(
     from statex.expansion.plan import stored_plan
     from statex.expansion.state import state_report
 
-    network = load(trained)
-    network = network.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    network: Any = load(trained)
+    network = network.to(device=default_device()).eval()
     state = state_report(network)
     facts: dict[str, Any] = {
         "model": model,

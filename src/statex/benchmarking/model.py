@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, Mamba2Config, PreTrainedConfig, PreTrainedModel
@@ -29,8 +30,9 @@ def gla_1300m(small: bool) -> PreTrainedConfig:
 
 def mamba2_1300m(small: bool) -> PreTrainedConfig:
     if small:
-        sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 16, "state_size": 16}
-        return Mamba2Config(**sizes, n_groups=1, vocab_size=256)
+        return Mamba2Config(
+            hidden_size=64, num_hidden_layers=2, num_heads=8, head_dim=16, state_size=16, n_groups=1, vocab_size=256
+        )
     return Mamba2Config(
         hidden_size=2048, num_hidden_layers=48, num_heads=64, head_dim=64, state_size=128, n_groups=1, vocab_size=50288
     )
@@ -108,7 +110,7 @@ def _reading(model: PreTrainedModel, tokens: int) -> Callable[[], object]:
     return lambda: model(ids, logits_to_keep=1)
 
 
-def _generating(model: PreTrainedModel, batch: int, tokens: int) -> Callable[[], object]:
+def _generating(model: Any, batch: int, tokens: int) -> Callable[[], object]:
     """Generate `tokens` after a prompt of one token, greedily and never stopping early."""
     ids = torch.randint(model.config.vocab_size, (batch, 1), device=model.device)
     options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}

@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,10 @@ def _run_case(case: Case, device: torch.device, repetitions: int, peers: bool) -
     )  # NaN does not pass
     records = []
     for backward in (False,) if case.is_step else (False, True):
-        record = {"case": case.name, "pass": "step" if case.is_step else "fwd+bwd" if backward else "fwd"}
+        record: dict[str, Any] = {
+            "case": case.name,
+            "pass": "step" if case.is_step else "fwd+bwd" if backward else "fwd",
+        }
         record |= {"tokens": case.tokens, "state_size": case.state_size, "dtype": str(dtype).removeprefix("torch.")}
         record |= {"correct": passed, "errors": errors, "peer": found[0] if found else None}
         record |= {"peer_errors": peer_errors, "error_ratios": ratios, "first_call_s": first_call if on_cuda else None}
@@ -88,7 +92,7 @@ def _run_case(case: Case, device: torch.device, repetitions: int, peers: bool) -
 
 
 def check_case(
-    case: Case, dtype: torch.dtype, device: torch.device, other: Callable[..., object] | None
+    case: Case, dtype: torch.dtype, device: torch.device, other: Callable[..., Any] | None
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Largest relative errors against fp64 on the same inputs over all strengths of decay, ours and the peer's; and
     for each tensor the largest ratio of the two at one strength."""
@@ -113,7 +117,7 @@ def _keep_largest(kept: dict[str, float], new: dict[str, float]) -> None:
         kept[name] = value if math.isnan(value) else max(kept.get(name, 0.0), value)
 
 
-def _everything(function: Callable[..., object], inputs: dict[str, Tensor], case: Case) -> dict[str, Tensor]:
+def _everything(function: Callable[..., Any], inputs: dict[str, Tensor], case: Case) -> dict[str, Tensor]:
     """Output and every gradient for a fixed random gradient of the output; for a step, output and state."""
     inputs = {name: x.clone() for name, x in inputs.items()}
     if case.is_step:
@@ -133,7 +137,7 @@ def _errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, flo
     return {name: ((found[name].double() - x).norm() / x.norm().clamp_min(1e-300)).item() for name, x in truth.items()}
 
 
-def _first_call(function: Callable[..., object], case: Case, dtype: torch.dtype, device: torch.device) -> float:
+def _first_call(function: Callable[..., Any], case: Case, dtype: torch.dtype, device: torch.device) -> float:
     """Seconds of the first call at this shape with everything it compiles, backward included."""
     inputs = make_inputs(case, dtype, device)
     watch = measure.Stopwatch(device)
@@ -141,7 +145,7 @@ def _first_call(function: Callable[..., object], case: Case, dtype: torch.dtype,
     return watch.seconds()
 
 
-def _runner(function: Callable[..., object], inputs: dict[str, Tensor], case: Case, backward: bool) -> Callable:
+def _runner(function: Callable[..., Any], inputs: dict[str, Tensor], case: Case, backward: bool) -> Callable:
     if case.is_step:
         return lambda: function(**inputs)
     inputs = {name: x.detach().requires_grad_(backward) for name, x in inputs.items()}
@@ -161,7 +165,7 @@ def _times(
     case: Case,
     dtype: torch.dtype,
     device: torch.device,
-    other: Callable[..., object] | None,
+    other: Callable[..., Any] | None,
     backward: bool,
     repetitions: int,
 ) -> dict:

@@ -12,6 +12,7 @@ from transformers.integrations import get_available_reporting_integrations
 from statex.data.mixture import gradient_accumulation_steps
 from statex.errors import UserError
 from statex.recipe import Training
+from statex.training import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +79,8 @@ def training_arguments(training: Training, output: Path, seed: int, quiet: bool 
         scheduler = {"min_lr_rate": training.min_learning_rate_ratio}
         schedule = "cosine_with_min_lr"
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    fields = {
-        "output_dir": str(output / "checkpoints"),
+    fields: dict[str, Any] = {
+        "output_dir": str(output / CHECKPOINTS),
         "max_steps": training.steps,
         "per_device_train_batch_size": 1,  # only a label: the batches come ready from TrainingBatches
         "gradient_accumulation_steps": gradient_accumulation_steps(training, world_size),

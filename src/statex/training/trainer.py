@@ -24,7 +24,7 @@ from statex.files import new_folder, write_whole
 from statex.measure import Stopwatch, peak_memory, reset_peak_memory
 from statex.models.dispatch import statex_ops
 from statex.recipe import Data, Training
-from statex.training import SUMMARY
+from statex.training import CHECKPOINTS, SUMMARY
 from statex.training.arguments import training_arguments
 from statex.training.loss import chunked_loss
 
@@ -76,9 +76,10 @@ def train(
         progress: called after each step.
 
     Raises:
-        UserError: data or settings that do not fit (see TrainingBatches), `train_only_expanded` without a plan, or a
-            checkpoint of which a part is missing.
+        UserError: data or settings that do not fit (see TrainingBatches), a model in bf16, `train_only_expanded`
+            without a plan, or a checkpoint of which a part is missing.
     """
+    require_master_weights(model)
     plan = stored_plan(model.config)
     if training.train_only_expanded:
         freeze_all_but_expanded(model, plan)
@@ -86,6 +87,7 @@ def train(
     trainer = StatexTrainer(
         model=model,
         args=training_arguments(training, output, seed, quiet=progress is not None),
+        output=output,
         processing_class=tokenizer,
         data=data,
         training=training,
@@ -94,7 +96,7 @@ def train(
     )
     if progress:
         trainer.remove_callback(PrinterCallback)
-    resume_from = last_checkpoint(Path(trainer.args.output_dir))
+    resume_from = last_checkpoint(output / CHECKPOINTS)
     trainer.start_step = step_of(resume_from) if resume_from else 0
     reset_peak_memory(trainer.args.device)
     with statex_ops():
@@ -111,8 +113,16 @@ def train(
         final_loss=next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
         num_processes=trainer.args.world_size,
     )
-    trainer.save_trained(output, summary)
+    trainer.save_trained(summary)
     return summary
+
+
+def require_master_weights(model: PreTrainedModel) -> None:
+    """Raise UserError where the weights have fewer bits than fp32: small updates would be rounded away."""
+    narrow = {parameter.dtype for parameter in model.parameters() if parameter.dtype.itemsize < 4}
+    if narrow:
+        problem = "is too coarse for the weights that an optimizer updates"
+        raise UserError("model.dtype", str(narrow.pop()), problem, "load the model with dtype=torch.float32")
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -158,14 +168,19 @@ def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | None) 
 class StatexTrainer(Trainer):
     """transformers.Trainer with statex's batches, loss, parameter groups and whole checkpoints."""
 
-    def __init__(self, *args: Any, data: Data, training: Training, fresh_tensors: set[str], **kwargs: Any):
-        self.data, self.training, self.fresh_tensors = data, training, fresh_tensors
+    def __init__(self, *, output: Path, data: Data, training: Training, fresh_tensors: set[str], **kwargs: Any):
+        self.output, self.data, self.training, self.fresh_tensors = output, data, training, fresh_tensors
         self.start_step = 0
-        super().__init__(*args, **kwargs)
+        super().__init__(**kwargs)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
-                callback.logging_dir = str(Path(self.args.output_dir).with_name("logs"))
+                callback.logging_dir = str(output / "logs")
         self._last_log: tuple[int, Stopwatch] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of finished checkpoints."""
+        return Path(str(self.args.output_dir))
 
     def get_train_dataloader(self) -> DataLoader:
         """Micro-batches of this rank, from `start_step` on."""
@@ -181,13 +196,14 @@ class StatexTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW in up to four groups: fresh or inherited, with weight decay (matrices) or without (vectors)."""
+        model = self.model if model is None else model
         if self.optimizer is None:
             groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-            for name, parameter in (self.model if model is None else model).named_parameters():
+            for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
                     key = name.removeprefix("module.") in self.fresh_tensors, parameter.ndim >= 2
                     groups.setdefault(key, []).append(parameter)
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             multiplier = self.training.fresh_learning_rate_multiplier
             self.optimizer = optimizer_class(
                 [
@@ -250,7 +266,7 @@ class StatexTrainer(Trainer):
         """
         if self.state.global_step >= self.training.steps:
             return
-        staging = Path(self._get_output_dir(trial))
+        staging, folder = Path(self._get_output_dir(trial)), self.output / CHECKPOINTS
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
@@ -261,22 +277,22 @@ class StatexTrainer(Trainer):
             files = sorted(path for path in (staging / name).rglob("*") if path.is_file())
             sizes = {path.relative_to(staging / name).as_posix(): path.stat().st_size for path in files}
             write_whole(staging / name / LISTING, json.dumps(sizes, indent=2) + "\n")
-            os.replace(staging / name, Path(self.args.output_dir) / name)
-            rotate_checkpoints(self.args.output_dir, save_total_limit=self.args.save_total_limit)
+            os.replace(staging / name, folder / name)
+            rotate_checkpoints(str(folder), save_total_limit=self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
-    def save_trained(self, output: Path, summary: TrainingSummary) -> None:
+    def save_trained(self, summary: TrainingSummary) -> None:
         """Write the finished model with its tokenizer, whole or not at all, then the summary; drop the checkpoints."""
         state = self.accelerator.get_state_dict(self.model_wrapped)
         if self.args.should_save:
-            folder = output / "trained"
+            folder = self.output / "trained"
             shutil.rmtree(folder, ignore_errors=True)  # left there by a call that was killed before its summary
             with new_folder(folder) as temporary:
                 self.accelerator.unwrap_model(self.model).save_pretrained(temporary, state_dict=state)
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(temporary)
-            write_whole(output / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
-            shutil.rmtree(self.args.output_dir, ignore_errors=True)
+            write_whole(self.output / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
+            shutil.rmtree(self.output / CHECKPOINTS, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
 

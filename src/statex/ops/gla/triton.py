@@ -231,6 +231,7 @@ def _state_gradients(
     if d_final is not None:
         d_final = d_final.float().contiguous()
     overlap = _walk(prepared.q_decayed, d_output, prepared.block_decay, d_final, d_states, d_initial, layout, states)
+    assert overlap is not None  # asked for by giving it the states
     return d_states, overlap
 
 

@@ -41,7 +41,8 @@ def _even_layout(batch: int, num_tokens: int, chunk: int, device: torch.device) 
 
 
 def _from_borders(borders: list[int], chunk: int, device: torch.device) -> Layout:
-    chunks, segments = [], []
+    chunks: list[tuple[int, ...]] = []
+    segments: list[tuple[int, int, int]] = []
     for start, end in pairwise(borders):
         segments.append((start, end, len(chunks)))
         chunks += [(at, min(chunk, end - at)) for at in range(start, end, chunk)]
