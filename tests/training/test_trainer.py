@@ -30,6 +30,7 @@ def trainer_of(data, tokenizer, tmp_path):
         return StatexTrainer(
             model=model,
             args=training_arguments(training, tmp_path, seed=0),
+            output=tmp_path,
             processing_class=tokenizer,
             data=data,
             training=training,
@@ -159,6 +160,12 @@ def test_bf16_computes_over_fp32_master_weights(make, family, settings, data, to
     assert torch.bfloat16 in seen
     assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
     assert math.isfinite(summary.final_loss)
+
+
+def test_a_model_in_bf16_is_refused(make, settings, data, tokenizer, tmp_path):
+    with pytest.raises(UserError, match=r"model.dtype = 'torch.bfloat16': is too coarse .*dtype=torch.float32"):
+        train(make("mamba2").bfloat16(), tokenizer, data, settings(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_optimizer_moments_are_fp32(make, settings, trainer_of):
