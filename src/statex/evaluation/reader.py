@@ -106,6 +106,8 @@ class Reader:
                     chosen, part[here], reduction="none"
                 ).cpu()
                 right[:, start:end][here.cpu()] = (chosen.argmax(dim=-1) == part[here]).cpu()
+                del chosen
+            del logits  # or one piece's would be there while the next is read
         return nll, right
 
     def next_token_nll(self, ids: torch.Tensor) -> torch.Tensor:
