@@ -13,6 +13,13 @@ from statex.recipe import Data, Training
 from tiny_recipe import CONFIGS, TRAINING, data_values, write_text
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    """These tests compare weights bit by bit: they, and what they start, run on the CPU also where there is a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Data:
     return Data.model_validate(data_values(write_text(tmp_path_factory.mktemp("text"))))
