@@ -171,7 +171,7 @@ def student_quantile(freedom: float) -> float:
 def _counts(n: int, replicates: int, seed: int) -> np.ndarray:
     """(R, n) how often each cluster is drawn in each replicate."""
     if n == 0:
-        raise UserError("items", 0, "there is nothing to average", "raise num_items or num_documents")
+        raise UserError("items", 0, "there is nothing to average", "raise num_items or num_windows")
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=replicates)
 
 
@@ -196,5 +196,5 @@ def _influence(sums: Sums) -> np.ndarray:
     """(n,) each cluster's linear share in the weighted mean, times n; their mean is 0."""
     total = sums.weights.sum()
     if total <= 0:
-        raise UserError("items", 0, "there is nothing to average", "raise num_items or num_documents")
+        raise UserError("items", 0, "there is nothing to average", "raise num_items or num_windows")
     return (sums.totals - sums.weights * sums.mean) * (len(sums.weights) / total)
