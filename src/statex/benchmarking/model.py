@@ -3,8 +3,6 @@
 Random weights: the cost does not depend on them. On a CPU the models are two layers and the figures are ratios only.
 """
 
-import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, Mamba2Config, PreTrainedConfig, PreTrainedModel
 
 from statex import measure
+from statex.benchmarking.runner import run_cases
 from statex.expansion.config import PRESETS
 from statex.models.dispatch import statex_ops
 from statex.models.expanded import expand
@@ -59,22 +58,9 @@ def run_model_benchmark(
         for both models (null on a CPU), and the ratio expanded / un-expanded.
 
     Raises:
-        ValueError: an unknown case.
+        UserError: an unknown case.
     """
-    for name in cases or ():
-        if name not in CASES:
-            raise ValueError(f"case={name!r} is unknown; use one of {', '.join(CASES)}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    about = {"device": measure.device_name(device), "commit": measure.source_commit(), "versions": measure.versions()}
-    records = []
-    for name in cases or CASES:
-        for record in _run_case(name, device):
-            records.append(record | about)
-            print(_line(record), file=sys.stderr, flush=True)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "model.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    return records
+    return run_cases(cases, CASES, _run_case, _line, device, out / "model.json" if out is not None else None)
 
 
 def _run_case(name: str, device: torch.device) -> list[dict]:

@@ -1,8 +1,6 @@
 """`statex bench ops`: each declared case, correctness first, then ours and the peer alternating on the same inputs."""
 
-import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor
 from statex import measure
 from statex.benchmarking.cases import CASES, DECAYS, Case, exact, make_inputs, ours, plain
 from statex.benchmarking.peers import peer
+from statex.benchmarking.runner import run_cases
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-3}  # relative, of output and each gradient against fp64
 SUM_TOLERANCE = 1e-1  # of "d A", one sum a head over all tokens, whose terms cancel (each is in "d dt" as well)
@@ -43,22 +42,13 @@ def run_ops_benchmark(
         in ms (null on a CPU), ratio, share of the floor, peak memory in bytes and seconds of the first call.
 
     Raises:
-        ValueError: an unknown case.
+        UserError: an unknown case.
     """
-    for name in cases or ():
-        if name not in CASES:
-            raise ValueError(f"case={name!r} is unknown; use one of {', '.join(CASES)}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    about = {"device": measure.device_name(device), "commit": measure.source_commit(), "versions": measure.versions()}
-    records = []
-    for name in cases or CASES:
-        for record in _run_case(CASES[name], device, repetitions, peers):
-            records.append(record | about)
-            print(_line(record), file=sys.stderr, flush=True)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "ops.json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    return records
+
+    def run_case(name: str, device: torch.device) -> list[dict]:
+        return _run_case(CASES[name], device, repetitions, peers)
+
+    return run_cases(cases, CASES, run_case, _line, device, out / "ops.json" if out is not None else None)
 
 
 def _run_case(case: Case, device: torch.device, repetitions: int, peers: bool) -> list[dict]:
