@@ -66,9 +66,9 @@ class Tiles:
     head: int  # channels of a head
     scores: tuple[int, int, int]  # state channels a step, warps, stages
     state: WalkTile  # its rows are heads and their channels
-    output: tuple[int, int, int]  # state channels a step, warps, stages
+    output: tuple[int, int, int, int]  # state channels a step, warps, stages, registers of a thread at most
     keys: tuple[int, int, int, int]  # tokens, state channels, warps, stages
-    near: tuple[int, int, int]  # gradient of the scores inside blocks: warps, stages, registers of a thread at most
+    near: tuple[int, int, int]  # gradient of the scores inside blocks: warps, stages, registers
     far: tuple[int, int, int]  # and between blocks
     others: int  # tokens a step of attention inside the part
 
@@ -87,7 +87,7 @@ def _tiles(head_dim: int, state_size: int, rows: int, chunk: int, dtype: torch.d
             head=fit(head_dim, 64),
             scores=(narrow, 4, 2),
             state=WalkTile(64, fit(state_size, 64), 4, 2),
-            output=(narrow, 4, 2),
+            output=(narrow, 4, 2, 255),
             keys=(64, fit(state_size, 64), 4, 2),
             near=(4, 2, 255),
             far=(4, 2, 255),
@@ -100,7 +100,7 @@ def _tiles(head_dim: int, state_size: int, rows: int, chunk: int, dtype: torch.d
         head=max(64, fit(head_dim, 128)),
         scores=(64, 8 if part == 128 else 4, 3),
         state=WalkTile(128 if large else 64, 64, 4, 4),
-        output=(64, 4 if head_dim <= 64 else 8, 3 if state_size > 128 else 2),
+        output=(64, 4 if head_dim <= 64 else 8, 3 if state_size > 128 else 2, 128),
         keys=(part, max(64, fit(state_size, 128)), 8 if part == 128 else 4, 3),
         near=(8, 3, 128),
         far=(4, 3, 168),
@@ -282,11 +282,10 @@ def _read(
 ) -> None:
     """The output; or, given d_steps, the gradient of x."""
     layout, sizes, tiles, tables = call.layout, call.sizes, call.tiles, call.tables
-    step, warps, stages = tiles.output
-    registers = 255 if reads.dtype == torch.float32 else 128 if d_steps is None else 168  # of a thread, at most
+    step, warps, stages, registers = tiles.output
     grid = (sizes["H"] * triton.cdiv(sizes["P"], tiles.head), layout.num_chunks * (layout.chunk // BLOCK))
     kernels.output_kernel[grid](
-        reads, states, *scores, scaled, values, call.x, call.D, tables.sums, tables.steps, tables.to_end,
+        reads, states, *scores, scaled, values, call.x, call.D, tables.sums, tables.steps, tables.to_block_end,
         tables.block_decay, layout.chunk_table, out, d_steps, write, d_D,
         **sizes, NUM_CHUNKS=layout.num_chunks, BP=tiles.head, BN=step,
         TRANSPOSED=d_steps is not None, HAS_D=call.D is not None, PRECISION=call.precision,
@@ -312,25 +311,31 @@ def _value_gradient(
 
 
 def _score_gradients(call: Call, d_output: Tensor, scores: Scores) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient of the scores [NC, G, C, C]; sums of its products with the scores over sources and over readers, each
-    [NC, H, C / 64, C]; the gradient of the output decayed from the start of each block, [NC * C, H, P]."""
+    """Gradient of the scores [NC, G, C, C]; sums of its products with the scores over sources [NC, H, C / 64, C] and,
+    inside blocks, over readers [NC, H, C]; the gradient of the output decayed from the start of each block,
+    [NC * C, H, P]."""
     layout, sizes, tables = call.layout, call.sizes, call.tables
     blocks = layout.chunk // BLOCK
     d_scores = torch.empty_like(scores.all)
-    sums = call.tables.sums.new_empty(2, layout.num_chunks, sizes["H"], blocks, layout.chunk)
-    row_sums, column_sums = sums.unbind()
+    row_sums = tables.sums.new_empty(layout.num_chunks, sizes["H"], blocks, layout.chunk)
+    column_sums = torch.empty_like(tables.sums)
     scaled = call.x.new_empty(layout.num_chunks * layout.chunk, *call.x.shape[2:])
-    for near, pairs in ((True, blocks), (False, blocks * (blocks - 1) // 2)):
-        warps, stages, registers = call.tiles.near if near else call.tiles.far
-        for transposed, pair_sums in enumerate((row_sums, column_sums)):
-            if pairs > 0:
-                kernels.score_gradient_kernel[(layout.num_chunks * pairs, sizes["G"])](
-                    d_output if near else scaled, call.x, scores.near if near else scores.all,
-                    tables.sums, tables.steps, tables.to_block_end, layout.chunk_table, d_scores, pair_sums, scaled,
-                    H=sizes["H"], G=sizes["G"], P=sizes["P"], C=layout.chunk, BP=min(64, call.tiles.head),
-                    NEAR=near, TRANSPOSED=bool(transposed), PRECISION=call.precision,
-                    num_warps=warps, num_stages=stages, maxnreg=registers,
-                )  # fmt: skip
+    scaled_x = torch.empty_like(scaled)  # for these kernels alone: not one tensor with what lives longer
+    head_tile = min(64, call.tiles.head)
+    warps, stages, registers = call.tiles.near
+    kernels.near_score_gradient_kernel[(layout.num_chunks * blocks, sizes["G"])](
+        d_output, call.x, scores.near, tables.sums, tables.steps, tables.to_block_end, layout.chunk_table,
+        d_scores, row_sums, column_sums, scaled, scaled_x,
+        H=sizes["H"], G=sizes["G"], P=sizes["P"], C=layout.chunk, BP=head_tile, PRECISION=call.precision,
+        num_warps=warps, num_stages=stages, maxnreg=registers,
+    )  # fmt: skip
+    if blocks > 1:
+        warps, stages, registers = call.tiles.far
+        kernels.far_score_gradient_kernel[(layout.num_chunks * (blocks * (blocks - 1) // 2), sizes["G"])](
+            scaled, scaled_x, scores.all, tables.sums, d_scores, row_sums,
+            H=sizes["H"], G=sizes["G"], P=sizes["P"], C=layout.chunk, BP=head_tile, PRECISION=call.precision,
+            num_warps=warps, num_stages=stages, maxnreg=registers,
+        )  # fmt: skip
     return d_scores, row_sums, column_sums, scaled
 
 

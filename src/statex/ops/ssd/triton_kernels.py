@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 BLOCK = tl.constexpr(64)
+LOG2E = tl.constexpr(1.4426950408889634)  # exp2 is one instruction, exp four: it cares for denormal numbers
 
 
 @triton.jit
@@ -101,7 +102,7 @@ def scores_kernel(
 
 @triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def output_kernel(
-    reads, states, scores, near_scores, scaled, values, x, D, sums, steps, to_end, block_decay, chunk_table,
+    reads, states, scores, near_scores, scaled, values, x, D, sums, steps, to_block_end, block_decay, chunk_table,
     out, d_steps, write, d_D,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,
     BP: tl.constexpr, BN: tl.constexpr,
@@ -111,7 +112,7 @@ def output_kernel(
 
     TRANSPOSED: the gradient of x, from reads = B, the gradients of the states, values = the gradient of the output
     and that scaled; also x times the gradient of dt x, summed over the head dim (d_steps [P / BP, NC, H, C]), its
-    part through the states times dt (write, the same shape), and the gradient of D for these tokens and channels
+    part from after the block times dt (write, the same shape), and the gradient of D for these tokens and channels
     (d_D [P / BP, NC * C / 64, H]).
 
     The other blocks of the chunk are taken from the far end to this one: what is gathered is decayed over each by one
@@ -143,13 +144,13 @@ def output_kernel(
     decays = block_decay + (chunk * blocks).to(tl.int64) * H + head
     decay = tl.load(decays + (blocks - 1 if TRANSPOSED else 0) * H)
     if TRANSPOSED:
-        step_own = tl.load(steps + table + rows)
+        step_own, to_end = tl.load(steps + table + rows), tl.load(to_block_end + table + rows)
         border = tl.load(sums + table + block * BLOCK + BLOCK - 1)
-        weights *= tl.exp(other[None, :] - own[:, None])
+        weights *= tl.exp2(LOG2E * (other[None, :] - own[:, None]))
         weights = tl.where(tl.arange(0, BLOCK)[:, None] <= others[None, :], weights, 0.0)
     else:
         border = tl.load(sums + table + block * BLOCK - 1, mask=block > 0, other=0.0)
-        weights *= tl.exp(own[:, None] - other[None, :])
+        weights *= tl.exp2(LOG2E * (own[:, None] - other[None, :]))
         weights *= tl.load(steps + table + block * BLOCK + others)[None, :]
         weights = tl.where(tl.arange(0, BLOCK)[:, None] >= others[None, :], weights, 0.0)
     weights = weights.to(near.dtype)
@@ -164,9 +165,6 @@ def output_kernel(
         inside = inside_p & (cols < N)[:, None]
         state_tile = tl.load(state + cols_p[None, :] * N + cols[:, None], mask=inside, other=0.0)
         result = tl.dot(tile, state_tile, result, input_precision=PRECISION)
-    at_table = ((tile_p * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * C + rows
-    if TRANSPOSED:
-        tl.store(write + at_table, tl.sum(result * inputs.to(tl.float32), 1) * tl.load(to_end + table + rows))
     far = scaled + (chunk.to(tl.int64) * C * H + head) * P
     for step in range(blocks - 1 - block if TRANSPOSED else block):
         far_block = blocks - 1 - step if TRANSPOSED else step
@@ -179,6 +177,10 @@ def output_kernel(
             far_weights = tl.load(scores + (row_scores + rows)[:, None] * C + distant[None, :])
         tile = tl.load(far + (distant * (H * P))[:, None] + cols_p[None, :], mask=inside_p, other=0.0)
         result = tl.dot(far_weights, tile, result, input_precision=PRECISION)
+    at_table = ((tile_p * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * C + rows
+    if TRANSPOSED:  # x rounded as the other side of these pairs rounds it, in far_score_gradient_kernel
+        scaled_x = (inputs.to(tl.float32) * to_end[:, None]).to(inputs.dtype)
+        tl.store(write + at_table, tl.sum(result * scaled_x.to(tl.float32), 1))
     result *= tl.exp(border - own if TRANSPOSED else own - border)[:, None]
     result = tl.dot(weights, near, result, input_precision=PRECISION)
     if TRANSPOSED:
@@ -194,102 +196,110 @@ def output_kernel(
 
 
 @triton.jit
-def score_gradient_kernel(
-    d_out, x, scores, sums, steps, to_block_end, chunk_table, d_scores, pair_sums, scaled,
-    H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, C: tl.constexpr, BP: tl.constexpr,
-    NEAR: tl.constexpr, TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr,
+def near_score_gradient_kernel(
+    d_out, x, near_scores, sums, steps, to_block_end, chunk_table, d_scores, row_sums, column_sums,
+    scaled_d_out, scaled_x,
+    H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, C: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the scores inside a block (NEAR) or between two blocks of a chunk, summed over the heads of a group:
-    d_scores [NC, G, C, C], zeros above the diagonal; and for each head the products of scores and their gradients,
-    without the diagonal, summed over the sources: pair_sums [NC, H, C / 64, C], by source block and reader.
-    TRANSPOSED: only those products, summed over the readers, by reader block and source.
+    """Gradient of the scores inside one block, summed over the heads of a group: the diagonal blocks of d_scores
+    [NC, G, C, C]; and for each head the products of scores and their gradients, without the diagonal, summed over the
+    sources (row_sums [NC, H, C / 64, C], by source block and reader) and over the readers (column_sums [NC, H, C]).
 
-    NEAR: d_out is the gradient of the output, scores are near_scores, and without TRANSPOSED scaled gets the scaled
-    d_out; otherwise d_out is scaled already.
-
-    Each sum runs along the rows of its own tile, [readers, sources] or [sources, readers]: the product is computed
-    twice, which costs less than a sum over rows, and two small kernels hide more waiting than a large one.
+    On the way the scaled d_out and x are written, [NC * C, H, P], for what comes after. Each sum runs along the rows
+    of its own tile, [readers, sources] or [sources, readers], since a row stays in few threads: the product is made
+    twice, the decay between two tokens, the same either way, once.
     """
     blocks: tl.constexpr = C // 64
-    pairs: tl.constexpr = blocks if NEAR else blocks * (blocks - 1) // 2
-    chunk, group = tl.program_id(0) // pairs, tl.program_id(1)
-    i = tl.program_id(0) % pairs
-    j = i
-    if not NEAR:
-        i, j = _pair(i, blocks - 1)
-        i += 1
+    chunk, block, group = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
-    rows = tl.arange(0, BLOCK)
-    reader, source = i * BLOCK + rows, j * BLOCK + rows
+    in_block = tl.arange(0, BLOCK)
+    rows = block * BLOCK + in_block
+    below, above = in_block[:, None] > in_block[None, :], in_block[:, None] < in_block[None, :]
     row_scores = (chunk * G + group).to(tl.int64) * C
-    if TRANSPOSED:
-        at_reader, at_source = (row_scores + reader)[None, :], source[:, None]
-    else:
-        at_reader, at_source = (row_scores + reader)[:, None], source[None, :]
-    if NEAR:
-        score = tl.load(scores + at_reader * BLOCK + at_source % BLOCK)
-        score = tl.where(at_reader - row_scores > at_source, score, 0.0)
-    else:
-        score = tl.load(scores + at_reader * C + at_source).to(tl.float32)
+    score = tl.load(near_scores + (row_scores + rows)[:, None] * BLOCK + in_block[None, :], mask=below, other=0.0)
+    turned = tl.load(near_scores + (row_scores + rows)[None, :] * BLOCK + in_block[:, None], mask=above, other=0.0)
     total = tl.zeros((BLOCK, BLOCK), tl.float32)
     # What the pipeliner does not see is loaded one step ahead.
-    weights = steps if NEAR else to_block_end
     table = (chunk * H + group * (H // G)).to(tl.int64) * C
-    next_weight = tl.load(weights + table + source)
-    if NEAR:
-        next_decay = tl.load(sums + table + reader)
-        next_before = tl.load(sums + table + i * BLOCK - 1, mask=i > 0, other=0.0)
-    else:
-        next_decay = tl.load(sums + table + i * BLOCK - 1) - tl.load(sums + table + (j + 1) * BLOCK - 1)
+    next_sum, next_step = tl.load(sums + table + rows), tl.load(steps + table + rows)
+    next_to_end = tl.load(to_block_end + table + rows)
+    next_before = tl.load(sums + table + block * BLOCK - 1, mask=block > 0, other=0.0)
     for h in range(H // G):
-        weight, decay = next_weight, next_decay
+        decay, step, to_end, before = next_sum, next_step, next_to_end, next_before
         at_next = table + tl.minimum(h + 1, H // G - 1) * C
-        next_weight = tl.load(weights + at_next + source)
-        if NEAR:
-            from_start = tl.exp(decay - next_before)[:, None]
-            next_decay = tl.load(sums + at_next + reader)
-            next_before = tl.load(sums + at_next + i * BLOCK - 1, mask=i > 0, other=0.0)
-        else:
-            next_decay = tl.load(sums + at_next + i * BLOCK - 1) - tl.load(sums + at_next + (j + 1) * BLOCK - 1)
+        next_sum, next_step = tl.load(sums + at_next + rows), tl.load(steps + at_next + rows)
+        next_to_end = tl.load(to_block_end + at_next + rows)
+        next_before = tl.load(sums + at_next + block * BLOCK - 1, mask=block > 0, other=0.0)
+        from_start = tl.exp(decay - before)[:, None]
+        product, mirrored = tl.zeros((BLOCK, BLOCK), tl.float32), tl.zeros((BLOCK, BLOCK), tl.float32)
+        for p0 in range(0, P, BP):
+            cols = p0 + tl.arange(0, BP)
+            channel = ((group * (H // G) + h) * P + cols)[None, :]
+            at = (start.to(tl.int64) + rows)[:, None] * (H * P) + channel
+            inside = (rows < length)[:, None] & (cols < P)[None, :]
+            values = tl.load(x + at, mask=inside, other=0.0)
+            gradient = tl.load(d_out + at, mask=inside, other=0.0)
+            padded = (chunk.to(tl.int64) * C + rows)[:, None] * (H * P) + channel
+            decayed = (gradient.to(tl.float32) * from_start).to(gradient.dtype)
+            tl.store(scaled_d_out + padded, decayed, mask=(cols < P)[None, :])
+            decayed = (values.to(tl.float32) * to_end[:, None]).to(values.dtype)
+            tl.store(scaled_x + padded, decayed, mask=(cols < P)[None, :])
+            product = tl.dot(gradient, tl.trans(values), product, input_precision=PRECISION)
+            mirrored = tl.dot(values, tl.trans(gradient), mirrored, input_precision=PRECISION)
+        between = tl.exp2(-LOG2E * tl.abs(decay[:, None] - decay[None, :]))
+        product *= between * step[None, :]
+        total += product
+        at = table + h * C
+        tl.store(row_sums + at * blocks + block * C + rows, tl.sum(product * score, 1))
+        tl.store(column_sums + at + rows, tl.sum(mirrored * between * turned, 1) * step)
+    total = tl.where(above, 0.0, total)
+    at = (row_scores + rows)[:, None] * C + (block * BLOCK + in_block)[None, :]
+    tl.store(d_scores + at, total.to(d_scores.dtype.element_ty))
+
+
+@triton.jit
+def far_score_gradient_kernel(
+    scaled_d_out, scaled_x, scores, sums, d_scores, row_sums,
+    H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, C: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """As near_score_gradient_kernel, between two blocks of a chunk: a later block reads an earlier one.
+
+    The sums over readers are not made here: the output kernel has them, of the same rounded factors, so that pairs
+    which have ended cancel. Above the diagonal d_scores gets zeros.
+    """
+    blocks: tl.constexpr = C // 64
+    pairs: tl.constexpr = blocks * (blocks - 1) // 2
+    chunk, group = tl.program_id(0) // pairs, tl.program_id(1)
+    i, j = _pair(tl.program_id(0) % pairs, blocks - 1)
+    i += 1
+    in_block = tl.arange(0, BLOCK)
+    reader, source = i * BLOCK + in_block, j * BLOCK + in_block
+    row_scores = (chunk * G + group).to(tl.int64) * C
+    at_scores = (row_scores + reader)[:, None] * C + source[None, :]
+    score = tl.load(scores + at_scores).to(tl.float32)
+    total = tl.zeros((BLOCK, BLOCK), tl.float32)
+    table = (chunk * H + group * (H // G)).to(tl.int64) * C
+    # The decay between the blocks is loaded one step ahead: the pipeliner does not see it.
+    next_later, next_earlier = tl.load(sums + table + i * BLOCK - 1), tl.load(sums + table + j * BLOCK + BLOCK - 1)
+    for h in range(H // G):
+        between = tl.exp(next_later - next_earlier)
+        at_next = table + tl.minimum(h + 1, H // G - 1) * C
+        next_later = tl.load(sums + at_next + i * BLOCK - 1)
+        next_earlier = tl.load(sums + at_next + j * BLOCK + BLOCK - 1)
         product = tl.zeros((BLOCK, BLOCK), tl.float32)
         for p0 in range(0, P, BP):
             cols = p0 + tl.arange(0, BP)
             channel = ((group * (H // G) + h) * P + cols)[None, :]
-            at = (start.to(tl.int64) + source)[:, None] * (H * P) + channel
-            values = tl.load(x + at, mask=(source < length)[:, None] & (cols < P)[None, :], other=0.0)
-            padded = (chunk.to(tl.int64) * C + reader)[:, None] * (H * P) + channel
-            if NEAR:  # reader and source are the same tokens
-                gradient = tl.load(d_out + at, mask=(source < length)[:, None] & (cols < P)[None, :], other=0.0)
-                if not TRANSPOSED:
-                    decayed = (gradient.to(tl.float32) * from_start).to(gradient.dtype)
-                    tl.store(scaled + padded, decayed, mask=(cols < P)[None, :])
-            else:
-                gradient = tl.load(d_out + padded, mask=(cols < P)[None, :], other=0.0)
-            if TRANSPOSED:
-                product = tl.dot(values, tl.trans(gradient), product, input_precision=PRECISION)
-            else:
-                product = tl.dot(gradient, tl.trans(values), product, input_precision=PRECISION)
-        if NEAR:
-            if TRANSPOSED:
-                product *= tl.exp(tl.minimum(decay[None, :] - decay[:, None], 0.0))
-            else:
-                product *= tl.exp(tl.minimum(decay[:, None] - decay[None, :], 0.0))
-        else:
-            weight *= tl.exp(decay)  # from the end of the source's block to the readers' block
-        at = (table + h * C) * blocks
-        if TRANSPOSED:
-            tl.store(pair_sums + at + i * C + source, tl.sum(product * score, 1) * weight)
-        else:
-            product *= weight[None, :]
-            total += product
-            tl.store(pair_sums + at + j * C + reader, tl.sum(product * score, 1))
-    if not TRANSPOSED:
-        if NEAR:
-            total = tl.where(at_reader - row_scores >= at_source, total, 0.0)
-        else:
-            zeros = tl.zeros((BLOCK, BLOCK), d_scores.dtype.element_ty)
-            tl.store(d_scores + (row_scores + source)[:, None] * C + reader[None, :], zeros)
-        tl.store(d_scores + at_reader * C + at_source, total.to(d_scores.dtype.element_ty))
+            at = (chunk.to(tl.int64) * C + reader)[:, None] * (H * P) + channel
+            gradient = tl.load(scaled_d_out + at, mask=(cols < P)[None, :], other=0.0)
+            at = (chunk.to(tl.int64) * C + source)[:, None] * (H * P) + channel
+            values = tl.load(scaled_x + at, mask=(cols < P)[None, :], other=0.0)
+            product = tl.dot(gradient, tl.trans(values), product, input_precision=PRECISION)
+        total += product * between
+        tl.store(row_sums + (table + h * C) * blocks + j * C + reader, tl.sum(product * score, 1) * between)
+    tl.store(d_scores + at_scores, total.to(d_scores.dtype.element_ty))
+    above = (row_scores + source)[:, None] * C + reader[None, :]
+    tl.store(d_scores + above, tl.zeros((BLOCK, BLOCK), d_scores.dtype.element_ty))
 
 
 @triton.jit
@@ -334,11 +344,11 @@ def key_gradient_kernel(
         tile = tl.load(x + row_x + channel[None, :], mask=inside, other=0.0)
         at = (chunk.to(tl.int64) * H * P + channel)[:, None] * N + cols[None, :]
         state = tl.load(states + at, mask=(in_head < P)[:, None] & (cols < N)[None, :], other=0.0)
-        product = tl.dot(tile, state, input_precision=PRECISION) * factor[:, None]
-        result += product
+        product = tl.dot(tile, state, input_precision=PRECISION)
+        result += product * factor[:, None]
         if not TRANSPOSED:
             at = ((tile_n * NUM_CHUNKS + chunk) * (G * first) + group * first + step).to(tl.int64) * C + rows
-            tl.store(overlap + at, tl.sum(product * own_tile.to(tl.float32), 1))
+            tl.store(overlap + at, tl.sum(product * own_tile.to(tl.float32), 1) * factor)
         factor, next_entry = _factor(next_entry, TRANSPOSED), ahead
     score = d_scores + (chunk * G + group).to(tl.int64) * C * C
     for j0 in range(part * BM if TRANSPOSED else 0, C if TRANSPOSED else (part + 1) * BM, BJ):
@@ -361,20 +371,19 @@ def decay_gradient_kernel(
 ):  # fmt: skip
     """Gradient of dt, and of A for each chunk [NC, H]: one chunk of one head.
 
-    The gradient of a log decay is the sum over all pairs (source, reader) around its token. Pairs inside the chunk
-    come from row_sums and column_sums, which cancel once both are past; sources before the chunk with readers
-    inside from read_overlap, sources inside with readers after it from write_overlap, the rest from state_overlap.
+    The gradient of a log decay is the sum over all pairs (source, reader) around its token: what begins at a source
+    (column_sums where the reader is in its block, write_overlap where it is after it) less what ends at a reader
+    (row_sums where the source is in its chunk, read_overlap where it is before it), and at the chunk's start the
+    pairs around it: read_overlap and, with readers after the chunk, state_overlap.
     """
     chunk, head = tl.program_id(0), tl.program_id(1)
     blocks: tl.constexpr = C // 64
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     rows = tl.arange(0, C)
     table = (chunk * H + head).to(tl.int64) * C
-    change = tl.zeros((C,), tl.float32)
+    change = tl.load(column_sums + table + rows)
     for other in range(blocks):
-        at = (table * blocks + other * C) + rows
-        change += tl.load(column_sums + at, mask=rows < (other + 1) * 64, other=0.0)
-        change -= tl.load(row_sums + at, mask=rows >= other * 64, other=0.0)
+        change -= tl.load(row_sums + (table * blocks + other * C) + rows, mask=rows >= other * 64, other=0.0)
     read, write = tl.zeros((C,), tl.float32), tl.zeros((C,), tl.float32)
     for tile in range(TILES_N * TILES_P):
         at = ((tile // TILES_P * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * TILES_P + tile % TILES_P
