@@ -143,7 +143,8 @@ class _Gla(torch.autograd.Function):
         dk_block, sources = _key_gradient(prepared, v, d_states, d_attention, remainder, layout, transposed=True)
         del d_states
         parts = (dq_block, dk_block, overlap, sources)
-        dq, dk, d_decay = _inside_gradients(q, k, log_decay, prepared, d_attention, parts, ctx.scale, layout)
+        pairs = (d_attention, remainder)
+        dq, dk, d_decay = _inside_gradients(q, k, log_decay, prepared, pairs, parts, ctx.scale, layout)
         return dq, dk, dv, d_decay, d_initial, None, None, None
 
 
@@ -152,6 +153,8 @@ class Prepared(NamedTuple):
 
     q_decayed: Tensor  # [N * C, H, K]
     k_decayed: Tensor  # [N * C, H, K]
+    q_rest: Tensor | None  # [N * C, H, K] in bf16: what rounding took away
+    k_rest: Tensor | None
     block_decay: Tensor  # [N * C / 64, H, K]
     before: Tensor  # [N * C / 64, H, K]
     after: Tensor  # [N * C / 64, H, K]
@@ -185,12 +188,13 @@ def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layo
     exact, windows = q.dtype == torch.float32, _windows(q.dtype, q.device)
     tiles = _tiles(key_dim, key_dim, heads, chunk, q.dtype)
     q_decayed, k_decayed = q.new_empty(2, tokens, heads, key_dim).unbind()
+    q_rest, k_rest = (None, None) if exact else q.new_empty(2, tokens, heads, key_dim).unbind()
     block_decay, before, after = q.new_empty(3, tokens // BLOCK, heads, key_dim, dtype=torch.float32).unbind()
     strong = torch.empty(num_chunks, heads, dtype=torch.int32, device=q.device)
     attention = q.new_empty(tokens, heads, chunk)
     tile, warps, stages = tiles.prepare
     kernels.prepare_kernel[(num_chunks * blocks, heads)](
-        q, k, log_decay, layout.chunk_table, windows, q_decayed, k_decayed, block_decay, attention, scale,
+        q, k, log_decay, layout.chunk_table, windows, q_decayed, k_decayed, q_rest, k_rest, block_decay, attention, scale,
         H=heads, K=key_dim, C=chunk, BK=tile, PRECISION=precision, EXACT=exact, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     tile = max(16, min(1024, triton.next_power_of_2(key_dim)))
@@ -209,7 +213,7 @@ def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layo
         q, k, log_decay, layout.chunk_table, windows, strong, attention, scale,
         H=heads, K=key_dim, C=chunk, BK=tile, PRECISION=precision, EXACT=exact, num_warps=warps, num_stages=2,
     )  # fmt: skip
-    return Prepared(q_decayed, k_decayed, block_decay, before, after, strong, attention)
+    return Prepared(q_decayed, k_decayed, q_rest, k_rest, block_decay, before, after, strong, attention)
 
 
 def _states(prepared: Prepared, v: Tensor, initial: Tensor | None, final: Tensor | None, layout: Layout) -> Tensor:
@@ -291,12 +295,13 @@ def _key_gradient(
     tile_m, tile_k, tile_v, warps, stages = tiles.keys
     tokens = layout.num_chunks * layout.chunk
     out, sources = torch.empty(tokens, heads, key_dim, dtype=torch.float32, device=y.device), None
-    other, own = prepared.k_decayed, None
+    keys, queries = (prepared.k_decayed, prepared.k_rest), (prepared.q_decayed, prepared.q_rest)
+    other, own = (queries, keys) if transposed else (keys, (None, None))
     if transposed:
-        other, own, sources = prepared.q_decayed, prepared.k_decayed, torch.empty_like(prepared.block_decay)
+        sources = torch.empty_like(prepared.block_decay)
     grid = (triton.cdiv(key_dim, tile_k), layout.num_chunks * (layout.chunk // tile_m), heads)
     kernels.key_gradient_kernel[grid](
-        y, states, d_attention, remainder, other, own, prepared.block_decay, prepared.strong, layout.chunk_table,
+        y, states, d_attention, remainder, *other, *own, prepared.block_decay, prepared.strong, layout.chunk_table,
         out, sources,
         H=heads, K=key_dim, V=value_dim, C=layout.chunk, BM=tile_m, BK=tile_k, BV=tile_v, TRANSPOSED=transposed,
         EXACT=remainder is None, PRECISION=_precision(y.dtype), num_warps=warps, num_stages=stages,
@@ -326,7 +331,7 @@ def _inside_gradients(
     k: Tensor,
     log_decay: Tensor,
     prepared: Prepared,
-    d_attention: Tensor,
+    pairs: tuple[Tensor, Tensor | None],
     parts: tuple[Tensor, Tensor, Tensor, Tensor | None],
     scale: float,
     layout: Layout,
@@ -336,7 +341,7 @@ def _inside_gradients(
     dq, dk, d_decay = torch.empty_like(q), torch.empty_like(k), torch.empty_like(log_decay)
     for strong, (tile, warps) in ((False, tiles.inside), (True, tiles.strong)):
         kernels.inside_gradient_kernel[(triton.cdiv(key_dim, tile), layout.num_chunks, heads)](
-            q, k, log_decay, prepared.q_decayed, prepared.k_decayed, d_attention, *parts,
+            q, k, log_decay, *pairs, *parts,
             prepared.before, prepared.after, prepared.block_decay, prepared.strong, layout.chunk_table,
             _windows(q.dtype, q.device), dq, dk, d_decay, scale, layout.num_chunks,
             H=heads, K=key_dim, C=layout.chunk, BK=tile, TILES_V=parts[2].shape[0], STRONG=strong,

@@ -53,12 +53,13 @@ def _sums(window, high, low, EXACT: tl.constexpr):
 
 @triton.jit
 def prepare_kernel(
-    q, k, log_decay, chunk_table, windows, q_decayed, k_decayed, block_decay, attention, scale,
+    q, k, log_decay, chunk_table, windows, q_decayed, k_decayed, q_rest, k_rest, block_decay, attention, scale,
     H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr,
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """One block: scaled q decayed from its start, k decayed to its end (both padded), its total decay [N * C / 64, H,
-    K], and its attention to itself (padded [N * C, H, C]), from q and k before they are rounded.
+    """One block: scaled q decayed from its start, k decayed to its end (both padded), what rounding took away from
+    them (q_rest, k_rest, not EXACT), its total decay [N * C / 64, H, K], and its attention to itself (padded [N * C,
+    H, C]), from q and k before they are rounded.
 
     There the decay between two tokens is taken as that to the block's end from the first, over that from the second:
     right where no decay is strong; elsewhere strong_attention_kernel comes after.
@@ -82,12 +83,18 @@ def prepare_kernel(
         keys = tl.load(k + token + at, mask=mask, other=0.0)
         tl.store(block_decay + (block * H + head).to(tl.int64) * K + cols, tl.sum(decay, 0), mask=cols < K)
         high, low = _split(decay, EXACT)
+        to_end = _sums(after, high, low, EXACT)
         scaled = queries.to(tl.float32) * scale
         q_out = scaled * tl.exp(_sums(from_start, high, low, EXACT))
-        tl.store(q_decayed + padded + at, q_out.to(queries.dtype), mask=inside)
-        to_end = _sums(after, high, low, EXACT)
+        high, low = _split(q_out, EXACT)
+        tl.store(q_decayed + padded + at, high, mask=inside)
+        if not EXACT:
+            tl.store(q_rest + padded + at, low, mask=inside)
         k_out = keys.to(tl.float32) * tl.exp(to_end)
-        tl.store(k_decayed + padded + at, k_out.to(keys.dtype), mask=inside)
+        high, low = _split(k_out, EXACT)
+        tl.store(k_decayed + padded + at, high, mask=inside)
+        if not EXACT:
+            tl.store(k_rest + padded + at, low, mask=inside)
         result = tl.dot(k_out, tl.trans(scaled * tl.exp(-to_end)), result, input_precision=PRECISION)
     result = tl.where(rows[:, None] <= rows[None, :], result, 0.0)
     at = (chunk.to(tl.int64) * C * H + head) * C + (in_chunk * (H * C))[None, :] + in_chunk[:, None]
@@ -294,7 +301,7 @@ def attention_gradient_kernel(
 
 @triton.jit
 def key_gradient_kernel(
-    y, states, d_attention, remainder, other, own, block_decay, strong, chunk_table, out, sources,
+    y, states, d_attention, remainder, other, other_rest, own, own_rest, block_decay, strong, chunk_table, out, sources,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     TRANSPOSED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
@@ -304,7 +311,7 @@ def key_gradient_kernel(
 
     TRANSPOSED: of k, still to be decayed to the end of its block: y = v, with the gradients of the states, other =
     q_decayed; and own = k_decayed times the part through the states, summed over each block: sources [N * C / 64, H,
-    K], decayed to the chunk's end.
+    K], decayed to the chunk's end. Not EXACT, other and own come with their rest.
 
     From the chunk's far end the gradient is decayed over one block after the other, while the block's own part is
     added. Where a decay is strong, attention of a block to itself is left to inside_gradient_kernel.
@@ -320,7 +327,9 @@ def key_gradient_kernel(
     at_own = padded + (in_chunk * (H * K))[:, None] + cols_k[None, :]
     at_block = (chunk * blocks * H + head).to(tl.int64) * K + cols_k
     if TRANSPOSED:
-        own_tile = tl.load(own + at_own, mask=inside_k, other=0.0)
+        own_tile = tl.load(own + at_own, mask=inside_k, other=0.0).to(tl.float32)
+        if not EXACT:
+            own_tile += tl.load(own_rest + at_own, mask=inside_k, other=0.0).to(tl.float32)
     is_strong = tl.load(strong + chunk * H + head) != 0
     num_far = blocks - (part + 1) * parts if TRANSPOSED else part * parts
     farthest = blocks - 1 if TRANSPOSED else 0
@@ -335,26 +344,31 @@ def key_gradient_kernel(
         state_tile = tl.load(state + cols_k[None, :] * V + cols[:, None], mask=inside, other=0.0)
         result = tl.dot(y_tile, state_tile, result, input_precision=PRECISION)
     if TRANSPOSED:
-        product = result * own_tile.to(tl.float32)
+        product = result * own_tile
         for p in tl.static_range(parts):
             total = tl.sum(tl.where((tokens // 64 == p)[:, None], product, 0.0), 0)
             tl.store(sources + at_block + (part * parts + p) * H * K, total, mask=cols_k < K)
     pairs = d_attention + (chunk.to(tl.int64) * C * H + head) * C
-    for step in range(num_far):
+    for step in tl.range(num_far, num_stages=2):  # three tiles a step: with more stages one program fills a processor
         block = blocks - 1 - step if TRANSPOSED else step
         ahead = tl.maximum(block - 1, 0) if TRANSPOSED else block + 1
         next_decay = tl.load(block_decay + at_block + ahead * H * K, mask=cols_k < K, other=0.0)
-        weights, tile = _block_pairs(pairs, other + padded, in_chunk, block, cols_k, H, K, C, TRANSPOSED)
+        weights = _block_weights(pairs, in_chunk, block, H, C, TRANSPOSED)
+        tile = _block_tile(other + padded, block, cols_k, H, K)
         result = tl.dot(weights, tile, result * factor[None, :], input_precision=PRECISION)
+        if not EXACT:
+            result = tl.dot(weights, _block_tile(other_rest + padded, block, cols_k, H, K), result)
         factor = tl.exp(next_decay)
     for p in tl.static_range(parts):
         within = parts - 1 - p if TRANSPOSED else p
         block = part * parts + within
         decay = tl.load(block_decay + at_block + block * H * K, mask=cols_k < K, other=0.0)
-        weights, tile = _block_pairs(pairs, other + padded, in_chunk, block, cols_k, H, K, C, TRANSPOSED)
+        weights = _block_weights(pairs, in_chunk, block, H, C, TRANSPOSED)
+        tile = _block_tile(other + padded, block, cols_k, H, K)
         product = tl.dot(weights, tile, input_precision=PRECISION)
         same_block = tokens // 64 == within
         if not EXACT:
+            product = tl.dot(weights, _block_tile(other_rest + padded, block, cols_k, H, K), product)
             of_block = (chunk * C + block * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
             if TRANSPOSED:
                 at = ((of_block * H + head) * BLOCK)[None, :] + (tokens % BLOCK)[:, None]
@@ -362,7 +376,7 @@ def key_gradient_kernel(
                 row = (chunk * C + in_chunk).to(tl.int64)
                 at = ((row * H + head) * BLOCK)[:, None] + tl.arange(0, BLOCK)[None, :]
             weights = tl.load(remainder + at, mask=same_block[:, None], other=0.0)
-            product = tl.dot(weights, tile, product, input_precision=PRECISION)
+            product = tl.dot(weights, tile, product)
         beyond = tokens // 64 < within if TRANSPOSED else tokens // 64 > within
         undecayed = tl.where(is_strong, 0.0, tl.exp(tl.minimum(-decay, 80.0)))
         result *= tl.where(beyond[:, None], tl.exp(decay)[None, :], 1.0)
@@ -371,21 +385,26 @@ def key_gradient_kernel(
 
 
 @triton.jit
-def _block_pairs(
-    pairs, other, in_chunk, block, cols_k, H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, TRANSPOSED: tl.constexpr
-):
-    """Gradient of the attention of some tokens to a block, or of a block to them; and k or q of that block."""
+def _block_weights(pairs, in_chunk, block, H: tl.constexpr, C: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """Gradient of the attention of some tokens to a block, or of a block to them."""
     rows = block * BLOCK + tl.arange(0, BLOCK)
     if TRANSPOSED:
         weights = tl.load(pairs + (rows * (H * C))[None, :] + in_chunk[:, None])
     else:
         weights = tl.load(pairs + (in_chunk * (H * C))[:, None] + rows[None, :])
-    return weights, tl.load(other + (rows * (H * K))[:, None] + cols_k[None, :], mask=(cols_k < K)[None, :], other=0.0)
+    return weights
+
+
+@triton.jit
+def _block_tile(x, block, cols_k, H: tl.constexpr, K: tl.constexpr):
+    """A block of x, which starts at its chunk: [64, BK]."""
+    rows = block * BLOCK + tl.arange(0, BLOCK)
+    return tl.load(x + (rows * (H * K))[:, None] + cols_k[None, :], mask=(cols_k < K)[None, :], other=0.0)
 
 
 @triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def inside_gradient_kernel(
-    q, k, log_decay, q_decayed, k_decayed, d_attention, dq_block, dk_block, overlap, sources,
+    q, k, log_decay, d_attention, remainder, dq_block, dk_block, overlap, sources,
     before, after, block_decay, strong, chunk_table, windows, dq, dk, d_log_decay,
     scale, NUM_CHUNKS,
     H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, TILES_V: tl.constexpr,
@@ -395,8 +414,9 @@ def inside_gradient_kernel(
     key_gradient_kernel left (dq_block, dk_block); for the chunks with a strong decay, or for those without.
 
     The gradient of a log decay is the sum of q k dA over all pairs (source, reader) around its token; going back
-    over a token changes that sum by `change` = q dq - k dk. Both sides of a pair use the same rounded factors, so
-    that pairs which have ended cancel; STRONG leaves out the token's own pair, which would hide the rest.
+    over a token changes that sum by `change` = q dq - k dk. Both sides of a pair use the same factors, rounded to two
+    bf16 numbers each, so that pairs which have ended cancel; STRONG leaves out the token's own pair, which would hide
+    the rest.
     """
     tile, chunk, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     if (tl.load(strong + chunk * H + head) != 0) != STRONG:
@@ -426,31 +446,41 @@ def inside_gradient_kernel(
         mask = (in_chunk < length)[:, None] & inside
         dq_tile = tl.load(dq_block + padded + at, mask=inside, other=0.0)
         dk_tile = tl.load(dk_block + padded + at, mask=inside, other=0.0)
-        change = tl.load(q_decayed + padded + at, mask=inside, other=0.0).to(tl.float32) * dq_tile
-        change -= tl.load(k_decayed + padded + at, mask=inside, other=0.0).to(tl.float32) * dk_tile
+        queries = tl.load(q + token + at, mask=mask, other=0.0).to(tl.float32) * scale
+        keys = tl.load(k + token + at, mask=mask, other=0.0).to(tl.float32)
         high, low = _split(tl.load(log_decay + token + at, mask=mask, other=0.0).to(tl.float32), EXACT)
         dq_tile *= tl.exp(_sums(from_start, high, low, EXACT))
         dk_tile *= tl.exp(_sums(to_end, high, low, EXACT))
+        change = queries * dq_tile - keys * dk_tile
         if STRONG:
-            queries = tl.load(q + token + at, mask=mask, other=0.0)
-            keys = tl.load(k + token + at, mask=mask, other=0.0)
             pairs = d_attention + (chunk.to(tl.int64) * C * H + head) * C
             weights = tl.load(pairs + (in_chunk * (H * C))[:, None] + in_chunk[None, :])
             mirrored = tl.load(pairs + (in_chunk * (H * C))[None, :] + in_chunk[:, None])
-            own = tl.sum(tl.where(rows[:, None] == rows[None, :], weights.to(tl.float32), 0.0), 1)[:, None]
+            diagonal = rows[:, None] == rows[None, :]
+            own = tl.sum(tl.where(diagonal, weights.to(tl.float32), 0.0), 1)[:, None]
             weights += mirrored  # symmetric: a pair of blocks gives both the later's dq and the earlier's dk
+            if not EXACT:
+                pairs = remainder + ((chunk * C).to(tl.int64) * H + head) * BLOCK
+                weights_rest = tl.load(pairs + (in_chunk * (H * BLOCK))[:, None] + rows[None, :])
+                own += tl.sum(tl.where(diagonal, weights_rest.to(tl.float32), 0.0), 1)[:, None]
+                weights_rest += tl.load(pairs + (in_chunk * (H * BLOCK))[None, :] + rows[:, None])
             for level in range(LEVELS):
                 later = (((rows >> level) & 1) != 0)[:, None]
                 factor = tl.exp(_sums(_window(windows, level, rows), high, low, EXACT))
-                both = tl.where(later, queries.to(tl.float32) * factor, keys.to(tl.float32) * factor).to(queries.dtype)
-                picked = tl.where((rows[:, None] ^ rows[None, :]) >> level == 1, weights, 0.0).to(queries.dtype)
-                product = tl.dot(picked, both, input_precision=PRECISION)
-                change += tl.where(later, scale, -scale) * product * both.to(tl.float32)
+                both = tl.where(later, queries, keys) * factor
+                both_high, both_low = _split(both, EXACT)
+                merged = (rows[:, None] ^ rows[None, :]) >> level == 1
+                picked = tl.where(merged, weights, 0.0).to(weights.dtype)
+                product = tl.dot(picked, both_high, input_precision=PRECISION)
+                if not EXACT:
+                    product = tl.dot(picked, both_low, product)
+                    product = tl.dot(tl.where(merged, weights_rest, 0.0).to(weights.dtype), both_high, product)
+                change += tl.where(later, product, -product) * both
                 product *= factor
                 dq_tile += tl.where(later, product, 0.0)
-                dk_tile += tl.where(later, 0.0, product * scale)
-            dq_tile += own * keys.to(tl.float32)
-            dk_tile += own * scale * queries.to(tl.float32)
+                dk_tile += tl.where(later, 0.0, product)
+            dq_tile += own * keys
+            dk_tile += own * queries
         tl.store(dq + token + at, (dq_tile * scale).to(dq.dtype.element_ty), mask=mask)
         tl.store(dk + token + at, dk_tile.to(dk.dtype.element_ty), mask=mask)
         high, low = _split(change, EXACT)

@@ -102,7 +102,7 @@ def _tiles(head_dim: int, state_size: int, rows: int, chunk: int, dtype: torch.d
         state=WalkTile(128 if large else 64, 64, 4, 4),
         output=(64, 4 if head_dim <= 64 else 8, 3 if state_size > 128 else 2, 128),
         keys=(part, max(64, fit(state_size, 128)), 8 if part == 128 else 4, 3),
-        near=(8, 3, 128),
+        near=(4, 3, 255),
         far=(4, 3, 168),
         others=64,
     )

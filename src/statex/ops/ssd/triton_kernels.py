@@ -205,19 +205,16 @@ def near_score_gradient_kernel(
     [NC, G, C, C]; and for each head the products of scores and their gradients, without the diagonal, summed over the
     sources (row_sums [NC, H, C / 64, C], by source block and reader) and over the readers (column_sums [NC, H, C]).
 
-    On the way the scaled d_out and x are written, [NC * C, H, P], for what comes after. Each sum runs along the rows
-    of its own tile, [readers, sources] or [sources, readers], since a row stays in few threads: the product is made
-    twice, the decay between two tokens, the same either way, once.
+    On the way the scaled d_out and x are written, [NC * C, H, P], for what comes after.
     """
     blocks: tl.constexpr = C // 64
     chunk, block, group = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     in_block = tl.arange(0, BLOCK)
     rows = block * BLOCK + in_block
-    below, above = in_block[:, None] > in_block[None, :], in_block[:, None] < in_block[None, :]
     row_scores = (chunk * G + group).to(tl.int64) * C
-    score = tl.load(near_scores + (row_scores + rows)[:, None] * BLOCK + in_block[None, :], mask=below, other=0.0)
-    turned = tl.load(near_scores + (row_scores + rows)[None, :] * BLOCK + in_block[:, None], mask=above, other=0.0)
+    score = tl.load(near_scores + (row_scores + rows)[:, None] * BLOCK + in_block[None, :])
+    score = tl.where(in_block[:, None] > in_block[None, :], score, 0.0)
     total = tl.zeros((BLOCK, BLOCK), tl.float32)
     # What the pipeliner does not see is loaded one step ahead.
     table = (chunk * H + group * (H // G)).to(tl.int64) * C
@@ -231,7 +228,7 @@ def near_score_gradient_kernel(
         next_to_end = tl.load(to_block_end + at_next + rows)
         next_before = tl.load(sums + at_next + block * BLOCK - 1, mask=block > 0, other=0.0)
         from_start = tl.exp(decay - before)[:, None]
-        product, mirrored = tl.zeros((BLOCK, BLOCK), tl.float32), tl.zeros((BLOCK, BLOCK), tl.float32)
+        product = tl.zeros((BLOCK, BLOCK), tl.float32)
         for p0 in range(0, P, BP):
             cols = p0 + tl.arange(0, BP)
             channel = ((group * (H // G) + h) * P + cols)[None, :]
@@ -245,14 +242,13 @@ def near_score_gradient_kernel(
             decayed = (values.to(tl.float32) * to_end[:, None]).to(values.dtype)
             tl.store(scaled_x + padded, decayed, mask=(cols < P)[None, :])
             product = tl.dot(gradient, tl.trans(values), product, input_precision=PRECISION)
-            mirrored = tl.dot(values, tl.trans(gradient), mirrored, input_precision=PRECISION)
-        between = tl.exp2(-LOG2E * tl.abs(decay[:, None] - decay[None, :]))
-        product *= between * step[None, :]
+        product *= tl.exp2(-LOG2E * tl.abs(decay[:, None] - decay[None, :])) * step[None, :]
         total += product
+        product *= score
         at = table + h * C
-        tl.store(row_sums + at * blocks + block * C + rows, tl.sum(product * score, 1))
-        tl.store(column_sums + at + rows, tl.sum(mirrored * between * turned, 1) * step)
-    total = tl.where(above, 0.0, total)
+        tl.store(row_sums + at * blocks + block * C + rows, tl.sum(product, 1))
+        tl.store(column_sums + at + rows, tl.sum(product, 0))
+    total = tl.where(in_block[:, None] >= in_block[None, :], total, 0.0)
     at = (row_scores + rows)[:, None] * C + (block * BLOCK + in_block)[None, :]
     tl.store(d_scores + at, total.to(d_scores.dtype.element_ty))
 
