@@ -92,17 +92,17 @@ def time_functions(
 ) -> list[float]:
     """Median seconds of each function, run alternately so that all see the same machine.
 
-    On CUDA each call is timed with events; on a CPU with the wall clock.
+    On a CPU by the wall clock. On CUDA between two events around each call; calls are queued without waiting, as in
+    training, so that launching kernels counts only where it takes longer than running them.
     """
     device = torch.device(device)
-    times: list[list[float]] = [[] for _ in functions]
     for _ in range(warmup):
         for function in functions:
             function()
-    for _ in range(repetitions):
-        for function, taken in zip(functions, times, strict=True):
-            taken.append(_time_once(function, device))
-    return [statistics.median(taken) for taken in times]
+    timed = _events if device.type == "cuda" else _wall_clock
+    calls = [[timed(function) for function in functions] for _ in range(repetitions)]
+    synchronize(device)
+    return [statistics.median(seconds() for seconds in of_function) for of_function in zip(*calls, strict=True)]
 
 
 def time_replays(runs: Sequence[Callable[[], object]], repetitions: int = 12, warmup: int = 3) -> float:
@@ -119,22 +119,24 @@ def time_replays(runs: Sequence[Callable[[], object]], repetitions: int = 12, wa
     with torch.cuda.graph(graph):
         for run in runs:
             run()
-    times = [_time_once(graph.replay, torch.device("cuda")) for _ in range(warmup + repetitions)]
-    return statistics.median(times[warmup:]) / len(runs)
+    return time_functions([graph.replay], "cuda", repetitions, warmup)[0] / len(runs)
 
 
-def _time_once(function: Callable[[], object], device: torch.device) -> float:
-    if device.type != "cuda":
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
+def _wall_clock(function: Callable[[], object]) -> Callable[[], float]:
+    """Call the function; the seconds it took, to be asked for."""
+    start = time.perf_counter()
+    function()
+    seconds = time.perf_counter() - start
+    return lambda: seconds
+
+
+def _events(function: Callable[[], object]) -> Callable[[], float]:
+    """The same on CUDA; to be asked for once the device is synchronized."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize(device)
     begin.record()
     function()
     end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    return lambda: begin.elapsed_time(end) / 1e3
 
 
 def reset_peak_memory(device: torch.device | str) -> None:

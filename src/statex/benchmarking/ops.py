@@ -3,6 +3,7 @@
 import functools
 import gc
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from statex.errors import UserError
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-3}  # relative, of output and each gradient against fp64
 SUM_TOLERANCE = 3e-2  # of "d A", one sum a head over all tokens, whose terms cancel (each is in "d dt" as well)
 CHECK_TOKENS = 1000  # no multiple of any chunk
+DRAWS = 3  # of fresh inputs a check: the error of one draw of a sum that cancels says little
 CPU_TOKENS_FACTOR, CPU_FACTOR = 256, 8  # by which a CPU has fewer tokens and smaller dimensions
 FLOPS_PER_SECOND = {"H200": 790e12}  # bf16 matrix product on random data, measured
 BYTES_PER_SECOND = {"H200": 4265e9}  # device copy, read and written, measured
@@ -102,22 +104,30 @@ def _run_case(case: Case, device: torch.device, repetitions: int, peers: bool) -
 def check_case(
     case: Case, dtype: torch.dtype, device: torch.device, other: Callable[..., Any] | None
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """Largest relative errors against fp64 on the same inputs over all strengths of decay, ours and the peer's; and
-    for each tensor the largest ratio of the two at one strength."""
+    """Relative errors against fp64 on the same inputs, root mean square over `DRAWS` fresh inputs, largest over all
+    strengths of decay, ours and the peer's; and for each tensor the largest ratio of the two at one strength."""
     worst: dict[str, float] = {}
     peer_worst: dict[str, float] = {}
     ratios: dict[str, float] = {}
     small = case if case.is_step else case.reduced(min(case.tokens, CHECK_TOKENS))
     for strength in DECAYS.values():
-        inputs = make_inputs(small, dtype, device, strength)
-        truth = _everything(exact(small), {name: x.double() for name, x in inputs.items()}, small)
-        errors = _errors(_everything(ours(small), inputs, small), truth)
+        draws, peer_draws = [], []
+        for _ in range(DRAWS):
+            inputs = make_inputs(small, dtype, device, strength)
+            truth = _everything(exact(small), {name: x.double() for name, x in inputs.items()}, small)
+            draws.append(_errors(_everything(ours(small), inputs, small), truth))
+            if other is not None:
+                peer_draws.append(_errors(_everything(other, inputs, small), truth))
+        errors, peer_errors = _root_mean_squares(draws), _root_mean_squares(peer_draws)
         _keep_largest(worst, errors)
-        if other is not None:
-            peer_errors = _errors(_everything(other, inputs, small), truth)
-            _keep_largest(peer_worst, peer_errors)
-            _keep_largest(ratios, {name: errors[name] / value for name, value in peer_errors.items() if value > 0})
+        _keep_largest(peer_worst, peer_errors)
+        _keep_largest(ratios, {name: errors[name] / value for name, value in peer_errors.items() if value > 0})
     return worst, peer_worst, ratios
+
+
+def _root_mean_squares(draws: list[dict[str, float]]) -> dict[str, float]:
+    names = draws[0] if draws else ()
+    return {name: math.sqrt(statistics.fmean(draw[name] ** 2 for draw in draws)) for name in names}
 
 
 def _keep_largest(kept: dict[str, float], new: dict[str, float]) -> None:

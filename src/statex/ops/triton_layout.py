@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Layout:
         chunk: tokens of a chunk; the last one of a segment may hold fewer.
         chunk_table: [N, 2] int32: first token, number of tokens.
         segment_table: [S, 3] int32: first token, one past the last token, first chunk.
+        whole: whether no chunk reaches into another segment, so that tiles need no mask: there is one segment, or each
+            is a whole number of chunks long.
     """
 
     chunk: int
@@ -26,6 +29,7 @@ class Layout:
     num_segments: int
     chunk_table: Tensor
     segment_table: Tensor
+    whole: bool
 
 
 def make_layout(batch: int, num_tokens: int, cu_seqlens: Tensor | None, chunk: int, device: torch.device) -> Layout:
@@ -46,5 +50,22 @@ def _from_borders(borders: list[int], chunk: int, device: torch.device) -> Layou
     for start, end in pairwise(borders):
         segments.append((start, end, len(chunks)))
         chunks += [(at, min(chunk, end - at)) for at in range(start, end, chunk)]
-    tables = (torch.tensor(rows, dtype=torch.int32).reshape(len(rows), -1).to(device) for rows in (chunks, segments))
-    return Layout(chunk, len(chunks), len(segments), *tables)
+    chunk_table, segment_table = (
+        torch.tensor(rows, dtype=torch.int32).reshape(len(rows), -1).to(device) for rows in (chunks, segments)
+    )
+    whole = len(segments) == 1 or all((end - start) % chunk == 0 for start, end, _ in segments)
+    return Layout(chunk, len(chunks), len(segments), chunk_table, segment_table, whole)
+
+
+def aligned(x: Tensor) -> Tensor:
+    """x, contiguous and beginning where the tensor memory accelerator can read it."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def described(x: Tensor, width: int, tile: tuple[int, int]) -> TensorDescriptor:
+    """x as rows of `width` entries, read by the tensor memory accelerator in tiles [rows, columns]; zeros past its end.
+
+    Against loads by pointers it saves their addresses, a quarter of the registers of these kernels.
+    """
+    return TensorDescriptor.from_tensor(x.view(-1, width), list(tile))

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from statex.ops.triton_layout import Layout
+from statex.ops.triton_layout import Layout, described
 
 BLOCK = tl.constexpr(64)
 
@@ -40,12 +40,13 @@ def walk_kernel(
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, DECAY_ROWS: tl.constexpr, NUM_CHUNKS,
     BK: tl.constexpr, BV: tl.constexpr,
     REVERSE: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr,
-    PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Walk one [BK, BV] tile of a segment's state over time: state = decay state + x^T y, block by block.
 
     segment_table [S, 3]: first token, one past the last token, first chunk. block_decay [N * C / 64, H, K /
-    DECAY_ROWS]: log decay of a block, one for each DECAY_ROWS rows. x is padded [N * C, H, K], y is [T, H, V].
+    DECAY_ROWS]: log decay of a block, one for each DECAY_ROWS rows. x is padded [N * C, H, K], y is [T, H, V];
+    DESCRIBED: both are descriptors, of [64, BK] and [64, BV].
     states [N, H, K, V] gets the state at the start of each chunk; REVERSE: that at its end, walking back, and overlap
     [V / BV, N, H, K] that state times other_states, summed over the columns of the tile.
     """
@@ -80,12 +81,15 @@ def walk_kernel(
                 other = tl.load(other_states + at, mask=inside, other=0.0).to(tl.float32)
                 at = ((tile_v * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * K + cols_k
                 tl.store(overlap + at, tl.sum(other * state, 1), mask=cols_k < K)
-        padded = (first_chunk * C + block * BLOCK + rows).to(tl.int64)
-        at = ((padded * H + head) * K)[None, :] + cols_k[:, None]
-        x_tile = tl.load(x + at, mask=(cols_k < K)[:, None], other=0.0)
-        token = first_token + block * BLOCK + rows
-        at = ((token.to(tl.int64) * H + head) * V)[:, None] + cols_v[None, :]
-        y_tile = tl.load(y + at, mask=(token < end_token)[:, None] & (cols_v < V)[None, :], other=0.0)
+        padded, token = first_chunk * C + block * BLOCK, first_token + block * BLOCK
+        if DESCRIBED:
+            x_tile = tl.trans(x.load([padded, head * K + tile_k * BK]))
+            y_tile = y.load([token, head * V + tile_v * BV])
+        else:
+            at = (((padded + rows).to(tl.int64) * H + head) * K)[None, :] + cols_k[:, None]
+            x_tile = tl.load(x + at, mask=(cols_k < K)[:, None], other=0.0)
+            at = (((token + rows).to(tl.int64) * H + head) * V)[:, None] + cols_v[None, :]
+            y_tile = tl.load(y + at, mask=(token + rows < end_token)[:, None] & (cols_v < V)[None, :], other=0.0)
         at_ahead = _at_step(step + 2, last_block, REVERSE) * decays_a_block
         ahead = tl.load(decays + at_ahead, mask=cols_k < K, other=0.0)
         state = tl.dot(x_tile, y_tile, state * factor[:, None], input_precision=PRECISION)
@@ -105,6 +109,7 @@ def walk(
     first: Tensor | None = None,
     last: Tensor | None = None,
     other: Tensor | None = None,
+    use_descriptors: bool = False,
 ) -> Tensor | None:
     """Fill `states` [N, H, K, V] with the state at the start of each chunk, from x^T y over all its tokens.
 
@@ -116,6 +121,7 @@ def walk(
         last: filled with the state at the end of each segment.
         other: states [N, H, K, V] of a walk forward. This walk then goes back in time: x is decayed from the start of
             its block, `states` gets the state at the end of each chunk, first and last swap their ends.
+        use_descriptors: the layout is whole, bf16, and the tiles divide rows and columns.
 
     Returns:
         with `other`: each state at a chunk's end times `other` at its start, summed over the columns of each tile
@@ -125,12 +131,16 @@ def walk(
     tiles_v, overlap = triton.cdiv(columns, tile.columns), None
     if other is not None:
         overlap = torch.empty(tiles_v, num_chunks, heads, rows, dtype=torch.float32, device=x.device)
+    precision = "tf32x3" if y.dtype == torch.float32 else "tf32"
+    if use_descriptors:
+        x = described(x, heads * rows, (BLOCK.value, tile.rows))
+        y = described(y, heads * columns, (BLOCK.value, tile.columns))
     walk_kernel[(triton.cdiv(rows, tile.rows) * tiles_v, layout.num_segments * heads)](
         x, y, block_decay, layout.segment_table, first, states, last, other, overlap,
         H=heads, K=rows, V=columns, C=layout.chunk, DECAY_ROWS=rows // block_decay.shape[-1], NUM_CHUNKS=num_chunks,
         BK=tile.rows, BV=tile.columns, REVERSE=other is not None,
         HAS_FIRST=first is not None, HAS_LAST=last is not None,
-        PRECISION="tf32x3" if y.dtype == torch.float32 else "tf32",
+        DESCRIBED=use_descriptors, PRECISION=precision,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return overlap

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from statex.ops.gla import triton_kernels as kernels
 from statex.ops.gla.triton_step import triton_gla_step
-from statex.ops.triton_layout import Layout, make_layout
+from statex.ops.triton_layout import Layout, aligned, described, make_layout
 from statex.ops.triton_walk import WalkTile, walk
 
 __all__ = ["triton_gla", "triton_gla_step"]
@@ -45,7 +45,7 @@ def triton_gla(
     dtype = v.dtype
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     work = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-    q, k, v = (x.to(work).contiguous() for x in (q, k, v))
+    q, k, v = (aligned(x.to(work)) for x in (q, k, v))
     initial = None if initial_state is None else initial_state.float().contiguous()
     layout = make_layout(q.shape[0], q.shape[1], cu_seqlens, chunk_size(q.shape[-1], v.shape[-1], q.shape[1]), q.device)
     with torch.cuda.device_of(q):
@@ -134,7 +134,7 @@ class _Gla(torch.autograd.Function):
     def backward(ctx, d_output, d_final):
         q, k, v, log_decay, initial, states, *prepared = ctx.saved_tensors
         layout, prepared = ctx.layout, Prepared(*prepared)
-        d_output = d_output.contiguous()
+        d_output = aligned(d_output)
         d_initial = torch.empty_like(initial) if initial is not None and ctx.needs_input_grad[4] else None
         d_states, overlap = _state_gradients(prepared, d_output, d_final, d_initial, states, layout)
         d_attention, remainder = _attention_gradient(d_output, v, layout)
@@ -194,7 +194,8 @@ def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layo
     attention = q.new_empty(tokens, heads, chunk)
     tile, warps, stages = tiles.prepare
     kernels.prepare_kernel[(num_chunks * blocks, heads)](
-        q, k, log_decay, layout.chunk_table, windows, q_decayed, k_decayed, q_rest, k_rest, block_decay, attention, scale,
+        q, k, log_decay, layout.chunk_table, windows, q_decayed, k_decayed, q_rest, k_rest, block_decay, attention,
+        scale,
         H=heads, K=key_dim, C=chunk, BK=tile, PRECISION=precision, EXACT=exact, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     tile = max(16, min(1024, triton.next_power_of_2(key_dim)))
@@ -221,7 +222,7 @@ def _states(prepared: Prepared, v: Tensor, initial: Tensor | None, final: Tensor
     states = v.new_empty(layout.num_chunks, v.shape[2], prepared.k_decayed.shape[-1], v.shape[-1])
     walk(
         prepared.k_decayed, v, prepared.block_decay, states, layout, _walk_tile(states, layout),
-        first=initial, last=final,
+        first=initial, last=final, use_descriptors=_use_descriptors(states, layout),
     )  # fmt: skip
     return states
 
@@ -241,10 +242,16 @@ def _state_gradients(
         d_final = d_final.float().contiguous()
     overlap = walk(
         prepared.q_decayed, d_output, prepared.block_decay, d_states, layout, _walk_tile(states, layout),
-        first=d_final, last=d_initial, other=states,
+        first=d_final, last=d_initial, other=states, use_descriptors=_use_descriptors(states, layout),
     )  # fmt: skip
     assert overlap is not None  # asked for by giving it the states
     return d_states, overlap
+
+
+def _use_descriptors(states: Tensor, layout: Layout) -> bool:
+    """Whether the tiles beside the states are read by descriptors: they need no mask."""
+    divisible = states.shape[2] % 128 == 0 and states.shape[3] % 128 == 0
+    return divisible and layout.whole and states.dtype == torch.bfloat16
 
 
 def _walk_tile(states: Tensor, layout: Layout) -> WalkTile:
@@ -259,13 +266,17 @@ def _read(prepared: Prepared, states: Tensor, y: Tensor, layout: Layout, transpo
     tile_k, tile_v, warps, stages = tiles.output
     out = torch.empty_like(y)
     x, table = (prepared.k_decayed, prepared.after) if transposed else (prepared.q_decayed, prepared.before)
-    x = _rebased(x, table)
+    x, use_descriptors = _rebased(x, table), _use_descriptors(states, layout)
+    if use_descriptors:
+        x = described(x, heads * key_dim, (tiles.part, tile_k))
+        states = described(states, value_dim, (tile_k, tile_v))
     grid = (triton.cdiv(value_dim, tile_v), layout.num_chunks * (layout.chunk // tiles.part), heads)
     kernels.output_kernel[grid](
         x, states, prepared.attention, y, out, layout.chunk_table,
         H=heads, K=key_dim, V=value_dim, C=layout.chunk, BM=tiles.part, BK=tile_k, BV=tile_v,
         BN=64 if y.dtype == torch.bfloat16 else 32,
-        TRANSPOSED=transposed, PRECISION=_precision(y.dtype), num_warps=warps, num_stages=stages,
+        TRANSPOSED=transposed, DESCRIBED=use_descriptors, PRECISION=_precision(y.dtype),
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
 
@@ -300,11 +311,16 @@ def _key_gradient(
     if transposed:
         sources = torch.empty_like(prepared.block_decay)
     grid = (triton.cdiv(key_dim, tile_k), layout.num_chunks * (layout.chunk // tile_m), heads)
+    dtype, use_descriptors = y.dtype, _use_descriptors(states, layout)
+    if use_descriptors:
+        y = described(y, heads * value_dim, (tile_m, tile_v))
+        states = described(states, value_dim, (tile_k, tile_v))
     kernels.key_gradient_kernel[grid](
         y, states, d_attention, remainder, *other, *own, prepared.block_decay, prepared.strong, layout.chunk_table,
         out, sources,
         H=heads, K=key_dim, V=value_dim, C=layout.chunk, BM=tile_m, BK=tile_k, BV=tile_v, TRANSPOSED=transposed,
-        EXACT=remainder is None, PRECISION=_precision(y.dtype), num_warps=warps, num_stages=stages,
+        EXACT=remainder is None, DESCRIBED=use_descriptors, PRECISION=_precision(dtype),
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out, sources
 

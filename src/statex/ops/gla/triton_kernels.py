@@ -226,12 +226,14 @@ def output_kernel(
     x, states, attention, y, out, chunk_table,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BN: tl.constexpr,
-    TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr,
+    TRANSPOSED: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x times the chunk's state, plus attention times y, for BM tokens of one chunk.
 
     The output from q decayed from the chunk's start, v and the states; or, TRANSPOSED, the gradient of v from k
     decayed to the chunk's end, the gradient of the output and the gradients of the states.
+
+    DESCRIBED: x and states are descriptors, of [BM, BK] and [BK, BV].
     """
     tile_v, head = tl.program_id(0), tl.program_id(2)
     chunk, part = tl.program_id(1) // (C // BM), tl.program_id(1) % (C // BM)
@@ -239,13 +241,16 @@ def output_kernel(
     rows, cols_v = tl.arange(0, BM), tile_v * BV + tl.arange(0, BV)
     in_chunk = part * BM + rows
     result = tl.zeros((BM, BV), tl.float32)
-    x_row = (((chunk * C + in_chunk).to(tl.int64) * H + head) * K)[:, None]
-    state = states + (chunk * H + head).to(tl.int64) * K * V
     for k0 in range(0, K, BK):
-        cols = k0 + tl.arange(0, BK)
-        x_tile = tl.load(x + x_row + cols[None, :], mask=(cols < K)[None, :], other=0.0)
-        inside = (cols < K)[:, None] & (cols_v < V)[None, :]
-        state_tile = tl.load(state + cols[:, None] * V + cols_v[None, :], mask=inside, other=0.0)
+        if DESCRIBED:
+            x_tile = x.load([chunk * C + part * BM, head * K + k0])
+            state_tile = states.load([(chunk * H + head) * K + k0, tile_v * BV])
+        else:
+            cols = k0 + tl.arange(0, BK)
+            at = (((chunk * C + in_chunk).to(tl.int64) * H + head) * K)[:, None] + cols[None, :]
+            x_tile = tl.load(x + at, mask=(cols < K)[None, :], other=0.0)
+            at = ((chunk * H + head).to(tl.int64) * K + cols)[:, None] * V + cols_v[None, :]
+            state_tile = tl.load(states + at, mask=(cols < K)[:, None] & (cols_v < V)[None, :], other=0.0)
         result = tl.dot(x_tile, state_tile, result, input_precision=PRECISION)
     first = part * BM if TRANSPOSED else 0
     last = C if TRANSPOSED else (part + 1) * BM
@@ -304,7 +309,7 @@ def key_gradient_kernel(
     y, states, d_attention, remainder, other, other_rest, own, own_rest, block_decay, strong, chunk_table, out, sources,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    TRANSPOSED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr,
+    TRANSPOSED: tl.constexpr, EXACT: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of q for BM tokens of one chunk, padded [N * C, H, K] fp32, still to be decayed from the start of each
     token's block: y = the gradient of the output, other = k_decayed.
@@ -314,7 +319,8 @@ def key_gradient_kernel(
     K], decayed to the chunk's end. Not EXACT, other and own come with their rest.
 
     From the chunk's far end the gradient is decayed over one block after the other, while the block's own part is
-    added. Where a decay is strong, attention of a block to itself is left to inside_gradient_kernel.
+    added. Where a decay is strong, attention of a block to itself is left to inside_gradient_kernel. DESCRIBED: y and
+    states are descriptors, of [BM, BV] and [BK, BV].
     """
     tile_k, head = tl.program_id(0), tl.program_id(2)
     chunk, part = tl.program_id(1) // (C // BM), tl.program_id(1) % (C // BM)
@@ -334,14 +340,17 @@ def key_gradient_kernel(
     num_far = blocks - (part + 1) * parts if TRANSPOSED else part * parts
     farthest = blocks - 1 if TRANSPOSED else 0
     factor = tl.exp(tl.load(block_decay + at_block + farthest * H * K, mask=cols_k < K, other=0.0))
-    y_row = (((start + in_chunk).to(tl.int64) * H + head) * V)[:, None]
-    state = states + (chunk * H + head).to(tl.int64) * K * V
     result = tl.zeros((BM, BK), tl.float32)
     for v0 in range(0, V, BV):
-        cols = v0 + tl.arange(0, BV)
-        y_tile = tl.load(y + y_row + cols[None, :], mask=(in_chunk < length)[:, None] & (cols < V)[None, :], other=0.0)
-        inside = inside_k & (cols < V)[:, None]
-        state_tile = tl.load(state + cols_k[None, :] * V + cols[:, None], mask=inside, other=0.0)
+        if DESCRIBED:
+            y_tile = y.load([start + part * BM, head * V + v0])
+            state_tile = tl.trans(states.load([(chunk * H + head) * K + tile_k * BK, v0]))
+        else:
+            cols = v0 + tl.arange(0, BV)
+            at = (((start + in_chunk).to(tl.int64) * H + head) * V)[:, None] + cols[None, :]
+            y_tile = tl.load(y + at, mask=(in_chunk < length)[:, None] & (cols < V)[None, :], other=0.0)
+            at = ((chunk * H + head).to(tl.int64) * K + cols_k)[None, :] * V + cols[:, None]
+            state_tile = tl.load(states + at, mask=inside_k & (cols < V)[:, None], other=0.0)
         result = tl.dot(y_tile, state_tile, result, input_precision=PRECISION)
     if TRANSPOSED:
         product = result * own_tile

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from statex.ops.ssd import triton_kernels as kernels
 from statex.ops.ssd.triton_step import triton_ssd_step
-from statex.ops.triton_layout import Layout, make_layout
+from statex.ops.triton_layout import Layout, aligned, described, make_layout
 from statex.ops.triton_walk import WalkTile, walk
 
 __all__ = ["triton_ssd", "triton_ssd_step"]
@@ -43,7 +43,7 @@ def triton_ssd(
     """
     dtype = x.dtype
     work = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-    x, B, C = (tensor.to(work).contiguous() for tensor in (x, B, C))
+    x, B, C = (aligned(tensor.to(work)) for tensor in (x, B, C))
     initial = None if initial_state is None else initial_state.float().contiguous()
     layout = make_layout(x.shape[0], x.shape[1], cu_seqlens, chunk_size(B.shape[-1], x.shape[1]), x.device)
     D = None if D is None else D.float()
@@ -94,14 +94,14 @@ def _tiles(head_dim: int, state_size: int, rows: int, chunk: int, dtype: torch.d
             others=32,
         )
     part = min(chunk, 128)  # and no tile below 64: one of 32 columns came out wrong in gla's kernels
-    large = rows * state_size >= 128 * 128 * 64
+    large, small = rows * state_size >= 128 * 128 * 64, state_size <= 128
     return Tiles(
         part=part,
         head=max(64, fit(head_dim, 128)),
         scores=(64, 8 if part == 128 else 4, 3),
-        state=WalkTile(128 if large else 64, 64, 4, 4),
-        output=(64, 4 if head_dim <= 64 else 8, 3 if state_size > 128 else 2, 128),
-        keys=(part, max(64, fit(state_size, 128)), 8 if part == 128 else 4, 3),
+        state=WalkTile(64, max(64, fit(state_size, 128)) if large else 64, 4, 4),
+        output=(128 if small else 64, 4 if head_dim <= 64 else 8, 2 if small else 3, 128),
+        keys=(64, max(64, fit(state_size, 128)), 4, 4),
         near=(4, 3, 255),
         far=(4, 3, 168),
         others=64,
@@ -148,6 +148,12 @@ class Call:
         return {"H": heads, "G": groups, "P": head_dim, "N": state_size, "C": self.layout.chunk}
 
     @property
+    def described(self) -> bool:
+        """Whether tiles are read by descriptors: they need no mask."""
+        divisible = self.x.shape[3] % self.tiles.head == 0 and self.B.shape[3] % 128 == 0
+        return divisible and self.layout.whole and self.x.dtype == torch.bfloat16
+
+    @property
     def precision(self) -> str:
         return "tf32x3" if self.x.dtype == torch.float32 else "tf32"  # bf16 products ignore it
 
@@ -176,7 +182,7 @@ class _Ssd(torch.autograd.Function):
         x, dt, A, B, C, D, initial, states, *rest = ctx.saved_tensors
         scores = Scores(*rest[:2])
         call = Call(x, B, C, D, Tables(*rest[2:]), ctx.layout)
-        d_output = d_output.contiguous()
+        d_output = aligned(d_output)
         d_initial = torch.empty_like(initial) if initial is not None and ctx.needs_input_grad[6] else None
         d_scores, row_sums, column_sums, scaled = _score_gradients(call, d_output, scores)
         d_states, through = _state_gradients(call, scaled, d_final, d_initial, states)
@@ -264,7 +270,7 @@ def _walk(
     return walk(
         scaled.view(scaled.shape[0], groups, -1), y, decay.view(len(decay), groups, -1),
         states.view(len(states), groups, -1, state_size), call.layout, call.tiles.state,
-        first=of_groups(first), last=of_groups(last), other=of_groups(other),
+        first=of_groups(first), last=of_groups(last), other=of_groups(other), use_descriptors=call.described,
     )  # fmt: skip
 
 
@@ -284,11 +290,17 @@ def _read(
     layout, sizes, tiles, tables = call.layout, call.sizes, call.tiles, call.tables
     step, warps, stages, registers = tiles.output
     grid = (sizes["H"] * triton.cdiv(sizes["P"], tiles.head), layout.num_chunks * (layout.chunk // BLOCK))
+    far_scores = scores.all
+    if call.described:
+        reads = described(reads, sizes["G"] * sizes["N"], (BLOCK, step))
+        states = described(states, sizes["N"], (tiles.head, step))
+        far_scores = described(far_scores, sizes["C"], (BLOCK, BLOCK))
+        scaled = described(scaled, sizes["H"] * sizes["P"], (BLOCK, tiles.head))
     kernels.output_kernel[grid](
-        reads, states, *scores, scaled, values, call.x, call.D, tables.sums, tables.steps, tables.to_block_end,
-        tables.block_decay, layout.chunk_table, out, d_steps, write, d_D,
+        reads, states, far_scores, scores.near, scaled, values, call.x, call.D, tables.sums, tables.steps,
+        tables.to_block_end, tables.block_decay, layout.chunk_table, out, d_steps, write, d_D,
         **sizes, NUM_CHUNKS=layout.num_chunks, BP=tiles.head, BN=step,
-        TRANSPOSED=d_steps is not None, HAS_D=call.D is not None, PRECISION=call.precision,
+        TRANSPOSED=d_steps is not None, HAS_D=call.D is not None, DESCRIBED=call.described, PRECISION=call.precision,
         num_warps=warps, num_stages=stages, maxnreg=registers,
     )  # fmt: skip
 
@@ -357,10 +369,14 @@ def _key_gradient(
     if not transposed:
         factors = call.tables.sums
         overlap = call.tables.sums.new_empty(tiles_n, layout.num_chunks, sizes["H"], tiles_p, layout.chunk)
+    if call.described:
+        x = described(x, sizes["H"] * sizes["P"], (tile_m, tile_p))
+        states = described(states, sizes["N"], (tile_p, tile_n))
     kernels.key_gradient_kernel[(tiles_n, layout.num_chunks * (layout.chunk // tile_m), sizes["G"])](
         x, states, d_scores, own, other, factors, out, overlap, layout.chunk_table,
         **sizes, NUM_CHUNKS=layout.num_chunks, BM=tile_m, BP=tile_p, BN=tile_n, BJ=tiles.others,
-        TRANSPOSED=transposed, PRECISION=call.precision, num_warps=warps, num_stages=stages,
+        TRANSPOSED=transposed, DESCRIBED=call.described, PRECISION=call.precision,
+        num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out, overlap
 

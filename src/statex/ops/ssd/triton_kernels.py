@@ -106,7 +106,7 @@ def output_kernel(
     out, d_steps, write, d_D,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,
     BP: tl.constexpr, BN: tl.constexpr,
-    TRANSPOSED: tl.constexpr, HAS_D: tl.constexpr, PRECISION: tl.constexpr,
+    TRANSPOSED: tl.constexpr, HAS_D: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The output for one block and one head, from reads = C, the states, values = x and scaled x.
 
@@ -118,6 +118,8 @@ def output_kernel(
     The other blocks of the chunk are taken from the far end to this one: what is gathered is decayed over each by one
     scalar, so that the shared scores are used as they are. Only inside the block does each pair of tokens get a decay
     of its own. What that needs is loaded first, so that nothing waits for it later.
+
+    DESCRIBED: reads, states, scores and scaled are descriptors, of [64, BN], [BP, BN], [64, 64] and [64, BP].
     """
     tiles_p: tl.constexpr = (P + BP - 1) // BP
     blocks: tl.constexpr = C // 64
@@ -133,7 +135,8 @@ def output_kernel(
     if TRANSPOSED:
         inputs = tl.load(x + at, mask=mask, other=0.0)
     others = tl.arange(0, BLOCK)
-    row_scores = (chunk * G + group).to(tl.int64) * C
+    first_row = (chunk * G + group) * C
+    row_scores = first_row.to(tl.int64)
     if TRANSPOSED:
         at_near = (row_scores + block * BLOCK + others)[None, :] * BLOCK + tl.arange(0, BLOCK)[:, None]
     else:
@@ -155,27 +158,36 @@ def output_kernel(
         weights = tl.where(tl.arange(0, BLOCK)[:, None] >= others[None, :], weights, 0.0)
     weights = weights.to(near.dtype)
 
-    row_read = (((start + rows).to(tl.int64) * G + group) * N)[:, None]
-    state = states + (chunk * H + head).to(tl.int64) * P * N
     result = tl.zeros((BLOCK, BP), tl.float32)
     for n0 in range(0, N, BN):
-        cols = n0 + tl.arange(0, BN)
-        inside = (rows < length)[:, None] & (cols < N)[None, :]
-        tile = tl.load(reads + row_read + cols[None, :], mask=inside, other=0.0)
-        inside = inside_p & (cols < N)[:, None]
-        state_tile = tl.load(state + cols_p[None, :] * N + cols[:, None], mask=inside, other=0.0)
+        if DESCRIBED:
+            tile = reads.load([start + block * BLOCK, group * N + n0])
+            state_tile = tl.trans(states.load([(chunk * H + head) * P + tile_p * BP, n0]))
+        else:
+            cols = n0 + tl.arange(0, BN)
+            at_read = (((start + rows).to(tl.int64) * G + group) * N)[:, None] + cols[None, :]
+            tile = tl.load(reads + at_read, mask=(rows < length)[:, None] & (cols < N)[None, :], other=0.0)
+            at_state = ((chunk * H + head).to(tl.int64) * P + cols_p)[None, :] * N + cols[:, None]
+            state_tile = tl.load(states + at_state, mask=inside_p & (cols < N)[:, None], other=0.0)
         result = tl.dot(tile, state_tile, result, input_precision=PRECISION)
-    far = scaled + (chunk.to(tl.int64) * C * H + head) * P
     for step in range(blocks - 1 - block if TRANSPOSED else block):
         far_block = blocks - 1 - step if TRANSPOSED else step
         result *= tl.exp(decay)  # loaded one step ahead: the pipeliner does not see it
         decay = tl.load(decays + (tl.maximum(far_block - 1, 0) if TRANSPOSED else far_block + 1) * H)
-        distant = far_block * BLOCK + tl.arange(0, BLOCK)
-        if TRANSPOSED:
-            far_weights = tl.load(scores + (row_scores + distant)[None, :] * C + rows[:, None])
+        if DESCRIBED:
+            if TRANSPOSED:
+                far_weights = tl.trans(scores.load([first_row + far_block * BLOCK, block * BLOCK]))
+            else:
+                far_weights = scores.load([first_row + block * BLOCK, far_block * BLOCK])
+            tile = scaled.load([chunk * C + far_block * BLOCK, head * P + tile_p * BP])
         else:
-            far_weights = tl.load(scores + (row_scores + rows)[:, None] * C + distant[None, :])
-        tile = tl.load(far + (distant * (H * P))[:, None] + cols_p[None, :], mask=inside_p, other=0.0)
+            distant = far_block * BLOCK + tl.arange(0, BLOCK)
+            if TRANSPOSED:
+                far_weights = tl.load(scores + (row_scores + distant)[None, :] * C + rows[:, None])
+            else:
+                far_weights = tl.load(scores + (row_scores + rows)[:, None] * C + distant[None, :])
+            at_tile = ((chunk * C + distant).to(tl.int64) * H + head)[:, None] * P + cols_p[None, :]
+            tile = tl.load(scaled + at_tile, mask=inside_p, other=0.0)
         result = tl.dot(far_weights, tile, result, input_precision=PRECISION)
     at_table = ((tile_p * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * C + rows
     if TRANSPOSED:  # x rounded as the other side of these pairs rounds it, in far_score_gradient_kernel
@@ -308,12 +320,13 @@ def key_gradient_kernel(
     x, states, d_scores, own, other, factors, out, overlap, chunk_table,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,
     BM: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, BJ: tl.constexpr,
-    TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr,
+    TRANSPOSED: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of C (own = C, other = B, x the gradient of the output) or, TRANSPOSED, of B (own = B, other = C, x and
     the gradients of the states): sum over the group's heads. factors is sums or, TRANSPOSED, to_end.
 
     overlap [N / BN, NC, H * P / BP, C], not TRANSPOSED: each head's part through the state, times own.
+    DESCRIBED: x and states are descriptors, of [BM, BP] and [BP, BN].
     """
     tile_n, group = tl.program_id(0), tl.program_id(2)
     chunk, part = tl.program_id(1) // (C // BM), tl.program_id(1) % (C // BM)
@@ -323,7 +336,6 @@ def key_gradient_kernel(
     at_out = (((start + rows).to(tl.int64) * G + group) * N)[:, None] + cols[None, :]
     tiles_p: tl.constexpr = (P + BP - 1) // BP
     first: tl.constexpr = H // G * tiles_p
-    row_x = ((start + rows).to(tl.int64) * H * P)[:, None]
     result = tl.zeros((BM, BN), tl.float32)
     if not TRANSPOSED:
         own_tile = tl.load(own + at_out, mask=mask, other=0.0)
@@ -334,12 +346,16 @@ def key_gradient_kernel(
     for step in range(first):
         ahead = tl.load(table + tl.minimum(step + 2, first - 1) // tiles_p * C)
         head = group * (H // G) + step // tiles_p
-        in_head = (step % tiles_p) * BP + tl.arange(0, BP)
-        channel = head * P + in_head
-        inside = (rows < length)[:, None] & (in_head < P)[None, :]
-        tile = tl.load(x + row_x + channel[None, :], mask=inside, other=0.0)
-        at = (chunk.to(tl.int64) * H * P + channel)[:, None] * N + cols[None, :]
-        state = tl.load(states + at, mask=(in_head < P)[:, None] & (cols < N)[None, :], other=0.0)
+        first_p = (step % tiles_p) * BP
+        if DESCRIBED:
+            tile = x.load([start + part * BM, head * P + first_p])
+            state = states.load([(chunk * H + head) * P + first_p, tile_n * BN])
+        else:
+            in_head = first_p + tl.arange(0, BP)
+            at = (((start + rows).to(tl.int64) * H + head) * P)[:, None] + in_head[None, :]
+            tile = tl.load(x + at, mask=(rows < length)[:, None] & (in_head < P)[None, :], other=0.0)
+            at = ((chunk * H + head).to(tl.int64) * P + in_head)[:, None] * N + cols[None, :]
+            state = tl.load(states + at, mask=(in_head < P)[:, None] & (cols < N)[None, :], other=0.0)
         product = tl.dot(tile, state, input_precision=PRECISION)
         result += product * factor[:, None]
         if not TRANSPOSED:
