@@ -73,6 +73,7 @@ GLA_SHAPES = [  # B, T, H, K, V
     (3, 1, 2, 64, 64),
     (1, 63, 1, 16, 16),
     (2, 200, 2, 32, 32),
+    (2, 512, 2, 128, 384),  # whole chunks: tiles are read by descriptors
 ]
 
 
@@ -92,6 +93,24 @@ def test_gla_fp32(shape, decay):
 def test_gla_segments(dtype):
     borders = torch.tensor([0, 100, 100, 101, 357, 700], device="cuda")
     assert_same(ops.gla, chunk_gla, gla_inputs(1, 700, 2, 256, 256, dtype, 1.0, segments=5), borders)
+
+
+@pytest.mark.parametrize("name", ["gla", "ssd"])
+def test_inputs_may_begin_anywhere_in_memory(name):
+    """The tensor memory accelerator reads from multiples of 16 bytes only."""
+
+    def moved(x):
+        there = x.new_empty(x.numel() + 1)[1:].view(x.shape)
+        return there.copy_(x)
+
+    if name == "gla":
+        inputs = gla_inputs(1, 256, 2, 128, 128, torch.bfloat16, 0.1)
+    else:
+        inputs = ssd_inputs(1, 256, 4, 1, 64, 128, torch.bfloat16, 0.1)
+    function = getattr(ops, name)
+    expected, _ = function(**inputs)
+    found, _ = function(**{key: moved(x) if x.dtype == torch.bfloat16 else x for key, x in inputs.items()})
+    assert torch.equal(found, expected)
 
 
 def test_gla_mixed_decay():
@@ -122,6 +141,7 @@ SSD_SHAPES = [  # B, T, H, G, P, N
     (3, 1, 4, 1, 64, 64),
     (1, 65, 2, 1, 16, 16),
     (2, 200, 4, 1, 32, 32),
+    (2, 512, 8, 2, 64, 256),  # whole chunks: tiles are read by descriptors
 ]
 
 

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
 from statex.ops.triton_layout import Layout, described
 
@@ -34,19 +35,27 @@ def _at_step(step, last_block, REVERSE: tl.constexpr):
     return (last_block - ahead if REVERSE else ahead).to(tl.int64)
 
 
+@triton.jit
+def _prefetch(pointers):
+    """Bring the lines of 128 bytes into the L2 cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)], tl.int32, is_pure=False, pack=1
+    )
+
+
 @triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def walk_kernel(
     x, y, block_decay, segment_table, first, states, last, other_states, overlap,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, DECAY_ROWS: tl.constexpr, NUM_CHUNKS,
     BK: tl.constexpr, BV: tl.constexpr,
     REVERSE: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr,
-    DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIBED: tl.constexpr, PREFETCH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Walk one [BK, BV] tile of a segment's state over time: state = decay state + x^T y, block by block.
 
     segment_table [S, 3]: first token, one past the last token, first chunk. block_decay [N * C / 64, H, K /
     DECAY_ROWS]: log decay of a block, one for each DECAY_ROWS rows. x is padded [N * C, H, K], y is [T, H, V];
-    DESCRIBED: both are descriptors, of [64, BK] and [64, BV].
+    DESCRIBED: both are descriptors, of [64, BK] and [64, BV], and the state is whole tiles.
     states [N, H, K, V] gets the state at the start of each chunk; REVERSE: that at its end, walking back, and overlap
     [V / BV, N, H, K] that state times other_states, summed over the columns of the tile.
     """
@@ -71,16 +80,23 @@ def walk_kernel(
     last_block = tl.maximum(num_blocks - 1, 0)
     factor = tl.exp(tl.load(decays + _at_step(0, last_block, REVERSE) * decays_a_block, mask=any_block, other=0.0))
     decay = tl.load(decays + _at_step(1, last_block, REVERSE) * decays_a_block, mask=any_block, other=0.0)
+    if REVERSE:
+        overlap += (tile_v * NUM_CHUNKS).to(tl.int64) * H * K + cols_k
+        at_last = ((first_chunk + last_block // blocks) * H + head).to(tl.int64) * K
+        other = tl.load(other_states + at_last * V + in_state, mask=inside & (num_blocks > 0), other=0.0)
+        tl.store(overlap + at_last, tl.sum(other.to(tl.float32) * state, 1), mask=any_block)
     for step in range(num_blocks):
         block = num_blocks - 1 - step if REVERSE else step
-        chunk = first_chunk + block // blocks
+        at_chunk = ((first_chunk + block // blocks) * H + head).to(tl.int64) * K
         if step % blocks == 0:
-            at = (chunk * H + head).to(tl.int64) * K * V + in_state
-            tl.store(states + at, state.to(states.dtype.element_ty), mask=inside)
-            if REVERSE:
-                other = tl.load(other_states + at, mask=inside, other=0.0).to(tl.float32)
-                at = ((tile_v * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * K + cols_k
-                tl.store(overlap + at, tl.sum(other * state, 1), mask=cols_k < K)
+            tl.store(states + at_chunk * V + in_state, state.to(states.dtype.element_ty), mask=inside)
+            if PREFETCH and step + blocks < num_blocks:
+                line = cols_k[:, None] * V + tile_v * BV + tl.arange(0, BV // 64)[None, :] * 64
+                _prefetch(other_states + (at_chunk - H * K) * V + line)
+        if REVERSE:  # the next chunk's other state, wanted after the product: asked for before it
+            arrives = (step % blocks == blocks - 1) & (step < last_block)
+            at_next = at_chunk - H * K
+            next_other = tl.load(other_states + at_next * V + in_state, mask=inside & arrives, other=0.0)
         padded, token = first_chunk * C + block * BLOCK, first_token + block * BLOCK
         if DESCRIBED:
             x_tile = tl.trans(x.load([padded, head * K + tile_k * BK]))
@@ -94,6 +110,8 @@ def walk_kernel(
         ahead = tl.load(decays + at_ahead, mask=cols_k < K, other=0.0)
         state = tl.dot(x_tile, y_tile, state * factor[:, None], input_precision=PRECISION)
         factor, decay = tl.exp(decay), ahead
+        if REVERSE and arrives:
+            tl.store(overlap + at_next, tl.sum(next_other.to(tl.float32) * state, 1), mask=cols_k < K)
     if HAS_LAST:
         tl.store(last + segment_state, state, mask=inside)
 
@@ -140,7 +158,8 @@ def walk(
         H=heads, K=rows, V=columns, C=layout.chunk, DECAY_ROWS=rows // block_decay.shape[-1], NUM_CHUNKS=num_chunks,
         BK=tile.rows, BV=tile.columns, REVERSE=other is not None,
         HAS_FIRST=first is not None, HAS_LAST=last is not None,
-        DESCRIBED=use_descriptors, PRECISION=precision,
+        DESCRIBED=use_descriptors, PREFETCH=use_descriptors and other is not None and not knobs.runtime.interpret,
+        PRECISION=precision,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return overlap

@@ -107,10 +107,10 @@ def _tiles(key_dim: int, value_dim: int, rows: int, chunk: int, dtype: torch.dty
         part=part,
         prepare=(32, 4, 3),
         attention=(step_k, 4, 3),
-        state=WalkTile(max(64, fit(key_dim, 128 if many else 64)), step_v, 4, 4),
-        output=(step_k, wide_v, warps(part, wide_v), 3),
+        state=WalkTile(64, max(64, fit(value_dim, 128 if many else 64)), 4, 4),
+        output=(step_k, wide_v, warps(part, wide_v), 4 if wide_v == 256 else 3),
         d_attention=(step_v, warps(part, part), 3),
-        keys=(BLOCK, max(64, fit(key_dim, 128)), step_v, 4, 3),
+        keys=(BLOCK, max(64, fit(key_dim, 128)), step_v, 4, 4),
         inside=(64, 4),  # narrower ones were miscompiled by ptxas 12.8
         strong=(64, 4),
     )

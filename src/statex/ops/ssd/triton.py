@@ -103,7 +103,7 @@ def _tiles(head_dim: int, state_size: int, rows: int, chunk: int, dtype: torch.d
         output=(128 if small else 64, 4 if head_dim <= 64 else 8, 2 if small else 3, 128),
         keys=(64, max(64, fit(state_size, 128)), 4, 4),
         near=(4, 3, 255),
-        far=(4, 3, 168),
+        far=(4, 3, 128),
         others=64,
     )
 
@@ -334,18 +334,23 @@ def _score_gradients(call: Call, d_output: Tensor, scores: Scores) -> tuple[Tens
     scaled = call.x.new_empty(layout.num_chunks * layout.chunk, *call.x.shape[2:])
     scaled_x = torch.empty_like(scaled)  # for these kernels alone: not one tensor with what lives longer
     head_tile = min(64, call.tiles.head)
+    tensors = (d_output, call.x, scaled, scaled_x)
+    if call.described:
+        tensors = tuple(described(x, sizes["H"] * sizes["P"], (BLOCK, head_tile)) for x in tensors)
     warps, stages, registers = call.tiles.near
     kernels.near_score_gradient_kernel[(layout.num_chunks * blocks, sizes["G"])](
-        d_output, call.x, scores.near, tables.sums, tables.steps, tables.to_block_end, layout.chunk_table,
-        d_scores, row_sums, column_sums, scaled, scaled_x,
-        H=sizes["H"], G=sizes["G"], P=sizes["P"], C=layout.chunk, BP=head_tile, PRECISION=call.precision,
+        *tensors[:2], scores.near, tables.sums, tables.steps, tables.to_block_end, layout.chunk_table,
+        d_scores, row_sums, column_sums, *tensors[2:],
+        H=sizes["H"], G=sizes["G"], P=sizes["P"], C=layout.chunk, BP=head_tile,
+        DESCRIBED=call.described, PRECISION=call.precision,
         num_warps=warps, num_stages=stages, maxnreg=registers,
     )  # fmt: skip
     if blocks > 1:
         warps, stages, registers = call.tiles.far
         kernels.far_score_gradient_kernel[(layout.num_chunks * (blocks * (blocks - 1) // 2), sizes["G"])](
-            scaled, scaled_x, scores.all, tables.sums, d_scores, row_sums,
-            H=sizes["H"], G=sizes["G"], P=sizes["P"], C=layout.chunk, BP=head_tile, PRECISION=call.precision,
+            *tensors[2:], scores.all, tables.sums, d_scores, row_sums,
+            H=sizes["H"], G=sizes["G"], P=sizes["P"], C=layout.chunk, BP=head_tile,
+            DESCRIBED=call.described, PRECISION=call.precision,
             num_warps=warps, num_stages=stages, maxnreg=registers,
         )  # fmt: skip
     return d_scores, row_sums, column_sums, scaled

@@ -211,13 +211,15 @@ def output_kernel(
 def near_score_gradient_kernel(
     d_out, x, near_scores, sums, steps, to_block_end, chunk_table, d_scores, row_sums, column_sums,
     scaled_d_out, scaled_x,
-    H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, C: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, C: tl.constexpr, BP: tl.constexpr,
+    DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the scores inside one block, summed over the heads of a group: the diagonal blocks of d_scores
     [NC, G, C, C]; and for each head the products of scores and their gradients, without the diagonal, summed over the
     sources (row_sums [NC, H, C / 64, C], by source block and reader) and over the readers (column_sums [NC, H, C]).
 
-    On the way the scaled d_out and x are written, [NC * C, H, P], for what comes after.
+    On the way the scaled d_out and x are written, [NC * C, H, P], for what comes after. DESCRIBED: these two, d_out and
+    x are descriptors, of [64, BP].
     """
     blocks: tl.constexpr = C // 64
     chunk, block, group = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
@@ -242,17 +244,26 @@ def near_score_gradient_kernel(
         from_start = tl.exp(decay - before)[:, None]
         product = tl.zeros((BLOCK, BLOCK), tl.float32)
         for p0 in range(0, P, BP):
+            first_p = (group * (H // G) + h) * P + p0
             cols = p0 + tl.arange(0, BP)
             channel = ((group * (H // G) + h) * P + cols)[None, :]
-            at = (start.to(tl.int64) + rows)[:, None] * (H * P) + channel
-            inside = (rows < length)[:, None] & (cols < P)[None, :]
-            values = tl.load(x + at, mask=inside, other=0.0)
-            gradient = tl.load(d_out + at, mask=inside, other=0.0)
-            padded = (chunk.to(tl.int64) * C + rows)[:, None] * (H * P) + channel
+            if DESCRIBED:
+                values = x.load([start + block * BLOCK, first_p])
+                gradient = d_out.load([start + block * BLOCK, first_p])
+            else:
+                at = (start.to(tl.int64) + rows)[:, None] * (H * P) + channel
+                inside = (rows < length)[:, None] & (cols < P)[None, :]
+                values = tl.load(x + at, mask=inside, other=0.0)
+                gradient = tl.load(d_out + at, mask=inside, other=0.0)
             decayed = (gradient.to(tl.float32) * from_start).to(gradient.dtype)
-            tl.store(scaled_d_out + padded, decayed, mask=(cols < P)[None, :])
-            decayed = (values.to(tl.float32) * to_end[:, None]).to(values.dtype)
-            tl.store(scaled_x + padded, decayed, mask=(cols < P)[None, :])
+            decayed_x = (values.to(tl.float32) * to_end[:, None]).to(values.dtype)
+            if DESCRIBED:
+                scaled_d_out.store([chunk * C + block * BLOCK, first_p], decayed)
+                scaled_x.store([chunk * C + block * BLOCK, first_p], decayed_x)
+            else:
+                padded = (chunk.to(tl.int64) * C + rows)[:, None] * (H * P) + channel
+                tl.store(scaled_d_out + padded, decayed, mask=(cols < P)[None, :])
+                tl.store(scaled_x + padded, decayed_x, mask=(cols < P)[None, :])
             product = tl.dot(gradient, tl.trans(values), product, input_precision=PRECISION)
         product *= tl.exp2(-LOG2E * tl.abs(decay[:, None] - decay[None, :])) * step[None, :]
         total += product
@@ -268,7 +279,8 @@ def near_score_gradient_kernel(
 @triton.jit
 def far_score_gradient_kernel(
     scaled_d_out, scaled_x, scores, sums, d_scores, row_sums,
-    H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, C: tl.constexpr, BP: tl.constexpr, PRECISION: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, C: tl.constexpr, BP: tl.constexpr,
+    DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """As near_score_gradient_kernel, between two blocks of a chunk: a later block reads an earlier one.
 
@@ -296,12 +308,16 @@ def far_score_gradient_kernel(
         next_earlier = tl.load(sums + at_next + j * BLOCK + BLOCK - 1)
         product = tl.zeros((BLOCK, BLOCK), tl.float32)
         for p0 in range(0, P, BP):
-            cols = p0 + tl.arange(0, BP)
-            channel = ((group * (H // G) + h) * P + cols)[None, :]
-            at = (chunk.to(tl.int64) * C + reader)[:, None] * (H * P) + channel
-            gradient = tl.load(scaled_d_out + at, mask=(cols < P)[None, :], other=0.0)
-            at = (chunk.to(tl.int64) * C + source)[:, None] * (H * P) + channel
-            values = tl.load(scaled_x + at, mask=(cols < P)[None, :], other=0.0)
+            first_p = (group * (H // G) + h) * P + p0
+            if DESCRIBED:
+                gradient = scaled_d_out.load([chunk * C + i * BLOCK, first_p])
+                values = scaled_x.load([chunk * C + j * BLOCK, first_p])
+            else:
+                cols = p0 + tl.arange(0, BP)
+                at = (chunk.to(tl.int64) * C + reader)[:, None] * (H * P) + first_p + tl.arange(0, BP)[None, :]
+                gradient = tl.load(scaled_d_out + at, mask=(cols < P)[None, :], other=0.0)
+                at = (chunk.to(tl.int64) * C + source)[:, None] * (H * P) + first_p + tl.arange(0, BP)[None, :]
+                values = tl.load(scaled_x + at, mask=(cols < P)[None, :], other=0.0)
             product = tl.dot(gradient, tl.trans(values), product, input_precision=PRECISION)
         total += product * between
         tl.store(row_sums + (table + h * C) * blocks + j * C + reader, tl.sum(product * score, 1) * between)
