@@ -14,7 +14,7 @@ from statex.ops.ssd import chunk_ssd, naive_ssd, step_ssd
 pytestmark = pytest.mark.gpu
 
 TOLERANCE = {torch.bfloat16: 6e-3, torch.float32: 1e-4}
-SUM_TOLERANCE = 3e-2  # of "d A" in bf16: one sum a head over all tokens, whose terms (also in "d dt") cancel
+SUM_TOLERANCE = 1e-2  # of "d A" in bf16, relative to the sizes of its terms
 STRONG, WEAK = 20.0, 0.001
 
 
@@ -56,10 +56,23 @@ def assert_same(function, reference, inputs, cu_seqlens=None):
         torch.autograd.backward((output, state), [g.to(x.dtype) for g, x in zip(gradients, (output, state))])
         results.append({"output": output, "state": state} | {f"d {name}": x.grad for name, x in given.items()})
     for name, expected in results[0].items():
-        found = results[1][name].double()
-        error = ((found - expected).norm() / expected.norm().clamp_min(1e-30)).item()
-        tolerance = SUM_TOLERANCE if name == "d A" and dtype == torch.bfloat16 else TOLERANCE[dtype]
+        found, size, tolerance = results[1][name].double(), expected, TOLERANCE[dtype]
+        if name == "d A" and dtype == torch.bfloat16:
+            size, tolerance = sizes_in_d_A(reference, inputs, gradients, cu_seqlens), SUM_TOLERANCE
+        error = ((found - expected).norm() / size.norm().clamp_min(1e-30)).item()
         assert error < tolerance, f"{name}: relative error {error:.1e}"
+
+
+def sizes_in_d_A(reference, inputs, gradients, cu_seqlens=None):
+    """The gradient of A is one sum a head over all tokens, dt times the gradient of the log decay: here of the absolute
+    values. The terms cancel, by chance so far that in one draw of thirty with few heads and strong decay rounding of
+    far pairs alone is above 3 % of the sum; it stays below 0.6 % of this."""
+    given = {name: x.detach().double() for name, x in inputs.items() if name != "D"}
+    dt = given["dt"].clone().requires_grad_()  # of the decay alone: x dt does not change with it
+    given |= {"x": given["x"] * (given["dt"] / dt)[..., None], "dt": dt}
+    output, state = reference(**given, output_final_state=True, cu_seqlens=cu_seqlens)
+    torch.autograd.backward((output, state), [g.double() for g in gradients])
+    return (dt.detach() * dt.grad / given["A"]).abs().sum(dim=(0, 1))
 
 
 GLA_SHAPES = [  # B, T, H, K, V

@@ -25,6 +25,7 @@ MAX_REGISTERS = 168  # a thread: three programs of 4 warps on a processor
 STRONG_DECAY = 64.0  # nats over a block in some channel, beyond which exponents must not be positive
 
 
+@torch.compiler.disable  # torch.compile breaks its graph here: the kernels are its match already
 def triton_gla(
     q: Tensor,
     k: Tensor,

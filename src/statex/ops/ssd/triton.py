@@ -23,6 +23,7 @@ __all__ = ["triton_ssd", "triton_ssd_step"]
 BLOCK = 64  # tokens; the kernels' own
 
 
+@torch.compiler.disable  # torch.compile breaks its graph here: the kernels are its match already
 def triton_ssd(
     x: Tensor,
     dt: Tensor,
