@@ -93,7 +93,8 @@ def time_functions(
     """Median seconds of each function, run alternately so that all see the same machine.
 
     On a CPU by the wall clock. On CUDA between two events around each call; calls are queued without waiting, as in
-    training, so that launching kernels counts only where it takes longer than running them.
+    training, so that launching kernels counts only where the host falls behind: where it takes longer than running all
+    that is queued before.
     """
     device = torch.device(device)
     for _ in range(warmup):

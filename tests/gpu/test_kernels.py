@@ -86,7 +86,8 @@ GLA_SHAPES = [  # B, T, H, K, V
     (3, 1, 2, 64, 64),
     (1, 63, 1, 16, 16),
     (2, 200, 2, 32, 32),
-    (2, 512, 2, 128, 384),  # whole chunks: tiles are read by descriptors
+    (2, 512, 2, 128, 384),  # several segments of whole chunks: descriptors, as in every single segment that divides
+    (1, 20, 2, 128, 128),
 ]
 
 
@@ -102,10 +103,19 @@ def test_gla_fp32(shape, decay):
     assert_same(ops.gla, chunk_gla, gla_inputs(*shape, torch.float32, decay))
 
 
+BORDERS = [[0, 100, 100, 101, 357, 700], [0, 0, 256, 256, 768]]  # of any length, and of whole chunks
+
+
+@pytest.mark.parametrize("borders", BORDERS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_gla_segments(dtype):
-    borders = torch.tensor([0, 100, 100, 101, 357, 700], device="cuda")
-    assert_same(ops.gla, chunk_gla, gla_inputs(1, 700, 2, 256, 256, dtype, 1.0, segments=5), borders)
+def test_gla_segments(dtype, borders):
+    inputs = gla_inputs(1, borders[-1], 2, 256, 256, dtype, 1.0, segments=len(borders) - 1)
+    assert_same(ops.gla, chunk_gla, inputs, torch.tensor(borders, device="cuda"))
+
+
+def test_borders_that_leave_tokens_out_are_refused():
+    with pytest.raises(ValueError, match="from 0 to T = 128"):
+        ops.gla(**gla_inputs(1, 128, 1, 64, 64, torch.bfloat16, 1.0), cu_seqlens=torch.tensor([0, 100], device="cuda"))
 
 
 @pytest.mark.parametrize("name", ["gla", "ssd"])
@@ -154,7 +164,9 @@ SSD_SHAPES = [  # B, T, H, G, P, N
     (3, 1, 4, 1, 64, 64),
     (1, 65, 2, 1, 16, 16),
     (2, 200, 4, 1, 32, 32),
-    (2, 512, 8, 2, 64, 256),  # whole chunks: tiles are read by descriptors
+    (2, 512, 8, 2, 64, 256),  # several segments of whole chunks: descriptors, as in every single segment that divides
+    (1, 20, 2, 1, 64, 128),
+    (1, 130, 2, 1, 256, 128),
 ]
 
 
@@ -174,10 +186,17 @@ def test_ssd_definition():
     assert_same(ops.ssd, naive_ssd, ssd_inputs(1, 150, 4, 2, 16, 16, torch.float32, 1.0))
 
 
+@pytest.mark.parametrize("borders", BORDERS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_ssd_segments(dtype):
-    borders = torch.tensor([0, 100, 100, 101, 357, 700], device="cuda")
-    assert_same(ops.ssd, chunk_ssd, ssd_inputs(1, 700, 4, 1, 64, 128, dtype, 1.0, segments=5), borders)
+def test_ssd_segments(dtype, borders):
+    inputs = ssd_inputs(1, borders[-1], 4, 1, 64, 128, dtype, 1.0, segments=len(borders) - 1)
+    assert_same(ops.ssd, chunk_ssd, inputs, torch.tensor(borders, device="cuda"))
+
+
+def test_ssd_parameters_may_lie_apart_in_memory():
+    inputs = ssd_inputs(1, 100, 4, 1, 64, 64, torch.float32, 1.0)
+    apart = {name: torch.stack([inputs[name], inputs[name]], 1)[:, 0] for name in ("A", "D")}
+    assert torch.equal(ops.ssd(**inputs)[0], ops.ssd(**inputs | apart)[0])
 
 
 @pytest.mark.parametrize("batch", [1, 32, 256])

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from statex.ops.validation import check_borders
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -36,7 +38,9 @@ def make_layout(batch: int, num_tokens: int, cu_seqlens: Tensor | None, chunk: i
     """The layout of [batch, num_tokens], or of the segments of one row that `cu_seqlens` [S + 1] borders."""
     if cu_seqlens is None:
         return _even_layout(batch, num_tokens, chunk, device)
-    return _from_borders(cu_seqlens.tolist(), chunk, device)
+    borders = cu_seqlens.tolist()
+    check_borders(borders, num_tokens)
+    return _from_borders(borders, chunk, device)
 
 
 @lru_cache(maxsize=32)
@@ -57,6 +61,18 @@ def _from_borders(borders: list[int], chunk: int, device: torch.device) -> Layou
     return Layout(chunk, len(chunks), len(segments), chunk_table, segment_table, whole)
 
 
+def use_descriptors(layout: Layout, dtype: torch.dtype, *sizes_and_tiles: tuple[int, int]) -> bool:
+    """Whether tiles are read and written by descriptors: bf16, no tile that needs a mask, and a device that has the
+    tensor memory accelerator."""
+    fits = layout.whole and all(size % tile == 0 for size, tile in sizes_and_tiles)
+    return fits and dtype == torch.bfloat16 and _has_accelerator(layout.chunk_table.device)
+
+
+@lru_cache
+def _has_accelerator(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9  # Triton's interpreter has it
+
+
 def aligned(x: Tensor) -> Tensor:
     """x, contiguous and beginning where the tensor memory accelerator can read it."""
     x = x.contiguous()
@@ -64,7 +80,7 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def described(x: Tensor, width: int, tile: tuple[int, int]) -> TensorDescriptor:
-    """x as rows of `width` entries, read by the tensor memory accelerator in tiles [rows, columns]; zeros past its end.
+    """x as rows of `width` entries, for the tensor memory accelerator, in tiles [rows, columns]; zeros past its end.
 
     Against loads by pointers it saves their addresses, a quarter of the registers of these kernels.
     """

@@ -140,7 +140,11 @@ def _check_segments(cu_seqlens: Tensor | None, batch: int, num_tokens: int) -> i
         got = f"{cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}"
         raise ValueError(f"cu_seqlens is {got}, expected int32 or int64 of shape [S + 1], S >= 1")
     if cu_seqlens.device.type == "cpu":
-        borders = cu_seqlens.tolist()
-        if borders[0] != 0 or borders[-1] != num_tokens or borders != sorted(borders):
-            raise ValueError(f"cu_seqlens is {borders}, expected borders rising from 0 to T = {num_tokens}")
+        check_borders(cu_seqlens.tolist(), num_tokens)
     return len(cu_seqlens) - 1
+
+
+def check_borders(borders: list[int], num_tokens: int) -> None:
+    """cu_seqlens, read: the borders of the segments of one row."""
+    if borders[0] != 0 or borders[-1] != num_tokens or borders != sorted(borders):
+        raise ValueError(f"cu_seqlens is {borders}, expected borders rising from 0 to T = {num_tokens}")

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from statex.ops.gla import triton_kernels as kernels
 from statex.ops.gla.triton_step import triton_gla_step
-from statex.ops.triton_layout import Layout, aligned, described, make_layout
+from statex.ops.triton_layout import Layout, aligned, described, make_layout, use_descriptors
 from statex.ops.triton_walk import WalkTile, walk
 
 __all__ = ["triton_gla", "triton_gla_step"]
@@ -102,14 +102,14 @@ def _tiles(key_dim: int, value_dim: int, rows: int, chunk: int, dtype: torch.dty
     # In key_gradient_kernel operands of 32 columns came out wrong; those of prepare_kernel are right in every test.
     step_k, step_v = max(64, step_k), max(64, step_v)
     part = min(chunk, 128)
-    many = rows * key_dim * value_dim >= 128 * 128 * 64  # (128, 64) fills the processors
+    many = rows * key_dim * value_dim >= 128 * 128 * 64  # (64, 128) fills the processors
     wide_v = max(64, fit(value_dim, 2 * part))
     return Tiles(
         part=part,
         prepare=(32, 4, 3),
         attention=(step_k, 4, 3),
         state=WalkTile(64, max(64, fit(value_dim, 128 if many else 64)), 4, 4),
-        output=(step_k, wide_v, warps(part, wide_v), 4 if wide_v == 256 else 3),
+        output=(step_k, wide_v, warps(part, wide_v), 3),  # a fourth stage, 0.05 ms less, is too much for many GPUs
         d_attention=(step_v, warps(part, part), 3),
         keys=(BLOCK, max(64, fit(key_dim, 128)), step_v, 4, 4),
         inside=(64, 4),  # narrower ones were miscompiled by ptxas 12.8
@@ -122,7 +122,8 @@ class _Gla(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, log_decay, initial, scale, output_final_state, layout):
-        prepared = _prepare(q, k, log_decay, scale, layout)
+        with_rest = q.dtype == torch.bfloat16 and any(ctx.needs_input_grad)
+        prepared = _prepare(q, k, log_decay, scale, layout, with_rest)
         final = _state_like(v, k, layout) if output_final_state else None
         states = _states(prepared, v, initial, final, layout)
         output = _read(prepared, states, v, layout)
@@ -154,7 +155,7 @@ class Prepared(NamedTuple):
 
     q_decayed: Tensor  # [N * C, H, K]
     k_decayed: Tensor  # [N * C, H, K]
-    q_rest: Tensor | None  # [N * C, H, K] in bf16: what rounding took away
+    q_rest: Tensor | None  # [N * C, H, K]: what rounding to bf16 took away; for gradients alone
     k_rest: Tensor | None
     block_decay: Tensor  # [N * C / 64, H, K]
     before: Tensor  # [N * C / 64, H, K]
@@ -175,21 +176,21 @@ def _windows(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _precision(dtype: torch.dtype) -> str:
-    return "tf32x3" if dtype == torch.float32 else "tf32"  # bf16 products ignore it
+    return "tf32x3" if dtype == torch.float32 else "tf32"  # products of bf16 numbers ignore it
 
 
 def _state_like(v: Tensor, k: Tensor, layout: Layout) -> Tensor:
     return v.new_empty(layout.num_segments, v.shape[2], k.shape[-1], v.shape[-1], dtype=torch.float32)
 
 
-def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layout) -> Prepared:
+def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layout, with_rest: bool) -> Prepared:
     heads, key_dim = q.shape[2:]
     chunk, num_chunks = layout.chunk, layout.num_chunks
     tokens, blocks, precision = num_chunks * chunk, chunk // BLOCK, _precision(q.dtype)
     exact, windows = q.dtype == torch.float32, _windows(q.dtype, q.device)
     tiles = _tiles(key_dim, key_dim, heads, chunk, q.dtype)
     q_decayed, k_decayed = q.new_empty(2, tokens, heads, key_dim).unbind()
-    q_rest, k_rest = (None, None) if exact else q.new_empty(2, tokens, heads, key_dim).unbind()
+    q_rest, k_rest = q.new_empty(2, tokens, heads, key_dim).unbind() if with_rest else (None, None)
     block_decay, before, after = q.new_empty(3, tokens // BLOCK, heads, key_dim, dtype=torch.float32).unbind()
     strong = torch.empty(num_chunks, heads, dtype=torch.int32, device=q.device)
     attention = q.new_empty(tokens, heads, chunk)
@@ -223,7 +224,7 @@ def _states(prepared: Prepared, v: Tensor, initial: Tensor | None, final: Tensor
     states = v.new_empty(layout.num_chunks, v.shape[2], prepared.k_decayed.shape[-1], v.shape[-1])
     walk(
         prepared.k_decayed, v, prepared.block_decay, states, layout, _walk_tile(states, layout),
-        first=initial, last=final, use_descriptors=_use_descriptors(states, layout),
+        first=initial, last=final, use_descriptors=_described(states, layout),
     )  # fmt: skip
     return states
 
@@ -243,16 +244,15 @@ def _state_gradients(
         d_final = d_final.float().contiguous()
     overlap = walk(
         prepared.q_decayed, d_output, prepared.block_decay, d_states, layout, _walk_tile(states, layout),
-        first=d_final, last=d_initial, other=states, use_descriptors=_use_descriptors(states, layout),
+        first=d_final, last=d_initial, other=states, use_descriptors=_described(states, layout),
     )  # fmt: skip
     assert overlap is not None  # asked for by giving it the states
     return d_states, overlap
 
 
-def _use_descriptors(states: Tensor, layout: Layout) -> bool:
-    """Whether the tiles beside the states are read by descriptors: they need no mask."""
-    divisible = states.shape[2] % 128 == 0 and states.shape[3] % 128 == 0
-    return divisible and layout.whole and states.dtype == torch.bfloat16
+def _described(states: Tensor, layout: Layout) -> bool:
+    """Whether descriptors read the states and the tiles that meet them."""
+    return use_descriptors(layout, states.dtype, (states.shape[2], 128), (states.shape[3], 128))
 
 
 def _walk_tile(states: Tensor, layout: Layout) -> WalkTile:
@@ -267,8 +267,8 @@ def _read(prepared: Prepared, states: Tensor, y: Tensor, layout: Layout, transpo
     tile_k, tile_v, warps, stages = tiles.output
     out = torch.empty_like(y)
     x, table = (prepared.k_decayed, prepared.after) if transposed else (prepared.q_decayed, prepared.before)
-    x, use_descriptors = _rebased(x, table), _use_descriptors(states, layout)
-    if use_descriptors:
+    x, in_tiles = _rebased(x, table), _described(states, layout)
+    if in_tiles:
         x = described(x, heads * key_dim, (tiles.part, tile_k))
         states = described(states, value_dim, (tile_k, tile_v))
     grid = (triton.cdiv(value_dim, tile_v), layout.num_chunks * (layout.chunk // tiles.part), heads)
@@ -276,7 +276,7 @@ def _read(prepared: Prepared, states: Tensor, y: Tensor, layout: Layout, transpo
         x, states, prepared.attention, y, out, layout.chunk_table,
         H=heads, K=key_dim, V=value_dim, C=layout.chunk, BM=tiles.part, BK=tile_k, BV=tile_v,
         BN=64 if y.dtype == torch.bfloat16 else 32,
-        TRANSPOSED=transposed, DESCRIBED=use_descriptors, PRECISION=_precision(y.dtype),
+        TRANSPOSED=transposed, DESCRIBED=in_tiles, PRECISION=_precision(y.dtype),
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
@@ -312,15 +312,15 @@ def _key_gradient(
     if transposed:
         sources = torch.empty_like(prepared.block_decay)
     grid = (triton.cdiv(key_dim, tile_k), layout.num_chunks * (layout.chunk // tile_m), heads)
-    dtype, use_descriptors = y.dtype, _use_descriptors(states, layout)
-    if use_descriptors:
+    dtype, in_tiles = y.dtype, _described(states, layout)
+    if in_tiles:
         y = described(y, heads * value_dim, (tile_m, tile_v))
         states = described(states, value_dim, (tile_k, tile_v))
     kernels.key_gradient_kernel[grid](
         y, states, d_attention, remainder, *other, *own, prepared.block_decay, prepared.strong, layout.chunk_table,
         out, sources,
         H=heads, K=key_dim, V=value_dim, C=layout.chunk, BM=tile_m, BK=tile_k, BV=tile_v, TRANSPOSED=transposed,
-        EXACT=remainder is None, DESCRIBED=use_descriptors, PRECISION=_precision(dtype),
+        EXACT=remainder is None, DESCRIBED=in_tiles, PRECISION=_precision(dtype),
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out, sources

@@ -58,7 +58,7 @@ def prepare_kernel(
     PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """One block: scaled q decayed from its start, k decayed to its end (both padded), what rounding took away from
-    them (q_rest, k_rest, not EXACT), its total decay [N * C / 64, H, K], and its attention to itself (padded [N * C,
+    them (q_rest, k_rest, unless None), its total decay [N * C / 64, H, K], and its attention to itself (padded [N * C,
     H, C]), from q and k before they are rounded.
 
     There the decay between two tokens is taken as that to the block's end from the first, over that from the second:
@@ -88,12 +88,12 @@ def prepare_kernel(
         q_out = scaled * tl.exp(_sums(from_start, high, low, EXACT))
         high, low = _split(q_out, EXACT)
         tl.store(q_decayed + padded + at, high, mask=inside)
-        if not EXACT:
+        if q_rest is not None:
             tl.store(q_rest + padded + at, low, mask=inside)
         k_out = keys.to(tl.float32) * tl.exp(to_end)
         high, low = _split(k_out, EXACT)
         tl.store(k_decayed + padded + at, high, mask=inside)
-        if not EXACT:
+        if k_rest is not None:
             tl.store(k_rest + padded + at, low, mask=inside)
         result = tl.dot(k_out, tl.trans(scaled * tl.exp(-to_end)), result, input_precision=PRECISION)
     result = tl.where(rows[:, None] <= rows[None, :], result, 0.0)
@@ -423,7 +423,7 @@ def inside_gradient_kernel(
     key_gradient_kernel left (dq_block, dk_block); for the chunks with a strong decay, or for those without.
 
     The gradient of a log decay is the sum of q k dA over all pairs (source, reader) around its token; going back
-    over a token changes that sum by `change` = q dq - k dk. Both sides of a pair use the same factors, rounded to two
+    over a token changes that sum by `change` = q dq - k dk. Both sides of a pair use the same factors to 16 bits, two
     bf16 numbers each, so that pairs which have ended cancel; STRONG leaves out the token's own pair, which would hide
     the rest.
     """

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from statex.ops.ssd import triton_kernels as kernels
 from statex.ops.ssd.triton_step import triton_ssd_step
-from statex.ops.triton_layout import Layout, aligned, described, make_layout
+from statex.ops.triton_layout import Layout, aligned, described, make_layout, use_descriptors
 from statex.ops.triton_walk import WalkTile, walk
 
 __all__ = ["triton_ssd", "triton_ssd_step"]
@@ -47,9 +47,9 @@ def triton_ssd(
     x, B, C = (aligned(tensor.to(work)) for tensor in (x, B, C))
     initial = None if initial_state is None else initial_state.float().contiguous()
     layout = make_layout(x.shape[0], x.shape[1], cu_seqlens, chunk_size(B.shape[-1], x.shape[1]), x.device)
-    D = None if D is None else D.float()
+    A, D = A.float().contiguous(), None if D is None else D.float().contiguous()
     with torch.cuda.device_of(x):
-        output, final = _Ssd.apply(x, dt.contiguous(), A.float(), B, C, D, initial, output_final_state, layout)
+        output, final = _Ssd.apply(x, dt.contiguous(), A, B, C, D, initial, output_final_state, layout)
     return output.to(dtype), final
 
 
@@ -63,7 +63,7 @@ def chunk_size(state_size: int, num_tokens: int) -> int:
 class Tiles:
     """Tile sizes of the kernels for one shape and dtype; `_tiles` is the table."""
 
-    part: int  # tokens of a tile, at most a chunk
+    part: int  # tokens of a tile of scores, at most a chunk
     head: int  # channels of a head
     scores: tuple[int, int, int]  # state channels a step, warps, stages
     state: WalkTile  # its rows are heads and their channels
@@ -71,7 +71,7 @@ class Tiles:
     keys: tuple[int, int, int, int]  # tokens, state channels, warps, stages
     near: tuple[int, int, int]  # gradient of the scores inside blocks: warps, stages, registers
     far: tuple[int, int, int]  # and between blocks
-    others: int  # tokens a step of attention inside the part
+    others: int  # tokens a step of the scores' part in the gradients of B and C
 
 
 @lru_cache
@@ -95,14 +95,14 @@ def _tiles(head_dim: int, state_size: int, rows: int, chunk: int, dtype: torch.d
             others=32,
         )
     part = min(chunk, 128)  # and no tile below 64: one of 32 columns came out wrong in gla's kernels
-    large, small = rows * state_size >= 128 * 128 * 64, state_size <= 128
+    many, large_state, fit_state = rows * state_size >= 128 * 128 * 64, state_size > 128, max(64, fit(state_size, 128))
     return Tiles(
         part=part,
         head=max(64, fit(head_dim, 128)),
         scores=(64, 8 if part == 128 else 4, 3),
-        state=WalkTile(64, max(64, fit(state_size, 128)) if large else 64, 4, 4),
-        output=(128 if small else 64, 4 if head_dim <= 64 else 8, 2 if small else 3, 128),
-        keys=(64, max(64, fit(state_size, 128)), 4, 4),
+        state=WalkTile(64, fit_state if many else 64, 4, 4),
+        output=(64 if large_state else fit_state, 4 if head_dim <= 64 else 8, 3 if large_state else 2, 128),
+        keys=(64, fit_state, 4, 4),
         near=(4, 3, 255),
         far=(4, 3, 128),
         others=64,
@@ -149,10 +149,10 @@ class Call:
         return {"H": heads, "G": groups, "P": head_dim, "N": state_size, "C": self.layout.chunk}
 
     @property
-    def described(self) -> bool:
-        """Whether tiles are read by descriptors: they need no mask."""
-        divisible = self.x.shape[3] % self.tiles.head == 0 and self.B.shape[3] % 128 == 0
-        return divisible and self.layout.whole and self.x.dtype == torch.bfloat16
+    def in_tiles(self) -> bool:
+        """Whether descriptors read and write the tiles."""
+        sizes = (self.x.shape[3], self.tiles.head), (self.B.shape[3], 128)
+        return use_descriptors(self.layout, self.x.dtype, *sizes)
 
     @property
     def precision(self) -> str:
@@ -271,7 +271,7 @@ def _walk(
     return walk(
         scaled.view(scaled.shape[0], groups, -1), y, decay.view(len(decay), groups, -1),
         states.view(len(states), groups, -1, state_size), call.layout, call.tiles.state,
-        first=of_groups(first), last=of_groups(last), other=of_groups(other), use_descriptors=call.described,
+        first=of_groups(first), last=of_groups(last), other=of_groups(other), use_descriptors=call.in_tiles,
     )  # fmt: skip
 
 
@@ -292,7 +292,7 @@ def _read(
     step, warps, stages, registers = tiles.output
     grid = (sizes["H"] * triton.cdiv(sizes["P"], tiles.head), layout.num_chunks * (layout.chunk // BLOCK))
     far_scores = scores.all
-    if call.described:
+    if call.in_tiles:
         reads = described(reads, sizes["G"] * sizes["N"], (BLOCK, step))
         states = described(states, sizes["N"], (tiles.head, step))
         far_scores = described(far_scores, sizes["C"], (BLOCK, BLOCK))
@@ -301,7 +301,7 @@ def _read(
         reads, states, far_scores, scores.near, scaled, values, call.x, call.D, tables.sums, tables.steps,
         tables.to_block_end, tables.block_decay, layout.chunk_table, out, d_steps, write, d_D,
         **sizes, NUM_CHUNKS=layout.num_chunks, BP=tiles.head, BN=step,
-        TRANSPOSED=d_steps is not None, HAS_D=call.D is not None, DESCRIBED=call.described, PRECISION=call.precision,
+        TRANSPOSED=d_steps is not None, HAS_D=call.D is not None, DESCRIBED=call.in_tiles, PRECISION=call.precision,
         num_warps=warps, num_stages=stages, maxnreg=registers,
     )  # fmt: skip
 
@@ -336,14 +336,14 @@ def _score_gradients(call: Call, d_output: Tensor, scores: Scores) -> tuple[Tens
     scaled_x = torch.empty_like(scaled)  # for these kernels alone: not one tensor with what lives longer
     head_tile = min(64, call.tiles.head)
     tensors = (d_output, call.x, scaled, scaled_x)
-    if call.described:
+    if call.in_tiles:
         tensors = tuple(described(x, sizes["H"] * sizes["P"], (BLOCK, head_tile)) for x in tensors)
     warps, stages, registers = call.tiles.near
     kernels.near_score_gradient_kernel[(layout.num_chunks * blocks, sizes["G"])](
         *tensors[:2], scores.near, tables.sums, tables.steps, tables.to_block_end, layout.chunk_table,
         d_scores, row_sums, column_sums, *tensors[2:],
         H=sizes["H"], G=sizes["G"], P=sizes["P"], C=layout.chunk, BP=head_tile,
-        DESCRIBED=call.described, PRECISION=call.precision,
+        DESCRIBED=call.in_tiles, PRECISION=call.precision,
         num_warps=warps, num_stages=stages, maxnreg=registers,
     )  # fmt: skip
     if blocks > 1:
@@ -351,7 +351,7 @@ def _score_gradients(call: Call, d_output: Tensor, scores: Scores) -> tuple[Tens
         kernels.far_score_gradient_kernel[(layout.num_chunks * (blocks * (blocks - 1) // 2), sizes["G"])](
             *tensors[2:], scores.all, tables.sums, d_scores, row_sums,
             H=sizes["H"], G=sizes["G"], P=sizes["P"], C=layout.chunk, BP=head_tile,
-            DESCRIBED=call.described, PRECISION=call.precision,
+            DESCRIBED=call.in_tiles, PRECISION=call.precision,
             num_warps=warps, num_stages=stages, maxnreg=registers,
         )  # fmt: skip
     return d_scores, row_sums, column_sums, scaled
@@ -375,13 +375,13 @@ def _key_gradient(
     if not transposed:
         factors = call.tables.sums
         overlap = call.tables.sums.new_empty(tiles_n, layout.num_chunks, sizes["H"], tiles_p, layout.chunk)
-    if call.described:
+    if call.in_tiles:
         x = described(x, sizes["H"] * sizes["P"], (tile_m, tile_p))
         states = described(states, sizes["N"], (tile_p, tile_n))
     kernels.key_gradient_kernel[(tiles_n, layout.num_chunks * (layout.chunk // tile_m), sizes["G"])](
         x, states, d_scores, own, other, factors, out, overlap, layout.chunk_table,
         **sizes, NUM_CHUNKS=layout.num_chunks, BM=tile_m, BP=tile_p, BN=tile_n, BJ=tiles.others,
-        TRANSPOSED=transposed, DESCRIBED=call.described, PRECISION=call.precision,
+        TRANSPOSED=transposed, DESCRIBED=call.in_tiles, PRECISION=call.precision,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out, overlap

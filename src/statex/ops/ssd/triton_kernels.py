@@ -147,7 +147,7 @@ def output_kernel(
     decays = block_decay + (chunk * blocks).to(tl.int64) * H + head
     decay = tl.load(decays + (blocks - 1 if TRANSPOSED else 0) * H)
     if TRANSPOSED:
-        step_own, to_end = tl.load(steps + table + rows), tl.load(to_block_end + table + rows)
+        step_own, until_end = tl.load(steps + table + rows), tl.load(to_block_end + table + rows)
         border = tl.load(sums + table + block * BLOCK + BLOCK - 1)
         weights *= tl.exp2(LOG2E * (other[None, :] - own[:, None]))
         weights = tl.where(tl.arange(0, BLOCK)[:, None] <= others[None, :], weights, 0.0)
@@ -190,8 +190,8 @@ def output_kernel(
             tile = tl.load(scaled + at_tile, mask=inside_p, other=0.0)
         result = tl.dot(far_weights, tile, result, input_precision=PRECISION)
     at_table = ((tile_p * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * C + rows
-    if TRANSPOSED:  # x rounded as the other side of these pairs rounds it, in far_score_gradient_kernel
-        scaled_x = (inputs.to(tl.float32) * to_end[:, None]).to(inputs.dtype)
+    if TRANSPOSED:  # x rounded as for the other side of these pairs, in near_score_gradient_kernel
+        scaled_x = (inputs.to(tl.float32) * until_end[:, None]).to(inputs.dtype)
         tl.store(write + at_table, tl.sum(result * scaled_x.to(tl.float32), 1))
     result *= tl.exp(border - own if TRANSPOSED else own - border)[:, None]
     result = tl.dot(weights, near, result, input_precision=PRECISION)
@@ -233,20 +233,20 @@ def near_score_gradient_kernel(
     # What the pipeliner does not see is loaded one step ahead.
     table = (chunk * H + group * (H // G)).to(tl.int64) * C
     next_sum, next_step = tl.load(sums + table + rows), tl.load(steps + table + rows)
-    next_to_end = tl.load(to_block_end + table + rows)
+    next_until_end = tl.load(to_block_end + table + rows)
     next_before = tl.load(sums + table + block * BLOCK - 1, mask=block > 0, other=0.0)
     for h in range(H // G):
-        decay, step, to_end, before = next_sum, next_step, next_to_end, next_before
+        decay, step, until_end, before = next_sum, next_step, next_until_end, next_before
         at_next = table + tl.minimum(h + 1, H // G - 1) * C
         next_sum, next_step = tl.load(sums + at_next + rows), tl.load(steps + at_next + rows)
-        next_to_end = tl.load(to_block_end + at_next + rows)
+        next_until_end = tl.load(to_block_end + at_next + rows)
         next_before = tl.load(sums + at_next + block * BLOCK - 1, mask=block > 0, other=0.0)
         from_start = tl.exp(decay - before)[:, None]
         product = tl.zeros((BLOCK, BLOCK), tl.float32)
         for p0 in range(0, P, BP):
             first_p = (group * (H // G) + h) * P + p0
             cols = p0 + tl.arange(0, BP)
-            channel = ((group * (H // G) + h) * P + cols)[None, :]
+            channel = first_p + tl.arange(0, BP)[None, :]
             if DESCRIBED:
                 values = x.load([start + block * BLOCK, first_p])
                 gradient = d_out.load([start + block * BLOCK, first_p])
@@ -256,7 +256,7 @@ def near_score_gradient_kernel(
                 values = tl.load(x + at, mask=inside, other=0.0)
                 gradient = tl.load(d_out + at, mask=inside, other=0.0)
             decayed = (gradient.to(tl.float32) * from_start).to(gradient.dtype)
-            decayed_x = (values.to(tl.float32) * to_end[:, None]).to(values.dtype)
+            decayed_x = (values.to(tl.float32) * until_end[:, None]).to(values.dtype)
             if DESCRIBED:
                 scaled_d_out.store([chunk * C + block * BLOCK, first_p], decayed)
                 scaled_x.store([chunk * C + block * BLOCK, first_p], decayed_x)
@@ -285,7 +285,7 @@ def far_score_gradient_kernel(
     """As near_score_gradient_kernel, between two blocks of a chunk: a later block reads an earlier one.
 
     The sums over readers are not made here: the output kernel has them, of the same rounded factors, so that pairs
-    which have ended cancel. Above the diagonal d_scores gets zeros.
+    which have ended cancel. Nobody reads d_scores above the diagonal blocks.
     """
     blocks: tl.constexpr = C // 64
     pairs: tl.constexpr = blocks * (blocks - 1) // 2
@@ -322,8 +322,6 @@ def far_score_gradient_kernel(
         total += product * between
         tl.store(row_sums + (table + h * C) * blocks + j * C + reader, tl.sum(product * score, 1) * between)
     tl.store(d_scores + at_scores, total.to(d_scores.dtype.element_ty))
-    above = (row_scores + source)[:, None] * C + reader[None, :]
-    tl.store(d_scores + above, tl.zeros((BLOCK, BLOCK), d_scores.dtype.element_ty))
 
 
 @triton.jit
