@@ -1,0 +1,102 @@
+"""The kernels of whole sequences, interpreted on a CPU in fp32, against the chunked recurrences in fp64.
+
+What the interpreter does not show: bf16, and what compiling makes of the kernels; tests/gpu does.
+"""
+
+import pytest
+import torch
+from recurrence_inputs import assert_close, gla_inputs, output_state_gradients, ssd_inputs
+
+from statex.ops.gla import chunk_gla
+from statex.ops.ssd import chunk_ssd
+
+CASES = [(decay, None) for decay in ("weak", "moderate", "channels", "strong")]
+CASES += [("typical", borders) for borders in (None, [0, 1, 90, 90, 150], [0, 0, 64, 128])]
+TINY = {"log_decay", "dt", "A"}  # their gradients at strong decay: below the rounding of the terms that cancel in them
+
+
+@pytest.fixture(autouse=True)
+def interpreter():
+    if torch.cuda.is_available():
+        pytest.skip("the kernels are compiled where there is a GPU: tests/gpu has more cases")
+    pytest.importorskip("triton")
+
+
+@pytest.fixture
+def descriptors(monkeypatch):
+    """Read tiles by descriptors where bf16 would."""
+    from statex.ops import triton_layout
+    from statex.ops.gla import triton as gla
+    from statex.ops.ssd import triton as ssd
+
+    def in_any_dtype(layout, dtype, *sizes_and_tiles):
+        return triton_layout.use_descriptors(layout, torch.bfloat16, *sizes_and_tiles)
+
+    for module in (gla, ssd):
+        monkeypatch.setattr(module, "use_descriptors", in_any_dtype)
+
+
+def segmented(inputs: dict, borders: list[int] | None) -> tuple[dict, dict]:
+    """Inputs of one row with an initial state for each segment, and the options that say so."""
+    if borders is None:
+        return inputs, {}
+    state = inputs["initial_state"]
+    state = torch.randn(len(borders) - 1, *state.shape[1:], dtype=state.dtype)
+    return inputs | {"initial_state": state}, {"cu_seqlens": torch.tensor(borders)}
+
+
+def assert_same(kernels, reference, inputs, borders, but=frozenset()):
+    inputs, options = segmented(inputs, borders)
+    wanted = output_state_gradients(reference, inputs, torch.float64, **options)
+    wanted = {name: x for name, x in wanted.items() if name not in but}
+    assert_close(output_state_gradients(kernels, inputs, torch.float32, **options), wanted, 1e-4)
+
+
+@pytest.mark.parametrize(("decay", "borders"), CASES)
+def test_gla(decay, borders):
+    from statex.ops.gla.triton import triton_gla
+
+    tokens, batch = (borders[-1], 1) if borders else (130, 2)
+    inputs = gla_inputs(tokens, decay, batch, heads=2, key_dim=20, value_dim=24)
+    assert_same(triton_gla, chunk_gla, inputs, borders, TINY if decay == "strong" else frozenset())
+
+
+@pytest.mark.parametrize(("decay", "borders"), CASES)
+def test_ssd(decay, borders):
+    from statex.ops.ssd.triton import triton_ssd
+
+    tokens, batch = (borders[-1], 1) if borders else (130, 2)
+    inputs = ssd_inputs(tokens, decay, batch, heads=4, groups=2, head_dim=20, state_size=24)
+    assert_same(triton_ssd, chunk_ssd, inputs, borders, TINY if decay == "strong" else frozenset())
+
+
+@pytest.mark.parametrize(("tokens", "batch", "borders"), [(150, 1, None), (128, 2, None), (384, 1, [0, 0, 128, 384])])
+def test_gla_by_descriptors(tokens, batch, borders, descriptors):
+    from statex.ops.gla.triton import triton_gla
+
+    inputs = gla_inputs(tokens, "typical", batch, heads=2, key_dim=128, value_dim=128)
+    assert_same(triton_gla, chunk_gla, inputs, borders)
+
+
+@pytest.mark.parametrize(("tokens", "batch", "borders"), [(150, 1, None), (128, 2, None), (512, 1, [0, 0, 256, 512])])
+def test_ssd_by_descriptors(tokens, batch, borders, descriptors):
+    from statex.ops.ssd.triton import triton_ssd
+
+    inputs = ssd_inputs(tokens, "typical", batch, heads=4, groups=2, head_dim=64, state_size=128)
+    assert_same(triton_ssd, chunk_ssd, inputs, borders)
+
+
+def test_parameters_of_ssd_may_lie_apart_in_memory():
+    from statex.ops.ssd.triton import triton_ssd
+
+    inputs = {name: x.float() for name, x in ssd_inputs(70).items()}
+    apart = {name: torch.stack([inputs[name], inputs[name]], 1)[:, 0] for name in ("A", "D")}
+    assert torch.equal(triton_ssd(**inputs)[0], triton_ssd(**inputs | apart)[0])
+
+
+def test_borders_that_leave_tokens_out_are_refused():
+    from statex.ops.gla.triton import triton_gla
+
+    inputs = {name: x.float() for name, x in gla_inputs(70, batch=1).items()}
+    with pytest.raises(ValueError, match="from 0 to T = 70"):
+        triton_gla(**inputs, cu_seqlens=torch.tensor([0, 60]))
