@@ -70,7 +70,7 @@ class Tiles:
     state: WalkTile
     output: tuple[int, int, int, int]  # key channels a step, value channels, warps, stages
     d_attention: tuple[int, int, int]  # value channels a step, warps, stages
-    keys: tuple[int, int, int, int, int]  # tokens, key channels, value channels a step, warps, stages
+    keys: tuple[int, int, int, int]  # key channels, value channels a step, warps, stages
     inside: tuple[int, int]  # key channels, warps
     strong: tuple[int, int]  # key channels, warps, where a decay is strong
 
@@ -95,7 +95,7 @@ def _tiles(key_dim: int, value_dim: int, rows: int, chunk: int, dtype: torch.dty
             state=WalkTile(step_k, step_v, 4, 2),
             output=(half_k, step_v, 4, 2),
             d_attention=(half_v, 4, 2),
-            keys=(64, step_k, half_v, 4, 2),
+            keys=(step_k, half_v, 4, 2),
             inside=(half_k, 4),
             strong=(half_k, 4),
         )
@@ -111,7 +111,7 @@ def _tiles(key_dim: int, value_dim: int, rows: int, chunk: int, dtype: torch.dty
         state=WalkTile(64, max(64, fit(value_dim, 128 if many else 64)), 4, 4),
         output=(step_k, wide_v, warps(part, wide_v), 3),  # a fourth stage, 0.05 ms less, is too much for many GPUs
         d_attention=(step_v, warps(part, part), 3),
-        keys=(BLOCK, max(64, fit(key_dim, 128)), step_v, 4, 4),
+        keys=(max(64, fit(key_dim, 128)), step_v, 4, 4),
         inside=(64, 4),  # narrower ones were miscompiled by ptxas 12.8
         strong=(64, 4),
     )
@@ -304,22 +304,22 @@ def _key_gradient(
     """Gradient of q or, transposed, of k (and its `sources`), before the decay inside each block."""
     _, heads, key_dim, value_dim = states.shape
     tiles = _tiles(key_dim, value_dim, heads, layout.chunk, y.dtype)
-    tile_m, tile_k, tile_v, warps, stages = tiles.keys
+    tile_k, tile_v, warps, stages = tiles.keys
     tokens = layout.num_chunks * layout.chunk
     out, sources = torch.empty(tokens, heads, key_dim, dtype=torch.float32, device=y.device), None
     keys, queries = (prepared.k_decayed, prepared.k_rest), (prepared.q_decayed, prepared.q_rest)
     other, own = (queries, keys) if transposed else (keys, (None, None))
     if transposed:
         sources = torch.empty_like(prepared.block_decay)
-    grid = (triton.cdiv(key_dim, tile_k), layout.num_chunks * (layout.chunk // tile_m), heads)
+    grid = (triton.cdiv(key_dim, tile_k), tokens // BLOCK, heads)
     dtype, in_tiles = y.dtype, _described(states, layout)
     if in_tiles:
-        y = described(y, heads * value_dim, (tile_m, tile_v))
+        y = described(y, heads * value_dim, (BLOCK, tile_v))
         states = described(states, value_dim, (tile_k, tile_v))
     kernels.key_gradient_kernel[grid](
         y, states, d_attention, remainder, *other, *own, prepared.block_decay, prepared.strong, layout.chunk_table,
         out, sources,
-        H=heads, K=key_dim, V=value_dim, C=layout.chunk, BM=tile_m, BK=tile_k, BV=tile_v, TRANSPOSED=transposed,
+        H=heads, K=key_dim, V=value_dim, C=layout.chunk, BK=tile_k, BV=tile_v, TRANSPOSED=transposed,
         EXACT=remainder is None, DESCRIBED=in_tiles, PRECISION=_precision(dtype),
         num_warps=warps, num_stages=stages,
     )  # fmt: skip

@@ -308,27 +308,26 @@ def attention_gradient_kernel(
 def key_gradient_kernel(
     y, states, d_attention, remainder, other, other_rest, own, own_rest, block_decay, strong, chunk_table, out, sources,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr,
     TRANSPOSED: tl.constexpr, EXACT: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of q for BM tokens of one chunk, padded [N * C, H, K] fp32, still to be decayed from the start of each
-    token's block: y = the gradient of the output, other = k_decayed.
+    """Gradient of q for one block, padded [N * C, H, K] fp32, still to be decayed from its start: y = the gradient of
+    the output, other = k_decayed.
 
     TRANSPOSED: of k, still to be decayed to the end of its block: y = v, with the gradients of the states, other =
-    q_decayed; and own = k_decayed times the part through the states, summed over each block: sources [N * C / 64, H,
+    q_decayed; and own = k_decayed times the part through the states, summed over the block: sources [N * C / 64, H,
     K], decayed to the chunk's end. Not EXACT, other and own come with their rest.
 
     From the chunk's far end the gradient is decayed over one block after the other, while the block's own part is
     added. Where a decay is strong, attention of a block to itself is left to inside_gradient_kernel. DESCRIBED: y and
-    states are descriptors, of [BM, BV] and [BK, BV].
+    states are descriptors, of [64, BV] and [BK, BV].
     """
     tile_k, head = tl.program_id(0), tl.program_id(2)
-    chunk, part = tl.program_id(1) // (C // BM), tl.program_id(1) % (C // BM)
+    chunk, block = tl.program_id(1) // (C // BLOCK), tl.program_id(1) % (C // BLOCK)
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     blocks: tl.constexpr = C // 64
-    parts: tl.constexpr = BM // 64
-    tokens, cols_k = tl.arange(0, BM), tile_k * BK + tl.arange(0, BK)
-    in_chunk, inside_k = part * BM + tokens, (cols_k < K)[None, :]
+    tokens, cols_k = tl.arange(0, BLOCK), tile_k * BK + tl.arange(0, BK)
+    in_chunk, inside_k = block * BLOCK + tokens, (cols_k < K)[None, :]
     padded = (chunk.to(tl.int64) * C * H + head) * K
     at_own = padded + (in_chunk * (H * K))[:, None] + cols_k[None, :]
     at_block = (chunk * blocks * H + head).to(tl.int64) * K + cols_k
@@ -337,13 +336,13 @@ def key_gradient_kernel(
         if not EXACT:
             own_tile += tl.load(own_rest + at_own, mask=inside_k, other=0.0).to(tl.float32)
     is_strong = tl.load(strong + chunk * H + head) != 0
-    num_far = blocks - (part + 1) * parts if TRANSPOSED else part * parts
+    num_far = blocks - 1 - block if TRANSPOSED else block
     farthest = blocks - 1 if TRANSPOSED else 0
     factor = tl.exp(tl.load(block_decay + at_block + farthest * H * K, mask=cols_k < K, other=0.0))
-    result = tl.zeros((BM, BK), tl.float32)
+    result = tl.zeros((BLOCK, BK), tl.float32)
     for v0 in range(0, V, BV):
         if DESCRIBED:
-            y_tile = y.load([start + part * BM, head * V + v0])
+            y_tile = y.load([start + block * BLOCK, head * V + v0])
             state_tile = tl.trans(states.load([(chunk * H + head) * K + tile_k * BK, v0]))
         else:
             cols = v0 + tl.arange(0, BV)
@@ -353,43 +352,29 @@ def key_gradient_kernel(
             state_tile = tl.load(states + at, mask=inside_k & (cols < V)[:, None], other=0.0)
         result = tl.dot(y_tile, state_tile, result, input_precision=PRECISION)
     if TRANSPOSED:
-        product = result * own_tile
-        for p in tl.static_range(parts):
-            total = tl.sum(tl.where((tokens // 64 == p)[:, None], product, 0.0), 0)
-            tl.store(sources + at_block + (part * parts + p) * H * K, total, mask=cols_k < K)
+        tl.store(sources + at_block + block * H * K, tl.sum(result * own_tile, 0), mask=cols_k < K)
     pairs = d_attention + (chunk.to(tl.int64) * C * H + head) * C
     for step in tl.range(num_far, num_stages=2):  # three tiles a step: with more stages one program fills a processor
-        block = blocks - 1 - step if TRANSPOSED else step
-        ahead = tl.maximum(block - 1, 0) if TRANSPOSED else block + 1
+        far = blocks - 1 - step if TRANSPOSED else step
+        ahead = tl.maximum(far - 1, 0) if TRANSPOSED else far + 1
         next_decay = tl.load(block_decay + at_block + ahead * H * K, mask=cols_k < K, other=0.0)
-        weights = _block_weights(pairs, in_chunk, block, H, C, TRANSPOSED)
-        tile = _block_tile(other + padded, block, cols_k, H, K)
+        weights = _block_weights(pairs, in_chunk, far, H, C, TRANSPOSED)
+        tile = _block_tile(other + padded, far, cols_k, H, K)
         result = tl.dot(weights, tile, result * factor[None, :], input_precision=PRECISION)
         if not EXACT:
-            result = tl.dot(weights, _block_tile(other_rest + padded, block, cols_k, H, K), result)
+            result = tl.dot(weights, _block_tile(other_rest + padded, far, cols_k, H, K), result)
         factor = tl.exp(next_decay)
-    for p in tl.static_range(parts):
-        within = parts - 1 - p if TRANSPOSED else p
-        block = part * parts + within
-        decay = tl.load(block_decay + at_block + block * H * K, mask=cols_k < K, other=0.0)
-        weights = _block_weights(pairs, in_chunk, block, H, C, TRANSPOSED)
-        tile = _block_tile(other + padded, block, cols_k, H, K)
-        product = tl.dot(weights, tile, input_precision=PRECISION)
-        same_block = tokens // 64 == within
-        if not EXACT:
-            product = tl.dot(weights, _block_tile(other_rest + padded, block, cols_k, H, K), product)
-            of_block = (chunk * C + block * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-            if TRANSPOSED:
-                at = ((of_block * H + head) * BLOCK)[None, :] + (tokens % BLOCK)[:, None]
-            else:
-                row = (chunk * C + in_chunk).to(tl.int64)
-                at = ((row * H + head) * BLOCK)[:, None] + tl.arange(0, BLOCK)[None, :]
-            weights = tl.load(remainder + at, mask=same_block[:, None], other=0.0)
-            product = tl.dot(weights, tile, product)
-        beyond = tokens // 64 < within if TRANSPOSED else tokens // 64 > within
-        undecayed = tl.where(is_strong, 0.0, tl.exp(tl.minimum(-decay, 80.0)))
-        result *= tl.where(beyond[:, None], tl.exp(decay)[None, :], 1.0)
-        result += tl.where(same_block[:, None], product * undecayed[None, :], product)
+    decay = tl.load(block_decay + at_block + block * H * K, mask=cols_k < K, other=0.0)
+    weights = _block_weights(pairs, in_chunk, block, H, C, TRANSPOSED)
+    tile = _block_tile(other + padded, block, cols_k, H, K)
+    product = tl.dot(weights, tile, input_precision=PRECISION)
+    if not EXACT:
+        product = tl.dot(weights, _block_tile(other_rest + padded, block, cols_k, H, K), product)
+        row = ((chunk * C + in_chunk).to(tl.int64) * H + head) * BLOCK
+        at = row[None, :] + tokens[:, None] if TRANSPOSED else row[:, None] + tokens[None, :]
+        product = tl.dot(tl.load(remainder + at), tile, product)
+    undecayed = tl.where(is_strong, 0.0, tl.exp(tl.minimum(-decay, 80.0)))
+    result += product * undecayed[None, :]
     tl.store(out + at_own, result, mask=inside_k)
 
 
