@@ -100,7 +100,7 @@ def time_functions(
     for _ in range(warmup):
         for function in functions:
             function()
-    timed = _events if device.type == "cuda" else _wall_clock
+    timed = _timed_by_events if device.type == "cuda" else _timed_by_clock
     calls = [[timed(function) for function in functions] for _ in range(repetitions)]
     synchronize(device)
     return [statistics.median(seconds() for seconds in of_function) for of_function in zip(*calls, strict=True)]
@@ -123,7 +123,7 @@ def time_replays(runs: Sequence[Callable[[], object]], repetitions: int = 12, wa
     return time_functions([graph.replay], "cuda", repetitions, warmup)[0] / len(runs)
 
 
-def _wall_clock(function: Callable[[], object]) -> Callable[[], float]:
+def _timed_by_clock(function: Callable[[], object]) -> Callable[[], float]:
     """Call the function; the seconds it took, to be asked for."""
     start = time.perf_counter()
     function()
@@ -131,7 +131,7 @@ def _wall_clock(function: Callable[[], object]) -> Callable[[], float]:
     return lambda: seconds
 
 
-def _events(function: Callable[[], object]) -> Callable[[], float]:
+def _timed_by_events(function: Callable[[], object]) -> Callable[[], float]:
     """The same on CUDA; to be asked for once the device is synchronized."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()

@@ -245,8 +245,7 @@ def near_score_gradient_kernel(
         product = tl.zeros((BLOCK, BLOCK), tl.float32)
         for p0 in range(0, P, BP):
             first_p = (group * (H // G) + h) * P + p0
-            cols = p0 + tl.arange(0, BP)
-            channel = first_p + tl.arange(0, BP)[None, :]
+            cols, channel = p0 + tl.arange(0, BP), first_p + tl.arange(0, BP)[None, :]
             if DESCRIBED:
                 values = x.load([start + block * BLOCK, first_p])
                 gradient = d_out.load([start + block * BLOCK, first_p])
@@ -313,11 +312,11 @@ def far_score_gradient_kernel(
                 gradient = scaled_d_out.load([chunk * C + i * BLOCK, first_p])
                 values = scaled_x.load([chunk * C + j * BLOCK, first_p])
             else:
-                cols = p0 + tl.arange(0, BP)
-                at = (chunk.to(tl.int64) * C + reader)[:, None] * (H * P) + first_p + tl.arange(0, BP)[None, :]
-                gradient = tl.load(scaled_d_out + at, mask=(cols < P)[None, :], other=0.0)
-                at = (chunk.to(tl.int64) * C + source)[:, None] * (H * P) + first_p + tl.arange(0, BP)[None, :]
-                values = tl.load(scaled_x + at, mask=(cols < P)[None, :], other=0.0)
+                inside, channel = (p0 + tl.arange(0, BP) < P)[None, :], first_p + tl.arange(0, BP)[None, :]
+                at = (chunk.to(tl.int64) * C + reader)[:, None] * (H * P) + channel
+                gradient = tl.load(scaled_d_out + at, mask=inside, other=0.0)
+                at = (chunk.to(tl.int64) * C + source)[:, None] * (H * P) + channel
+                values = tl.load(scaled_x + at, mask=inside, other=0.0)
             product = tl.dot(gradient, tl.trans(values), product, input_precision=PRECISION)
         total += product * between
         tl.store(row_sums + (table + h * C) * blocks + j * C + reader, tl.sum(product * score, 1) * between)
