@@ -122,8 +122,8 @@ class Tables(NamedTuple):
 class Scores(NamedTuple):
     """C B^T inside the chunks, shared by a group's heads."""
 
-    all: Tensor  # [NC, G, C, C]
-    near: Tensor  # [NC, G, C, 64] fp32: inside the blocks
+    rounded: Tensor  # [NC, G, C, C]
+    rest: Tensor | None  # [NC, G, C, C]: what rounding to bf16 took away
 
 
 @dataclass(frozen=True)
@@ -185,13 +185,13 @@ class _Ssd(torch.autograd.Function):
         call = Call(x, B, C, D, Tables(*rest[2:]), ctx.layout)
         d_output = aligned(d_output)
         d_initial = torch.empty_like(initial) if initial is not None and ctx.needs_input_grad[6] else None
-        d_scores, row_sums, column_sums, scaled = _score_gradients(call, d_output, scores)
+        d_scores, changes, scaled = _score_gradients(call, d_output, scores)
         d_states, through = _state_gradients(call, scaled, d_final, d_initial, states)
         dC, read = _key_gradient(call, d_output, states, d_scores, C, B)
         assert read is not None  # left out for B alone
         dB, _ = _key_gradient(call, x, d_states, d_scores, B, C, transposed=True)
         dx, d_steps, write, d_D = _value_gradient(call, d_output, scaled, d_states, scores)
-        d_dt, d_A = _decay_gradients(call, dt, A, row_sums, column_sums, read, write, through, d_steps)
+        d_dt, d_A = _decay_gradients(call, dt, A, changes, read, write, through, d_steps)
         return dx, d_dt, d_A, dB, dC, d_D, d_initial, None, None
 
 
@@ -223,13 +223,14 @@ def _scores(call: Call) -> Scores:
     part, groups = call.tiles.part, call.B.shape[2]
     parts = layout.chunk // part
     scores = call.x.new_empty(layout.num_chunks, groups, layout.chunk, layout.chunk)
-    near = call.tables.sums.new_empty(layout.num_chunks, groups, layout.chunk, BLOCK)
+    rest = None if scores.dtype == torch.float32 else torch.empty_like(scores)
     kernels.scores_kernel[(layout.num_chunks * (parts * (parts + 1) // 2), groups)](
-        call.C, call.B, scores, near, layout.chunk_table,
+        call.C, call.B, scores, rest, layout.chunk_table,
         G=groups, N=call.B.shape[3], C=layout.chunk, BM=part, BN=step, PRECISION=call.precision,
+        HAS_REST=rest is not None,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return Scores(scores, near)
+    return Scores(scores, rest)
 
 
 def _states(call: Call, scaled: Tensor, initial: Tensor | None, final: Tensor | None) -> Tensor:
@@ -291,17 +292,18 @@ def _read(
     layout, sizes, tiles, tables = call.layout, call.sizes, call.tiles, call.tables
     step, warps, stages, registers = tiles.output
     grid = (sizes["H"] * triton.cdiv(sizes["P"], tiles.head), layout.num_chunks * (layout.chunk // BLOCK))
-    far_scores = scores.all
+    far_scores = scores.rounded
     if call.in_tiles:
         reads = described(reads, sizes["G"] * sizes["N"], (BLOCK, step))
         states = described(states, sizes["N"], (tiles.head, step))
         far_scores = described(far_scores, sizes["C"], (BLOCK, BLOCK))
         scaled = described(scaled, sizes["H"] * sizes["P"], (BLOCK, tiles.head))
     kernels.output_kernel[grid](
-        reads, states, far_scores, scores.near, scaled, values, call.x, call.D, tables.sums, tables.steps,
+        reads, states, far_scores, *scores, scaled, values, call.x, call.D, tables.sums, tables.steps,
         tables.to_block_end, tables.block_decay, layout.chunk_table, out, d_steps, write, d_D,
         **sizes, NUM_CHUNKS=layout.num_chunks, BP=tiles.head, BN=step,
-        TRANSPOSED=d_steps is not None, HAS_D=call.D is not None, DESCRIBED=call.in_tiles, PRECISION=call.precision,
+        TRANSPOSED=d_steps is not None, HAS_D=call.D is not None, HAS_REST=scores.rest is not None,
+        DESCRIBED=call.in_tiles, PRECISION=call.precision,
         num_warps=warps, num_stages=stages, maxnreg=registers,
     )  # fmt: skip
 
@@ -309,8 +311,8 @@ def _read(
 def _value_gradient(
     call: Call, d_output: Tensor, scaled: Tensor, d_states: Tensor, scores: Scores
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradient of x; x times the gradient of dt x, summed over head channels, and dt times its part through the
-    states; gradient of D."""
+    """Gradient of x; x times the gradient of dt x, summed over head channels, and dt times its part from
+    after the chunk; gradient of D."""
     layout, tiles = call.layout, call.tiles
     heads, head_dim = call.x.shape[2:]
     tiles_p = triton.cdiv(head_dim, tiles.head)
@@ -323,38 +325,35 @@ def _value_gradient(
     return dx, d_steps, write, None if d_D is None else d_D.sum(0)
 
 
-def _score_gradients(call: Call, d_output: Tensor, scores: Scores) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient of the scores [NC, G, C, C]; sums of its products with the scores over sources [NC, H, C / 64, C] and,
-    inside blocks, over readers [NC, H, C]; the gradient of the output decayed from the start of each block,
+def _score_gradients(call: Call, d_output: Tensor, scores: Scores) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of the scores [NC, G, C, C]; its products with the scores, summed over each token's readers less those
+    over its sources [NC, H, C / 64, C]; the gradient of the output decayed from the start of each block,
     [NC * C, H, P]."""
     layout, sizes, tables = call.layout, call.sizes, call.tables
     blocks = layout.chunk // BLOCK
-    d_scores = torch.empty_like(scores.all)
-    row_sums = tables.sums.new_empty(layout.num_chunks, sizes["H"], blocks, layout.chunk)
-    column_sums = torch.empty_like(tables.sums)
+    d_scores = torch.empty_like(scores.rounded)
+    changes = tables.sums.new_empty(layout.num_chunks, sizes["H"], blocks, layout.chunk)
     scaled = call.x.new_empty(layout.num_chunks * layout.chunk, *call.x.shape[2:])
-    scaled_x = torch.empty_like(scaled)  # for these kernels alone: not one tensor with what lives longer
     head_tile = min(64, call.tiles.head)
-    tensors = (d_output, call.x, scaled, scaled_x)
+    tensors = (d_output, call.x, scaled)
     if call.in_tiles:
         tensors = tuple(described(x, sizes["H"] * sizes["P"], (BLOCK, head_tile)) for x in tensors)
+    constants = {
+        "H": sizes["H"], "G": sizes["G"], "P": sizes["P"], "C": layout.chunk, "BP": head_tile,
+        "HAS_REST": scores.rest is not None, "DESCRIBED": call.in_tiles, "PRECISION": call.precision,
+    }  # fmt: skip
     warps, stages, registers = call.tiles.near
     kernels.near_score_gradient_kernel[(layout.num_chunks * blocks, sizes["G"])](
-        *tensors[:2], scores.near, tables.sums, tables.steps, tables.to_block_end, layout.chunk_table,
-        d_scores, row_sums, column_sums, *tensors[2:],
-        H=sizes["H"], G=sizes["G"], P=sizes["P"], C=layout.chunk, BP=head_tile,
-        DESCRIBED=call.in_tiles, PRECISION=call.precision,
-        num_warps=warps, num_stages=stages, maxnreg=registers,
+        *tensors[:2], *scores, tables.sums, tables.steps, layout.chunk_table, d_scores, changes, tensors[2],
+        **constants, num_warps=warps, num_stages=stages, maxnreg=registers,
     )  # fmt: skip
     if blocks > 1:
         warps, stages, registers = call.tiles.far
         kernels.far_score_gradient_kernel[(layout.num_chunks * (blocks * (blocks - 1) // 2), sizes["G"])](
-            *tensors[2:], scores.all, tables.sums, d_scores, row_sums,
-            H=sizes["H"], G=sizes["G"], P=sizes["P"], C=layout.chunk, BP=head_tile,
-            DESCRIBED=call.in_tiles, PRECISION=call.precision,
-            num_warps=warps, num_stages=stages, maxnreg=registers,
+            *tensors[:2], *scores, tables.sums, tables.to_block_end, layout.chunk_table, d_scores, changes,
+            **constants, num_warps=warps, num_stages=stages, maxnreg=registers,
         )  # fmt: skip
-    return d_scores, row_sums, column_sums, scaled
+    return d_scores, changes, scaled
 
 
 def _key_gradient(
@@ -391,8 +390,7 @@ def _decay_gradients(
     call: Call,
     dt: Tensor,
     A: Tensor,
-    row_sums: Tensor,
-    column_sums: Tensor,
+    changes: Tensor,
     read: Tensor,
     write: Tensor,
     through: Tensor,
@@ -401,7 +399,7 @@ def _decay_gradients(
     layout, sizes, tables = call.layout, call.sizes, call.tables
     d_dt, d_A = torch.empty_like(dt), A.new_empty(layout.num_chunks, sizes["H"])
     kernels.decay_gradient_kernel[(layout.num_chunks, sizes["H"])](
-        row_sums, column_sums, read, write, through, d_steps, A, tables.sums, tables.steps, layout.chunk_table,
+        changes, read, write, through, d_steps, A, tables.sums, tables.steps, layout.chunk_table,
         d_dt, d_A,
         H=sizes["H"], P=sizes["P"], C=layout.chunk, NUM_CHUNKS=layout.num_chunks, TILES_P=read.shape[3],
         TILES_D=d_steps.shape[0], TILES_N=read.shape[0], TILES_S=through.shape[0],

@@ -75,11 +75,12 @@ def scale_kernel(
 
 @triton.jit
 def scores_kernel(
-    C_in, B_in, scores, near_scores, chunk_table,
+    C_in, B_in, scores, rest, chunk_table,
     G: tl.constexpr, N: tl.constexpr, C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_REST: tl.constexpr,
 ):  # fmt: skip
     """C B^T for BM x BM tokens of one chunk, on and below the diagonal: [NC, G, C, C], shared by a group's heads; and
-    inside each block not rounded, [NC, G, C, 64] fp32."""
+    what rounding took away from it (rest, the same shape)."""
     parts: tl.constexpr = C // BM
     pairs: tl.constexpr = parts * (parts + 1) // 2
     chunk, group = tl.program_id(0) // pairs, tl.program_id(1)
@@ -95,31 +96,41 @@ def scores_kernel(
         writes = tl.load(B_in + at, mask=(from_row < length)[:, None] & (cols < N)[None, :], other=0.0)
         result = tl.dot(reads, tl.trans(writes), result, input_precision=PRECISION)
     row = (chunk * G + group).to(tl.int64) * C + to_row
-    tl.store(scores + row[:, None] * C + from_row[None, :], result.to(scores.dtype.element_ty))
-    same_block = (to_row // BLOCK)[:, None] == (from_row // BLOCK)[None, :]
-    tl.store(near_scores + row[:, None] * BLOCK + (from_row % BLOCK)[None, :], result, mask=same_block)
+    rounded = result.to(scores.dtype.element_ty)
+    tl.store(scores + row[:, None] * C + from_row[None, :], rounded)
+    if HAS_REST:
+        tl.store(rest + row[:, None] * C + from_row[None, :], (result - rounded).to(rest.dtype.element_ty))
+
+
+@triton.jit
+def _exact(scores, rest, at, HAS_REST: tl.constexpr):
+    """A tile of the scores in fp32."""
+    score = tl.load(scores + at).to(tl.float32)
+    return score + tl.load(rest + at) if HAS_REST else score
 
 
 @triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def output_kernel(
-    reads, states, scores, near_scores, scaled, values, x, D, sums, steps, to_block_end, block_decay, chunk_table,
+    reads, states, scores, near_scores, rest, scaled, values, x, D, sums, steps, to_block_end, block_decay, chunk_table,
     out, d_steps, write, d_D,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,
     BP: tl.constexpr, BN: tl.constexpr,
-    TRANSPOSED: tl.constexpr, HAS_D: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
+    TRANSPOSED: tl.constexpr, HAS_D: tl.constexpr, HAS_REST: tl.constexpr, DESCRIBED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The output for one block and one head, from reads = C, the states, values = x and scaled x.
 
     TRANSPOSED: the gradient of x, from reads = B, the gradients of the states, values = the gradient of the output
     and that scaled; also x times the gradient of dt x, summed over the head dim (d_steps [P / BP, NC, H, C]), its
-    part from after the block times dt (write, the same shape), and the gradient of D for these tokens and channels
+    part from after the chunk times dt (write, the same shape), and the gradient of D for these tokens and channels
     (d_D [P / BP, NC * C / 64, H]).
 
     The other blocks of the chunk are taken from the far end to this one: what is gathered is decayed over each by one
     scalar, so that the shared scores are used as they are. Only inside the block does each pair of tokens get a decay
     of its own. What that needs is loaded first, so that nothing waits for it later.
 
-    DESCRIBED: reads, states, scores and scaled are descriptors, of [64, BN], [BP, BN], [64, 64] and [64, BP].
+    DESCRIBED: reads, states, scores and scaled are descriptors, of [64, BN], [BP, BN], [64, 64] and [64, BP];
+    near_scores are the scores by pointer.
     """
     tiles_p: tl.constexpr = (P + BP - 1) // BP
     blocks: tl.constexpr = C // 64
@@ -138,17 +149,17 @@ def output_kernel(
     first_row = (chunk * G + group) * C
     row_scores = first_row.to(tl.int64)
     if TRANSPOSED:
-        at_near = (row_scores + block * BLOCK + others)[None, :] * BLOCK + tl.arange(0, BLOCK)[:, None]
+        at_near = (row_scores + block * BLOCK + others)[None, :] * C + rows[:, None]
     else:
-        at_near = (row_scores + rows)[:, None] * BLOCK + others[None, :]
-    weights = tl.load(near_scores + at_near)
+        at_near = (row_scores + rows)[:, None] * C + (block * BLOCK + others)[None, :]
+    weights = _exact(near_scores, rest, at_near, HAS_REST)
     table = (chunk * H + head).to(tl.int64) * C
     own, other = tl.load(sums + table + rows), tl.load(sums + table + block * BLOCK + others)
     decays = block_decay + (chunk * blocks).to(tl.int64) * H + head
     decay = tl.load(decays + (blocks - 1 if TRANSPOSED else 0) * H)
     if TRANSPOSED:
         step_own, until_end = tl.load(steps + table + rows), tl.load(to_block_end + table + rows)
-        border = tl.load(sums + table + block * BLOCK + BLOCK - 1)
+        border, end = tl.load(sums + table + block * BLOCK + BLOCK - 1), tl.load(sums + table + C - 1)
         weights *= tl.exp2(LOG2E * (other[None, :] - own[:, None]))
         weights = tl.where(tl.arange(0, BLOCK)[:, None] <= others[None, :], weights, 0.0)
     else:
@@ -170,6 +181,10 @@ def output_kernel(
             at_state = ((chunk * H + head).to(tl.int64) * P + cols_p)[None, :] * N + cols[:, None]
             state_tile = tl.load(states + at_state, mask=inside_p & (cols < N)[:, None], other=0.0)
         result = tl.dot(tile, state_tile, result, input_precision=PRECISION)
+    at_table = ((tile_p * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * C + rows
+    if TRANSPOSED:  # x rounded as in the states that these pairs go through
+        scaled_x = (inputs.to(tl.float32) * until_end[:, None]).to(inputs.dtype)
+        tl.store(write + at_table, tl.sum(result * scaled_x.to(tl.float32), 1) * tl.exp(end - border))
     for step in range(blocks - 1 - block if TRANSPOSED else block):
         far_block = blocks - 1 - step if TRANSPOSED else step
         result *= tl.exp(decay)  # loaded one step ahead: the pipeliner does not see it
@@ -189,10 +204,6 @@ def output_kernel(
             at_tile = ((chunk * C + distant).to(tl.int64) * H + head)[:, None] * P + cols_p[None, :]
             tile = tl.load(scaled + at_tile, mask=inside_p, other=0.0)
         result = tl.dot(far_weights, tile, result, input_precision=PRECISION)
-    at_table = ((tile_p * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * C + rows
-    if TRANSPOSED:  # x rounded as for the other side of these pairs, in near_score_gradient_kernel
-        scaled_x = (inputs.to(tl.float32) * until_end[:, None]).to(inputs.dtype)
-        tl.store(write + at_table, tl.sum(result * scaled_x.to(tl.float32), 1))
     result *= tl.exp(border - own if TRANSPOSED else own - border)[:, None]
     result = tl.dot(weights, near, result, input_precision=PRECISION)
     if TRANSPOSED:
@@ -209,17 +220,17 @@ def output_kernel(
 
 @triton.jit
 def near_score_gradient_kernel(
-    d_out, x, near_scores, sums, steps, to_block_end, chunk_table, d_scores, row_sums, column_sums,
-    scaled_d_out, scaled_x,
+    d_out, x, scores, rest, sums, steps, chunk_table, d_scores, changes, scaled,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, C: tl.constexpr, BP: tl.constexpr,
-    DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_REST: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the scores inside one block, summed over the heads of a group: the diagonal blocks of d_scores
-    [NC, G, C, C]; and for each head the products of scores and their gradients, without the diagonal, summed over the
-    sources (row_sums [NC, H, C / 64, C], by source block and reader) and over the readers (column_sums [NC, H, C]).
+    [NC, G, C, C]. And for each head and token the products of scores and their gradients, without the diagonal, summed
+    over the token's readers less those over its sources: changes [NC, H, C / 64, C], by the block of the readers or
+    sources and the token.
 
-    On the way the scaled d_out and x are written, [NC * C, H, P], for what comes after. DESCRIBED: these two, d_out and
-    x are descriptors, of [64, BP].
+    On the way the scaled d_out is written, [NC * C, H, P], for what comes after. DESCRIBED: it, d_out and x are
+    descriptors, of [64, BP].
     """
     blocks: tl.constexpr = C // 64
     chunk, block, group = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.program_id(1)
@@ -227,19 +238,18 @@ def near_score_gradient_kernel(
     in_block = tl.arange(0, BLOCK)
     rows = block * BLOCK + in_block
     row_scores = (chunk * G + group).to(tl.int64) * C
-    score = tl.load(near_scores + (row_scores + rows)[:, None] * BLOCK + in_block[None, :])
+    at_scores = (row_scores + rows)[:, None] * C + rows[None, :]
+    score = _exact(scores, rest, at_scores, HAS_REST)
     score = tl.where(in_block[:, None] > in_block[None, :], score, 0.0)
     total = tl.zeros((BLOCK, BLOCK), tl.float32)
     # What the pipeliner does not see is loaded one step ahead.
     table = (chunk * H + group * (H // G)).to(tl.int64) * C
     next_sum, next_step = tl.load(sums + table + rows), tl.load(steps + table + rows)
-    next_until_end = tl.load(to_block_end + table + rows)
     next_before = tl.load(sums + table + block * BLOCK - 1, mask=block > 0, other=0.0)
     for h in range(H // G):
-        decay, step, until_end, before = next_sum, next_step, next_until_end, next_before
+        decay, step, before = next_sum, next_step, next_before
         at_next = table + tl.minimum(h + 1, H // G - 1) * C
         next_sum, next_step = tl.load(sums + at_next + rows), tl.load(steps + at_next + rows)
-        next_until_end = tl.load(to_block_end + at_next + rows)
         next_before = tl.load(sums + at_next + block * BLOCK - 1, mask=block > 0, other=0.0)
         from_start = tl.exp(decay - before)[:, None]
         product = tl.zeros((BLOCK, BLOCK), tl.float32)
@@ -255,71 +265,68 @@ def near_score_gradient_kernel(
                 values = tl.load(x + at, mask=inside, other=0.0)
                 gradient = tl.load(d_out + at, mask=inside, other=0.0)
             decayed = (gradient.to(tl.float32) * from_start).to(gradient.dtype)
-            decayed_x = (values.to(tl.float32) * until_end[:, None]).to(values.dtype)
             if DESCRIBED:
-                scaled_d_out.store([chunk * C + block * BLOCK, first_p], decayed)
-                scaled_x.store([chunk * C + block * BLOCK, first_p], decayed_x)
+                scaled.store([chunk * C + block * BLOCK, first_p], decayed)
             else:
                 padded = (chunk.to(tl.int64) * C + rows)[:, None] * (H * P) + channel
-                tl.store(scaled_d_out + padded, decayed, mask=(cols < P)[None, :])
-                tl.store(scaled_x + padded, decayed_x, mask=(cols < P)[None, :])
+                tl.store(scaled + padded, decayed, mask=(cols < P)[None, :])
             product = tl.dot(gradient, tl.trans(values), product, input_precision=PRECISION)
         product *= tl.exp2(-LOG2E * tl.abs(decay[:, None] - decay[None, :])) * step[None, :]
         total += product
         product *= score
-        at = table + h * C
-        tl.store(row_sums + at * blocks + block * C + rows, tl.sum(product, 1))
-        tl.store(column_sums + at + rows, tl.sum(product, 0))
+        at = (table + h * C) * blocks + block * C + rows
+        tl.store(changes + at, tl.sum(product, 0) - tl.sum(product, 1))
     total = tl.where(in_block[:, None] >= in_block[None, :], total, 0.0)
-    at = (row_scores + rows)[:, None] * C + (block * BLOCK + in_block)[None, :]
-    tl.store(d_scores + at, total.to(d_scores.dtype.element_ty))
+    tl.store(d_scores + at_scores, total.to(d_scores.dtype.element_ty))
 
 
 @triton.jit
 def far_score_gradient_kernel(
-    scaled_d_out, scaled_x, scores, sums, d_scores, row_sums,
+    d_out, x, scores, rest, sums, to_block_end, chunk_table, d_scores, changes,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, C: tl.constexpr, BP: tl.constexpr,
-    DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_REST: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """As near_score_gradient_kernel, between two blocks of a chunk: a later block reads an earlier one.
-
-    The sums over readers are not made here: the output kernel has them, of the same rounded factors, so that pairs
-    which have ended cancel. Nobody reads d_scores above the diagonal blocks.
-    """
+    """As near_score_gradient_kernel, between two blocks of a chunk: a later block reads an earlier one. Nobody reads
+    d_scores above the diagonal blocks."""
     blocks: tl.constexpr = C // 64
     pairs: tl.constexpr = blocks * (blocks - 1) // 2
     chunk, group = tl.program_id(0) // pairs, tl.program_id(1)
     i, j = _pair(tl.program_id(0) % pairs, blocks - 1)
     i += 1
+    start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     in_block = tl.arange(0, BLOCK)
     reader, source = i * BLOCK + in_block, j * BLOCK + in_block
-    row_scores = (chunk * G + group).to(tl.int64) * C
-    at_scores = (row_scores + reader)[:, None] * C + source[None, :]
-    score = tl.load(scores + at_scores).to(tl.float32)
+    at_scores = ((chunk * G + group).to(tl.int64) * C + reader)[:, None] * C + source[None, :]
+    score = _exact(scores, rest, at_scores, HAS_REST)
     total = tl.zeros((BLOCK, BLOCK), tl.float32)
     table = (chunk * H + group * (H // G)).to(tl.int64) * C
-    # The decay between the blocks is loaded one step ahead: the pipeliner does not see it.
-    next_later, next_earlier = tl.load(sums + table + i * BLOCK - 1), tl.load(sums + table + j * BLOCK + BLOCK - 1)
+    # What the pipeliner does not see is loaded one step ahead.
+    next_own, next_border = tl.load(sums + table + reader), tl.load(sums + table + j * BLOCK + BLOCK - 1)
+    next_until_border = tl.load(to_block_end + table + source)
     for h in range(H // G):
-        between = tl.exp(next_later - next_earlier)
+        from_border, until_border = tl.exp(next_own - next_border)[:, None], next_until_border[None, :]
         at_next = table + tl.minimum(h + 1, H // G - 1) * C
-        next_later = tl.load(sums + at_next + i * BLOCK - 1)
-        next_earlier = tl.load(sums + at_next + j * BLOCK + BLOCK - 1)
+        next_own, next_border = tl.load(sums + at_next + reader), tl.load(sums + at_next + j * BLOCK + BLOCK - 1)
+        next_until_border = tl.load(to_block_end + at_next + source)
         product = tl.zeros((BLOCK, BLOCK), tl.float32)
         for p0 in range(0, P, BP):
             first_p = (group * (H // G) + h) * P + p0
             if DESCRIBED:
-                gradient = scaled_d_out.load([chunk * C + i * BLOCK, first_p])
-                values = scaled_x.load([chunk * C + j * BLOCK, first_p])
+                gradient = d_out.load([start + i * BLOCK, first_p])
+                values = x.load([start + j * BLOCK, first_p])
             else:
                 inside, channel = (p0 + tl.arange(0, BP) < P)[None, :], first_p + tl.arange(0, BP)[None, :]
-                at = (chunk.to(tl.int64) * C + reader)[:, None] * (H * P) + channel
-                gradient = tl.load(scaled_d_out + at, mask=inside, other=0.0)
-                at = (chunk.to(tl.int64) * C + source)[:, None] * (H * P) + channel
-                values = tl.load(scaled_x + at, mask=inside, other=0.0)
+                at = (start.to(tl.int64) + reader)[:, None] * (H * P) + channel
+                gradient = tl.load(d_out + at, mask=(reader < length)[:, None] & inside, other=0.0)
+                at = (start.to(tl.int64) + source)[:, None] * (H * P) + channel
+                values = tl.load(x + at, mask=(source < length)[:, None] & inside, other=0.0)
             product = tl.dot(gradient, tl.trans(values), product, input_precision=PRECISION)
-        total += product * between
-        tl.store(row_sums + (table + h * C) * blocks + j * C + reader, tl.sum(product * score, 1) * between)
+        product *= until_border
+        total += product * from_border
+        product *= score
+        at = (table + h * C) * blocks
+        tl.store(changes + at + j * C + reader, -tl.sum(product * from_border, 1))
+        tl.store(changes + at + i * C + source, tl.sum(product * from_border, 0))
     tl.store(d_scores + at_scores, total.to(d_scores.dtype.element_ty))
 
 
@@ -390,25 +397,25 @@ def key_gradient_kernel(
 
 @triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def decay_gradient_kernel(
-    row_sums, column_sums, read_overlap, write_overlap, state_overlap, d_steps, A, sums, steps, chunk_table, d_dt, d_A,
+    changes, read_overlap, write_overlap, state_overlap, d_steps, A, sums, steps, chunk_table, d_dt, d_A,
     H: tl.constexpr, P: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,
     TILES_P: tl.constexpr, TILES_D: tl.constexpr, TILES_N: tl.constexpr, TILES_S: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Gradient of dt, and of A for each chunk [NC, H]: one chunk of one head.
 
     The gradient of a log decay is the sum over all pairs (source, reader) around its token: what begins at a source
-    (column_sums where the reader is in its block, write_overlap where it is after it) less what ends at a reader
-    (row_sums where the source is in its chunk, read_overlap where it is before it), and at the chunk's start the
-    pairs around it: read_overlap and, with readers after the chunk, state_overlap.
+    less what ends at a reader (changes where both are in the chunk, write_overlap and read_overlap where the other is
+    after or before it), and at the chunk's start the pairs around it: read_overlap and, with readers after the chunk,
+    state_overlap.
     """
     chunk, head = tl.program_id(0), tl.program_id(1)
     blocks: tl.constexpr = C // 64
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     rows = tl.arange(0, C)
     table = (chunk * H + head).to(tl.int64) * C
-    change = tl.load(column_sums + table + rows)
+    change = tl.zeros((C,), tl.float32)
     for other in range(blocks):
-        change -= tl.load(row_sums + (table * blocks + other * C) + rows, mask=rows >= other * 64, other=0.0)
+        change += tl.load(changes + (table * blocks + other * C) + rows)
     read, write = tl.zeros((C,), tl.float32), tl.zeros((C,), tl.float32)
     for tile in range(TILES_N * TILES_P):
         at = ((tile // TILES_P * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * TILES_P + tile % TILES_P
