@@ -130,7 +130,7 @@ def one_token(case: Case, batch: int) -> dict[str, Any]:
         inputs["x"] = inputs["x"][0]
         return functools.partial(ops.short_convolution_step, **inputs, state=state, backend=backend)
 
-    seconds = [measure.time_replays([step(backend)] * 20) for backend in ("torch", "triton")]
+    seconds = measure.time_replays([[step(backend)] * 20 for backend in ("torch", "triton")])
     return {"pass": f"token, batch {batch}", "torch_ms": 1e3 * seconds[0], "ms": 1e3 * seconds[1], "floor_share": None}
 
 

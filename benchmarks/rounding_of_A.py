@@ -1,9 +1,10 @@
 """How far bf16 rounding alone takes the gradient of ssd's A: our kernels' roundings, everything else in fp64; no GPU.
 
 The gradient of A is one sum a head, over all pairs of a reader and an earlier source, of the pair's part in the loss
-times the time between the two. Rounded are, as in ops/ssd: for pairs of different blocks of a chunk the scores C B^T,
-and x and the gradient of the output decayed within their blocks; for pairs of different chunks states and their
-gradients.
+times the time between the two. Rounded are, as in ops/ssd: for pairs of different chunks x and the gradient of the
+output decayed within their blocks, states and their gradients; for pairs of different blocks of a chunk, summed over
+the readers, the scores C B^T and the decayed gradient of the output. What these sums lack over a block is known exactly
+and shared out by their squares.
 
 Example: python benchmarks/rounding_of_A.py --draws 60
 """
@@ -53,13 +54,17 @@ def errors(seed: int, decay: float, T: int, H: int, P: int, N: int, chunk: int) 
         begun, ended = pairs.sum(0), pairs.sum(1)
         around = (begun.cumsum(0) - begun) - (ended.cumsum(0) - ended)  # the gradient of each token's log decay
         size[h] = (dt[:, h] * around).abs().sum()
+        begun = pairs.where(far, 0.0).sum(0)
         starts = F.pad(sums, (1, 0))[block * BLOCK]
         ends = sums[((block + 1) * BLOCK).clamp(max=T) - 1]
         d_scaled = d_h * torch.exp(sums - starts)[:, None]
         x_scaled = x_h * (dt[:, h] * torch.exp(ends - sums))[:, None]
-        between = torch.exp((starts[:, None] - ends[None, :]).clamp(max=0)) * apart
-        of_factors = rounded(scores) * (rounded(d_scaled) @ rounded(x_scaled).T) - scores * (d_scaled @ x_scaled.T)
-        error[h] = (of_factors * between)[far].sum()
+        between = torch.exp((starts[:, None] - ends[None, :]).clamp(max=0))
+        summed = (rounded(scores) * (rounded(d_scaled) @ x_scaled.T) * between).where(far, 0.0).sum(0)
+        wrong = F.pad(summed - begun, (0, -T % BLOCK)).view(-1, BLOCK)
+        share = F.pad(summed, (0, -T % BLOCK)).view(-1, BLOCK).square()
+        share /= share.sum(1, keepdim=True).clamp(min=1e-300)
+        error[h] = -((wrong - share * wrong.sum(1, keepdim=True)).flatten()[:T] * time).sum()
         if chunk < T:
             border = sums[chunk - 1]
             to_border, from_border = torch.exp(border - ends[:chunk])[:, None], torch.exp(starts[chunk:] - border)

@@ -292,7 +292,7 @@ def measure_shape(case: Case, deadline: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
     def record(name: str, run: Callable[..., Any], error: float | None, **more: Any) -> None:
-        taken = measure.time_replays([functools.partial(run, **each) for each in inputs])
+        [taken] = measure.time_replays([[functools.partial(run, **each) for each in inputs]])
         rows.append({"shape": case.name, "variant": name, "us": 1e6 * taken, "floor_share": floor / taken})
         rows[-1] |= {"error": error} | more
 

@@ -106,21 +106,30 @@ def time_functions(
     return [statistics.median(seconds() for seconds in of_function) for of_function in zip(*calls, strict=True)]
 
 
-def time_replays(runs: Sequence[Callable[[], object]], repetitions: int = 12, warmup: int = 3) -> float:
-    """Median seconds of one of `runs` on CUDA, by replaying a graph that has each of them once, one after the other.
+def time_replays(
+    functions: Sequence[Sequence[Callable[[], object]]], repetitions: int = 12, warmup: int = 3
+) -> list[float]:
+    """Median seconds of one run of each function on CUDA; a function is given as its runs, one after the other.
 
-    Launching them is not measured; nor is the L2 cache, where each run has data of its own, together larger than it.
+    The runs of each function are replayed as one graph, and the graphs alternately. Launching is not measured; nor is
+    the L2 cache, where each run has data of its own, together larger than it.
 
     Raises:
         RuntimeError: one of them does what cannot be captured.
     """
+    graphs = [_captured(runs) for runs in functions]
+    seconds = time_functions([graph.replay for graph in graphs], "cuda", repetitions, warmup)
+    return [each / len(runs) for each, runs in zip(seconds, functions, strict=True)]
+
+
+def _captured(runs: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
     runs[0]()  # compiles and sets up what a capture must not
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for run in runs:
             run()
-    return time_functions([graph.replay], "cuda", repetitions, warmup)[0] / len(runs)
+    return graph
 
 
 def _timed_by_clock(function: Callable[[], object]) -> Callable[[], float]:

@@ -1,9 +1,9 @@
 """`statex bench ops`: each declared case, correctness first, then ours and the peer alternating on the same inputs."""
 
+import contextlib
 import functools
 import gc
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from statex.errors import UserError
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-3}  # relative, of output and each gradient against fp64
 SUM_TOLERANCE = 3e-2  # of "d A", one sum a head over all tokens, whose terms cancel (each is in "d dt" as well)
 CHECK_TOKENS = 1000  # no multiple of any chunk
-DRAWS = 3  # of fresh inputs a check: the error of one draw of a sum that cancels says little
+DRAWS = 8  # of fresh inputs a check: the error of one draw of a sum that cancels says little
 CPU_TOKENS_FACTOR, CPU_FACTOR = 256, 8  # by which a CPU has fewer tokens and smaller dimensions
 FLOPS_PER_SECOND = {"H200": 790e12}  # bf16 matrix product on random data, measured
 BYTES_PER_SECOND = {"H200": 4265e9}  # device copy, read and written, measured
@@ -104,30 +104,45 @@ def _run_case(case: Case, device: torch.device, repetitions: int, peers: bool) -
 def check_case(
     case: Case, dtype: torch.dtype, device: torch.device, other: Callable[..., Any] | None
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """Relative errors against fp64 on the same inputs, root mean square over `DRAWS` fresh inputs, largest over all
-    strengths of decay, ours and the peer's; and for each tensor the largest ratio of the two at one strength."""
+    """Relative errors of ours and of the peer, largest over all strengths of decay; and for each tensor the largest
+    ratio of the two at one strength."""
     worst: dict[str, float] = {}
     peer_worst: dict[str, float] = {}
     ratios: dict[str, float] = {}
-    small = case if case.is_step else case.reduced(min(case.tokens, CHECK_TOKENS))
     for strength in DECAYS.values():
-        draws, peer_draws = [], []
-        for _ in range(DRAWS):
-            inputs = make_inputs(small, dtype, device, strength)
-            truth = _everything(exact(small), {name: x.double() for name, x in inputs.items()}, small)
-            draws.append(_errors(_everything(ours(small), inputs, small), truth))
-            if other is not None:
-                peer_draws.append(_errors(_everything(other, inputs, small), truth))
-        errors, peer_errors = _root_mean_squares(draws), _root_mean_squares(peer_draws)
+        errors, peer_errors = errors_at(strength, case, dtype, device, other)
         _keep_largest(worst, errors)
         _keep_largest(peer_worst, peer_errors)
         _keep_largest(ratios, {name: errors[name] / value for name, value in peer_errors.items() if value > 0})
     return worst, peer_worst, ratios
 
 
-def _root_mean_squares(draws: list[dict[str, float]]) -> dict[str, float]:
-    names = draws[0] if draws else ()
-    return {name: math.sqrt(statistics.fmean(draw[name] ** 2 for draw in draws)) for name in names}
+def errors_at(
+    strength: float,
+    case: Case,
+    dtype: torch.dtype,
+    device: torch.device,
+    other: Callable[..., Any] | None,
+    draws: int = DRAWS,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Relative errors of output and gradients against fp64 on the same inputs, ours and the peer's, at most
+    `CHECK_TOKENS` tokens: of `draws` fresh inputs together, as if each tensor were one long vector."""
+    small = case if case.is_step else case.reduced(min(case.tokens, CHECK_TOKENS))
+    squares: dict[str, float] = {}
+    missed: dict[str, float] = {}
+    peer_missed: dict[str, float] = {}
+    for _ in range(draws):
+        inputs = make_inputs(small, dtype, device, strength)
+        truth = _everything(exact(small), {name: x.double() for name, x in inputs.items()}, small)
+        _add_squares(squares, truth)
+        _add_squares(missed, _everything(ours(small), inputs, small), truth)
+        if other is not None:
+            _add_squares(peer_missed, _everything(other, inputs, small), truth)
+    errors, peer_errors = (
+        {name: math.sqrt(square / max(squares[name], 1e-300)) for name, square in each.items()}
+        for each in (missed, peer_missed)
+    )
+    return errors, peer_errors
 
 
 def _keep_largest(kept: dict[str, float], new: dict[str, float]) -> None:
@@ -151,8 +166,11 @@ def _everything(function: Callable[..., Any], inputs: dict[str, Tensor], case: C
     return {"output": output.detach()} | {f"d {name}": x.grad for name, x in inputs.items()}
 
 
-def _errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
-    return {name: ((found[name].double() - x).norm() / x.norm().clamp_min(1e-300)).item() for name, x in truth.items()}
+def _add_squares(sums: dict[str, float], found: dict[str, Tensor], truth: dict[str, Tensor] | None = None) -> None:
+    """Add to `sums` the squares of each tensor, or of its distance from the truth."""
+    for name, x in found.items():
+        distance = x.double() - (0.0 if truth is None else truth[name])
+        sums[name] = sums.get(name, 0.0) + distance.square().sum().item()
 
 
 def _first_call(function: Callable[..., Any], case: Case, dtype: torch.dtype, device: torch.device) -> float:
@@ -204,24 +222,28 @@ def _times(
     record |= {"peak_bytes": peaks[0], "peer_peak_bytes": peaks[1] if other is not None else None}
     if case.is_step:
         record |= {"eager_ms": 1e3 * seconds[0], "peer_eager_ms": 1e3 * seconds[1] if other is not None else None}
-        seconds, captured = _replayed(case, dtype, device, other, seconds)
+        replayed = _replayed(case, dtype, device, other)
+        captured = len(replayed) > 2
+        seconds = [replayed[0], replayed[2] if captured else seconds[-1]]
         record |= {"ratio": seconds[1] / seconds[0] if captured else record["ratio"], "peer_captured": captured}
+        record |= {"in_place_ms": 1e3 * replayed[1]}
     record |= {"ms": 1e3 * seconds[0], "peer_ms": 1e3 * seconds[1] if other is not None else None}
     return record | {"floor_ms": floor and 1e3 * floor, "floor_share": floor and floor / seconds[0]}
 
 
-def _replayed(
-    case: Case, dtype: torch.dtype, device: torch.device, other: Callable[..., Any] | None, eager: list[float]
-) -> tuple[list[float], bool]:
-    """Seconds of ours and the peer as graph replays; and whether the peer could be captured, else its eager time."""
+def _replayed(case: Case, dtype: torch.dtype, device: torch.device, other: Callable[..., Any] | None) -> list[float]:
+    """Seconds of graph replays, alternating: of ours, of torch multiplying the state in place, and of the peer where
+    there is one that can be captured."""
     inputs = rotating_inputs(case, dtype, device)
-    seconds = [measure.time_replays([functools.partial(ours(case), **each) for each in inputs])]
-    if other is None:
-        return seconds, False
-    try:
-        return [*seconds, measure.time_replays([functools.partial(other, **each) for each in inputs])], True
-    except RuntimeError:
-        return [*seconds, eager[1]], False
+
+    def runs(function: Callable[..., Any]) -> list[Callable[[], Any]]:
+        return [functools.partial(function, **each) for each in inputs]
+
+    functions = [runs(ours(case)), runs(lambda state, **_: state.mul_(1.0))]
+    if other is not None:
+        with contextlib.suppress(RuntimeError):
+            return measure.time_replays([*functions, runs(other)])
+    return measure.time_replays(functions)
 
 
 def _floor(case: Case, backward: bool, device_name: str) -> float | None:
@@ -253,10 +275,10 @@ def _line(record: dict) -> str:
 
 
 def _eager(record: dict) -> str:
-    """What launching adds to a step, and whether the peer's time has it."""
+    """What torch takes to read and write a step's state, what launching adds, and whether the peer's time has it."""
     if record.get("eager_ms") is None:
         return ""
-    text = f", launched {record['eager_ms']:.3f} ms"
+    text = f", torch's state.mul_ {record['in_place_ms']:.4f} ms, launched {record['eager_ms']:.3f} ms"
     if record["peer_eager_ms"] is not None:
         text += f", peer {record['peer_eager_ms']:.3f} ms"
         text += "" if record["peer_captured"] else " (it cannot be captured: its time and the ratio are of launches)"

@@ -101,10 +101,15 @@ def _tiles(head_dim: int, state_size: int, rows: int, chunk: int, dtype: torch.d
         head=max(64, fit(head_dim, 128)),
         scores=(64, 8 if part == 128 else 4, 3),
         state=WalkTile(64, fit_state if many else 64, 4, 4),
-        output=(64 if large_state else fit_state, 4 if head_dim <= 64 else 8, 3 if large_state else 2, 128),
+        output=(
+            64 if large_state else fit_state,
+            4 if head_dim <= 64 else 8,
+            3 if large_state else 2,
+            168 if large_state and head_dim <= 64 else 128,
+        ),
         keys=(64, fit_state, 4, 4),
         near=(4, 3, 255),
-        far=(4, 3, 128),
+        far=(4, 3, 168),
         others=64,
     )
 
@@ -185,13 +190,13 @@ class _Ssd(torch.autograd.Function):
         call = Call(x, B, C, D, Tables(*rest[2:]), ctx.layout)
         d_output = aligned(d_output)
         d_initial = torch.empty_like(initial) if initial is not None and ctx.needs_input_grad[6] else None
-        d_scores, changes, scaled = _score_gradients(call, d_output, scores)
+        d_scores, ended, scaled = _score_gradients(call, d_output, scores)
         d_states, through = _state_gradients(call, scaled, d_final, d_initial, states)
         dC, read = _key_gradient(call, d_output, states, d_scores, C, B)
         assert read is not None  # left out for B alone
         dB, _ = _key_gradient(call, x, d_states, d_scores, B, C, transposed=True)
-        dx, d_steps, write, d_D = _value_gradient(call, d_output, scaled, d_states, scores)
-        d_dt, d_A = _decay_gradients(call, dt, A, changes, read, write, through, d_steps)
+        dx, d_steps, begun, kept, d_D = _value_gradient(call, d_output, scaled, d_states, scores)
+        d_dt, d_A = _decay_gradients(call, dt, A, ended, begun, kept, read, through, d_steps)
         return dx, d_dt, d_A, dB, dC, d_D, d_initial, None, None
 
 
@@ -285,7 +290,8 @@ def _read(
     values: Tensor,
     out: Tensor,
     d_steps: Tensor | None = None,
-    write: Tensor | None = None,
+    begun: Tensor | None = None,
+    kept: Tensor | None = None,
     d_D: Tensor | None = None,
 ) -> None:
     """The output; or, given d_steps, the gradient of x."""
@@ -300,7 +306,7 @@ def _read(
         scaled = described(scaled, sizes["H"] * sizes["P"], (BLOCK, tiles.head))
     kernels.output_kernel[grid](
         reads, states, far_scores, *scores, scaled, values, call.x, call.D, tables.sums, tables.steps,
-        tables.to_block_end, tables.block_decay, layout.chunk_table, out, d_steps, write, d_D,
+        tables.to_block_end, tables.block_decay, layout.chunk_table, out, d_steps, begun, kept, d_D,
         **sizes, NUM_CHUNKS=layout.num_chunks, BP=tiles.head, BN=step,
         TRANSPOSED=d_steps is not None, HAS_D=call.D is not None, HAS_REST=scores.rest is not None,
         DESCRIBED=call.in_tiles, PRECISION=call.precision,
@@ -310,29 +316,28 @@ def _read(
 
 def _value_gradient(
     call: Call, d_output: Tensor, scaled: Tensor, d_states: Tensor, scores: Scores
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradient of x; x times the gradient of dt x, summed over head channels, and dt times its part from
-    after the chunk; gradient of D."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradient of x; x times the gradient of dt x, summed over head channels, and dt times its parts from the
+    chunk's later blocks and from after the chunk; gradient of D."""
     layout, tiles = call.layout, call.tiles
     heads, head_dim = call.x.shape[2:]
     tiles_p = triton.cdiv(head_dim, tiles.head)
     dx = torch.empty_like(call.x)
-    d_steps, write = call.tables.sums.new_empty(2, tiles_p, *call.tables.sums.shape).unbind()
+    d_steps, begun, kept = call.tables.sums.new_empty(3, tiles_p, *call.tables.sums.shape).unbind()
     d_D = None
     if call.D is not None:
         d_D = call.tables.sums.new_empty(tiles_p * layout.num_chunks * (layout.chunk // BLOCK), heads)
-    _read(call, call.B, d_states, scores, scaled, d_output, dx, d_steps, write, d_D)
-    return dx, d_steps, write, None if d_D is None else d_D.sum(0)
+    _read(call, call.B, d_states, scores, scaled, d_output, dx, d_steps, begun, kept, d_D)
+    return dx, d_steps, begun, kept, None if d_D is None else d_D.sum(0)
 
 
 def _score_gradients(call: Call, d_output: Tensor, scores: Scores) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the scores [NC, G, C, C]; its products with the scores, summed over each token's readers less those
-    over its sources [NC, H, C / 64, C]; the gradient of the output decayed from the start of each block,
-    [NC * C, H, P]."""
+    """Gradient of the scores [NC, G, C, C]; its products with the scores, summed over each token's sources, by their
+    block [NC, H, C / 64, C]; the gradient of the output decayed from the start of each block, [NC * C, H, P]."""
     layout, sizes, tables = call.layout, call.sizes, call.tables
     blocks = layout.chunk // BLOCK
     d_scores = torch.empty_like(scores.rounded)
-    changes = tables.sums.new_empty(layout.num_chunks, sizes["H"], blocks, layout.chunk)
+    ended = tables.sums.new_empty(layout.num_chunks, sizes["H"], blocks, layout.chunk)
     scaled = call.x.new_empty(layout.num_chunks * layout.chunk, *call.x.shape[2:])
     head_tile = min(64, call.tiles.head)
     tensors = (d_output, call.x, scaled)
@@ -344,16 +349,16 @@ def _score_gradients(call: Call, d_output: Tensor, scores: Scores) -> tuple[Tens
     }  # fmt: skip
     warps, stages, registers = call.tiles.near
     kernels.near_score_gradient_kernel[(layout.num_chunks * blocks, sizes["G"])](
-        *tensors[:2], *scores, tables.sums, tables.steps, layout.chunk_table, d_scores, changes, tensors[2],
+        *tensors[:2], *scores, tables.sums, tables.steps, layout.chunk_table, d_scores, ended, tensors[2],
         **constants, num_warps=warps, num_stages=stages, maxnreg=registers,
     )  # fmt: skip
     if blocks > 1:
         warps, stages, registers = call.tiles.far
         kernels.far_score_gradient_kernel[(layout.num_chunks * (blocks * (blocks - 1) // 2), sizes["G"])](
-            *tensors[:2], *scores, tables.sums, tables.to_block_end, layout.chunk_table, d_scores, changes,
+            *tensors[:2], *scores, tables.sums, tables.to_block_end, layout.chunk_table, d_scores, ended,
             **constants, num_warps=warps, num_stages=stages, maxnreg=registers,
         )  # fmt: skip
-    return d_scores, changes, scaled
+    return d_scores, ended, scaled
 
 
 def _key_gradient(
@@ -390,16 +395,17 @@ def _decay_gradients(
     call: Call,
     dt: Tensor,
     A: Tensor,
-    changes: Tensor,
+    ended: Tensor,
+    begun: Tensor,
+    kept: Tensor,
     read: Tensor,
-    write: Tensor,
     through: Tensor,
     d_steps: Tensor,
 ) -> tuple[Tensor, Tensor]:
     layout, sizes, tables = call.layout, call.sizes, call.tables
     d_dt, d_A = torch.empty_like(dt), A.new_empty(layout.num_chunks, sizes["H"])
     kernels.decay_gradient_kernel[(layout.num_chunks, sizes["H"])](
-        changes, read, write, through, d_steps, A, tables.sums, tables.steps, layout.chunk_table,
+        ended, begun, kept, read, through, d_steps, A, tables.sums, tables.steps, layout.chunk_table,
         d_dt, d_A,
         H=sizes["H"], P=sizes["P"], C=layout.chunk, NUM_CHUNKS=layout.num_chunks, TILES_P=read.shape[3],
         TILES_D=d_steps.shape[0], TILES_N=read.shape[0], TILES_S=through.shape[0],

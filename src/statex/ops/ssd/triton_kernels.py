@@ -112,7 +112,7 @@ def _exact(scores, rest, at, HAS_REST: tl.constexpr):
 @triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def output_kernel(
     reads, states, scores, near_scores, rest, scaled, values, x, D, sums, steps, to_block_end, block_decay, chunk_table,
-    out, d_steps, write, d_D,
+    out, d_steps, begun, kept, d_D,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, N: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,
     BP: tl.constexpr, BN: tl.constexpr,
     TRANSPOSED: tl.constexpr, HAS_D: tl.constexpr, HAS_REST: tl.constexpr, DESCRIBED: tl.constexpr,
@@ -121,9 +121,9 @@ def output_kernel(
     """The output for one block and one head, from reads = C, the states, values = x and scaled x.
 
     TRANSPOSED: the gradient of x, from reads = B, the gradients of the states, values = the gradient of the output
-    and that scaled; also x times the gradient of dt x, summed over the head dim (d_steps [P / BP, NC, H, C]), its
-    part from after the chunk times dt (write, the same shape), and the gradient of D for these tokens and channels
-    (d_D [P / BP, NC * C / 64, H]).
+    and that scaled; also x times the gradient of dt x, summed over the head dim (d_steps [P / BP, NC, H, C]), dt times
+    its parts from the chunk's later blocks (begun, the same shape) and from after the chunk (kept), and the gradient
+    of D for these tokens and channels (d_D [P / BP, NC * C / 64, H]).
 
     The other blocks of the chunk are taken from the far end to this one: what is gathered is decayed over each by one
     scalar, so that the shared scores are used as they are. Only inside the block does each pair of tokens get a decay
@@ -183,8 +183,10 @@ def output_kernel(
         result = tl.dot(tile, state_tile, result, input_precision=PRECISION)
     at_table = ((tile_p * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * C + rows
     if TRANSPOSED:  # x rounded as in the states that these pairs go through
+        until_chunk_end = tl.exp(end - border)
         scaled_x = (inputs.to(tl.float32) * until_end[:, None]).to(inputs.dtype)
-        tl.store(write + at_table, tl.sum(result * scaled_x.to(tl.float32), 1) * tl.exp(end - border))
+        tl.store(kept + at_table, tl.sum(result * scaled_x.to(tl.float32), 1) * until_chunk_end)
+        exactly_kept = tl.sum(result * inputs.to(tl.float32), 1) * until_chunk_end
     for step in range(blocks - 1 - block if TRANSPOSED else block):
         far_block = blocks - 1 - step if TRANSPOSED else step
         result *= tl.exp(decay)  # loaded one step ahead: the pipeliner does not see it
@@ -204,6 +206,9 @@ def output_kernel(
             at_tile = ((chunk * C + distant).to(tl.int64) * H + head)[:, None] * P + cols_p[None, :]
             tile = tl.load(scaled + at_tile, mask=inside_p, other=0.0)
         result = tl.dot(far_weights, tile, result, input_precision=PRECISION)
+    if TRANSPOSED:
+        gathered = tl.sum(result * inputs.to(tl.float32), 1)
+        tl.store(begun + at_table, (gathered - exactly_kept) * until_end)
     result *= tl.exp(border - own if TRANSPOSED else own - border)[:, None]
     result = tl.dot(weights, near, result, input_precision=PRECISION)
     if TRANSPOSED:
@@ -220,14 +225,14 @@ def output_kernel(
 
 @triton.jit
 def near_score_gradient_kernel(
-    d_out, x, scores, rest, sums, steps, chunk_table, d_scores, changes, scaled,
+    d_out, x, scores, rest, sums, steps, chunk_table, d_scores, ended, scaled,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, C: tl.constexpr, BP: tl.constexpr,
     HAS_REST: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the scores inside one block, summed over the heads of a group: the diagonal blocks of d_scores
     [NC, G, C, C]. And for each head and token the products of scores and their gradients, without the diagonal, summed
-    over the token's readers less those over its sources: changes [NC, H, C / 64, C], by the block of the readers or
-    sources and the token.
+    over the token's sources: ended [NC, H, C / 64, C], by the sources' block and the token; here, in the token's own
+    block, less those summed over its readers.
 
     On the way the scaled d_out is written, [NC * C, H, P], for what comes after. DESCRIBED: it, d_out and x are
     descriptors, of [64, BP].
@@ -275,19 +280,23 @@ def near_score_gradient_kernel(
         total += product
         product *= score
         at = (table + h * C) * blocks + block * C + rows
-        tl.store(changes + at, tl.sum(product, 0) - tl.sum(product, 1))
+        tl.store(ended + at, tl.sum(product, 1) - tl.sum(product, 0))
     total = tl.where(in_block[:, None] >= in_block[None, :], total, 0.0)
     tl.store(d_scores + at_scores, total.to(d_scores.dtype.element_ty))
 
 
 @triton.jit
 def far_score_gradient_kernel(
-    d_out, x, scores, rest, sums, to_block_end, chunk_table, d_scores, changes,
+    d_out, x, scores, rest, sums, to_block_end, chunk_table, d_scores, ended,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, C: tl.constexpr, BP: tl.constexpr,
     HAS_REST: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """As near_score_gradient_kernel, between two blocks of a chunk: a later block reads an earlier one. Nobody reads
-    d_scores above the diagonal blocks."""
+    d_scores above the diagonal blocks.
+
+    The sums over readers would take a third of the time: they are made of these and of what the output kernel has
+    gathered (decay_gradient_kernel).
+    """
     blocks: tl.constexpr = C // 64
     pairs: tl.constexpr = blocks * (blocks - 1) // 2
     chunk, group = tl.program_id(0) // pairs, tl.program_id(1)
@@ -304,7 +313,7 @@ def far_score_gradient_kernel(
     next_own, next_border = tl.load(sums + table + reader), tl.load(sums + table + j * BLOCK + BLOCK - 1)
     next_until_border = tl.load(to_block_end + table + source)
     for h in range(H // G):
-        from_border, until_border = tl.exp(next_own - next_border)[:, None], next_until_border[None, :]
+        from_border, until_border = tl.exp(next_own - next_border), next_until_border
         at_next = table + tl.minimum(h + 1, H // G - 1) * C
         next_own, next_border = tl.load(sums + at_next + reader), tl.load(sums + at_next + j * BLOCK + BLOCK - 1)
         next_until_border = tl.load(to_block_end + at_next + source)
@@ -321,12 +330,10 @@ def far_score_gradient_kernel(
                 at = (start.to(tl.int64) + source)[:, None] * (H * P) + channel
                 values = tl.load(x + at, mask=(source < length)[:, None] & inside, other=0.0)
             product = tl.dot(gradient, tl.trans(values), product, input_precision=PRECISION)
-        product *= until_border
-        total += product * from_border
-        product *= score
-        at = (table + h * C) * blocks
-        tl.store(changes + at + j * C + reader, -tl.sum(product * from_border, 1))
-        tl.store(changes + at + i * C + source, tl.sum(product * from_border, 0))
+        product *= until_border[None, :]
+        total += product * from_border[:, None]
+        at = (table + h * C) * blocks + j * C + reader
+        tl.store(ended + at, tl.sum(product * score, 1) * from_border)
     tl.store(d_scores + at_scores, total.to(d_scores.dtype.element_ty))
 
 
@@ -397,26 +404,30 @@ def key_gradient_kernel(
 
 @triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def decay_gradient_kernel(
-    changes, read_overlap, write_overlap, state_overlap, d_steps, A, sums, steps, chunk_table, d_dt, d_A,
+    ended, begun, kept, read_overlap, state_overlap, d_steps, A, sums, steps, chunk_table, d_dt, d_A,
     H: tl.constexpr, P: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,
     TILES_P: tl.constexpr, TILES_D: tl.constexpr, TILES_N: tl.constexpr, TILES_S: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     """Gradient of dt, and of A for each chunk [NC, H]: one chunk of one head.
 
-    The gradient of a log decay is the sum over all pairs (source, reader) around its token: what begins at a source
-    less what ends at a reader (changes where both are in the chunk, write_overlap and read_overlap where the other is
-    after or before it), and at the chunk's start the pairs around it: read_overlap and, with readers after the chunk,
-    state_overlap.
+    The gradient of a log decay is the sum over all pairs (source, reader) around its token. At the chunk's start these
+    are read_overlap and, with readers after the chunk, state_overlap; at each token it changes by what begins there
+    less what ends (ended, read_overlap). What begins is kept for after the chunk, or begun for its later blocks. The
+    latter is made of rounded factors where ended is exact; so that pairs which have ended cancel, what it lacks over a
+    block is shared out by the squares of its entries, as rounding errors are.
     """
     chunk, head = tl.program_id(0), tl.program_id(1)
     blocks: tl.constexpr = C // 64
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     rows = tl.arange(0, C)
     table = (chunk * H + head).to(tl.int64) * C
-    change = tl.zeros((C,), tl.float32)
-    for other in range(blocks):
-        change += tl.load(changes + (table * blocks + other * C) + rows)
-    read, write = tl.zeros((C,), tl.float32), tl.zeros((C,), tl.float32)
+    change, in_later_blocks = tl.zeros((C,), tl.float32), tl.zeros((blocks,), tl.float32)
+    for block in range(blocks):
+        entry = tl.load(ended + (table * blocks + block * C) + rows, mask=rows >= block * 64, other=0.0)
+        change -= entry
+        total = tl.sum(tl.where(rows >= block * 64 + 64, entry, 0.0), 0)
+        in_later_blocks += tl.where(tl.arange(0, blocks) == block, total, 0.0)
+    read = tl.zeros((C,), tl.float32)
     for tile in range(TILES_N * TILES_P):
         at = ((tile // TILES_P * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * TILES_P + tile % TILES_P
         read += tl.load(read_overlap + at * C + rows)
@@ -426,12 +437,17 @@ def decay_gradient_kernel(
             cols = p0 + tl.arange(0, BP)
             at = ((tile * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * P + cols
             through += tl.load(state_overlap + at, mask=cols < P, other=0.0)
-    direct = tl.zeros((C,), tl.float32)
+    direct, within, after = tl.zeros((C,), tl.float32), tl.zeros((C,), tl.float32), tl.zeros((C,), tl.float32)
     for tile in range(TILES_D):
         at = (tile * NUM_CHUNKS).to(tl.int64) * H * C + table + rows
         direct += tl.load(d_steps + at)
-        write += tl.load(write_overlap + at)
-    change += write - read
+        within += tl.load(begun + at)
+        after += tl.load(kept + at)
+    within = tl.reshape(within, (blocks, 64))
+    share = within / tl.maximum(tl.max(tl.abs(within), 1), 1e-30)[:, None]
+    share *= share
+    lacking = (in_later_blocks - tl.sum(within, 1)) / tl.maximum(tl.sum(share, 1), 1.0)
+    change += tl.reshape(within + share * lacking[:, None], (C,)) + after - read
     around = tl.sum(through, 0) * tl.exp(tl.load(sums + table + C - 1))
     d_decay = tl.cumsum(change, 0) - change + tl.sum(read, 0) + around
     step = tl.load(steps + table + rows)
