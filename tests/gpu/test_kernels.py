@@ -1,6 +1,7 @@
 """The kernels against the fp64 recurrence: output, states and every gradient, on fresh random inputs."""
 
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -134,6 +135,32 @@ def test_inputs_may_begin_anywhere_in_memory(name):
     expected, _ = function(**inputs)
     found, _ = function(**{key: moved(x) if x.dtype == torch.bfloat16 else x for key, x in inputs.items()})
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["gla", "ssd"])
+def test_backward_in_a_thread_that_has_launched_nothing(name):
+    """Descriptors are made in the thread's CUDA context, which it may not have yet."""
+    if name == "gla":
+        inputs = gla_inputs(1, 4096, 2, 256, 256, torch.bfloat16, 0.1)
+    else:
+        inputs = ssd_inputs(1, 4096, 16, 1, 64, 128, torch.bfloat16, 0.1)
+    inputs = {key: x.requires_grad_() for key, x in inputs.items()}
+
+    def backward(output):
+        with torch.autograd.set_multithreading_enabled(False):  # in this thread
+            output.backward(torch.ones_like(output))
+
+    for _ in range(2):  # loads the kernels, and leaves memory for what follows
+        backward(getattr(ops, name)(**inputs)[0])
+    expected = {key: x.grad / 2 for key, x in inputs.items()}
+    output, _ = getattr(ops, name)(**inputs)
+    for x in inputs.values():
+        x.grad = None
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(backward, output).result()
+    for key, x in inputs.items():
+        assert torch.allclose(x.grad, expected[key]), key
 
 
 def test_gla_mixed_decay():

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import gc
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from statex.errors import UserError
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-3}  # relative, of output and each gradient against fp64
 SUM_TOLERANCE = 3e-2  # of "d A", one sum a head over all tokens, whose terms cancel (each is in "d dt" as well)
 CHECK_TOKENS = 1000  # no multiple of any chunk
-DRAWS = 8  # of fresh inputs a check: the error of one draw of a sum that cancels says little
+DRAWS = 3  # of fresh inputs a check: the error of one draw of a sum that cancels says little
 CPU_TOKENS_FACTOR, CPU_FACTOR = 256, 8  # by which a CPU has fewer tokens and smaller dimensions
 FLOPS_PER_SECOND = {"H200": 790e12}  # bf16 matrix product on random data, measured
 BYTES_PER_SECOND = {"H200": 4265e9}  # device copy, read and written, measured
@@ -104,50 +105,48 @@ def _run_case(case: Case, device: torch.device, repetitions: int, peers: bool) -
 def check_case(
     case: Case, dtype: torch.dtype, device: torch.device, other: Callable[..., Any] | None
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """Relative errors of ours and of the peer, largest over all strengths of decay; and for each tensor the largest
-    ratio of the two at one strength."""
+    """Relative errors of ours and of the peer, root mean square over `DRAWS` fresh inputs, largest over all strengths
+    of decay; and for each tensor the ratio of the two, geometric mean over the draws, largest at one strength."""
     worst: dict[str, float] = {}
     peer_worst: dict[str, float] = {}
     ratios: dict[str, float] = {}
     for strength in DECAYS.values():
-        errors, peer_errors = errors_at(strength, case, dtype, device, other)
-        _keep_largest(worst, errors)
-        _keep_largest(peer_worst, peer_errors)
-        _keep_largest(ratios, {name: errors[name] / value for name, value in peer_errors.items() if value > 0})
+        draws = [errors_of_a_draw(strength, case, dtype, device, other) for _ in range(DRAWS)]
+        for name in draws[0][0]:
+            errors = [of_ours[name] for of_ours, _ in draws]
+            _keep_largest(worst, name, _root_mean_square(errors))
+            if other is None:
+                continue
+            peer_errors = [of_peer[name] for _, of_peer in draws]
+            _keep_largest(peer_worst, name, _root_mean_square(peer_errors))
+            if all(peer_errors):
+                _keep_largest(ratios, name, math.exp(statistics.fmean(log_ratios(errors, peer_errors))))
     return worst, peer_worst, ratios
 
 
-def errors_at(
-    strength: float,
-    case: Case,
-    dtype: torch.dtype,
-    device: torch.device,
-    other: Callable[..., Any] | None,
-    draws: int = DRAWS,
+def errors_of_a_draw(
+    strength: float, case: Case, dtype: torch.dtype, device: torch.device, other: Callable[..., Any] | None
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Relative errors of output and gradients against fp64 on the same inputs, ours and the peer's, at most
-    `CHECK_TOKENS` tokens: of `draws` fresh inputs together, as if each tensor were one long vector."""
+    """Relative errors of output and gradients, ours and the peer's, against fp64 on the same fresh inputs of at most
+    `CHECK_TOKENS` tokens."""
     small = case if case.is_step else case.reduced(min(case.tokens, CHECK_TOKENS))
-    squares: dict[str, float] = {}
-    missed: dict[str, float] = {}
-    peer_missed: dict[str, float] = {}
-    for _ in range(draws):
-        inputs = make_inputs(small, dtype, device, strength)
-        truth = _everything(exact(small), {name: x.double() for name, x in inputs.items()}, small)
-        _add_squares(squares, truth)
-        _add_squares(missed, _everything(ours(small), inputs, small), truth)
-        if other is not None:
-            _add_squares(peer_missed, _everything(other, inputs, small), truth)
-    errors, peer_errors = (
-        {name: math.sqrt(square / max(squares[name], 1e-300)) for name, square in each.items()}
-        for each in (missed, peer_missed)
-    )
-    return errors, peer_errors
+    inputs = make_inputs(small, dtype, device, strength)
+    truth = _everything(exact(small), {name: x.double() for name, x in inputs.items()}, small)
+    errors = _errors(_everything(ours(small), inputs, small), truth)
+    return errors, {} if other is None else _errors(_everything(other, inputs, small), truth)
 
 
-def _keep_largest(kept: dict[str, float], new: dict[str, float]) -> None:
-    for name, value in new.items():
-        kept[name] = value if math.isnan(value) else max(kept.get(name, 0.0), value)
+def log_ratios(errors: Sequence[float], peer_errors: Sequence[float]) -> list[float]:
+    """Of each draw's error to the peer's."""
+    return [math.log(max(mine, 1e-300) / theirs) for mine, theirs in zip(errors, peer_errors, strict=True)]
+
+
+def _root_mean_square(values: Sequence[float]) -> float:
+    return math.sqrt(statistics.fmean(value**2 for value in values))
+
+
+def _keep_largest(kept: dict[str, float], name: str, value: float) -> None:
+    kept[name] = value if math.isnan(value) else max(kept.get(name, 0.0), value)
 
 
 def _everything(function: Callable[..., Any], inputs: dict[str, Tensor], case: Case) -> dict[str, Tensor]:
@@ -166,11 +165,8 @@ def _everything(function: Callable[..., Any], inputs: dict[str, Tensor], case: C
     return {"output": output.detach()} | {f"d {name}": x.grad for name, x in inputs.items()}
 
 
-def _add_squares(sums: dict[str, float], found: dict[str, Tensor], truth: dict[str, Tensor] | None = None) -> None:
-    """Add to `sums` the squares of each tensor, or of its distance from the truth."""
-    for name, x in found.items():
-        distance = x.double() - (0.0 if truth is None else truth[name])
-        sums[name] = sums.get(name, 0.0) + distance.square().sum().item()
+def _errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
+    return {name: ((found[name].double() - x).norm() / x.norm().clamp_min(1e-300)).item() for name, x in truth.items()}
 
 
 def _first_call(function: Callable[..., Any], case: Case, dtype: torch.dtype, device: torch.device) -> float:
