@@ -86,5 +86,6 @@ def described(x: Tensor, width: int, tile: tuple[int, int]) -> TensorDescriptor:
     """
     # Triton makes the descriptor before it gives the thread its CUDA context. A thread that has launched nothing yet,
     # as that of backward passes, has none and would fail (pytorch/pytorch#124565); this question gives it one.
-    torch.cuda.is_current_stream_capturing()
+    if x.is_cuda:
+        torch.cuda.is_current_stream_capturing()
     return TensorDescriptor.from_tensor(x.view(-1, width), list(tile))

@@ -405,8 +405,8 @@ def _decay_gradients(
     layout, sizes, tables = call.layout, call.sizes, call.tables
     d_dt, d_A = torch.empty_like(dt), A.new_empty(layout.num_chunks, sizes["H"])
     kernels.decay_gradient_kernel[(layout.num_chunks, sizes["H"])](
-        ended, begun, kept, read, through, d_steps, A, tables.sums, tables.steps, layout.chunk_table,
-        d_dt, d_A,
+        ended, begun, kept, read, through, d_steps, A, tables.sums, tables.steps,
+        tables.to_block_end, layout.chunk_table, d_dt, d_A,
         H=sizes["H"], P=sizes["P"], C=layout.chunk, NUM_CHUNKS=layout.num_chunks, TILES_P=read.shape[3],
         TILES_D=d_steps.shape[0], TILES_N=read.shape[0], TILES_S=through.shape[0],
         BP=min(128, triton.next_power_of_2(sizes["P"])), num_warps=4,

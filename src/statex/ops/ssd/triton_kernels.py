@@ -294,8 +294,9 @@ def far_score_gradient_kernel(
     """As near_score_gradient_kernel, between two blocks of a chunk: a later block reads an earlier one. Nobody reads
     d_scores above the diagonal blocks.
 
-    The sums over readers would take a third of the time: they are made of these and of what the output kernel has
-    gathered (decay_gradient_kernel).
+    The sums over readers would take a third of the time: they are made in decay_gradient_kernel, of what the output
+    kernel has gathered. For that, where ended is free (for tokens before the sources' block) it gets each reader's sum
+    over its sources in the token's block, times the log decay from the source to that block's end.
     """
     blocks: tl.constexpr = C // 64
     pairs: tl.constexpr = blocks * (blocks - 1) // 2
@@ -309,14 +310,11 @@ def far_score_gradient_kernel(
     score = _exact(scores, rest, at_scores, HAS_REST)
     total = tl.zeros((BLOCK, BLOCK), tl.float32)
     table = (chunk * H + group * (H // G)).to(tl.int64) * C
-    # What the pipeliner does not see is loaded one step ahead.
-    next_own, next_border = tl.load(sums + table + reader), tl.load(sums + table + j * BLOCK + BLOCK - 1)
-    next_until_border = tl.load(to_block_end + table + source)
-    for h in range(H // G):
-        from_border, until_border = tl.exp(next_own - next_border), next_until_border
-        at_next = table + tl.minimum(h + 1, H // G - 1) * C
-        next_own, next_border = tl.load(sums + at_next + reader), tl.load(sums + at_next + j * BLOCK + BLOCK - 1)
-        next_until_border = tl.load(to_block_end + at_next + source)
+    for h in range(H // G):  # loading ahead what the pipeliner does not see would take registers that are not there
+        at_head = table + h * C
+        border, until_border = tl.load(sums + at_head + j * BLOCK + BLOCK - 1), tl.load(to_block_end + at_head + source)
+        from_border = tl.exp(tl.load(sums + at_head + reader) - border)
+        age = border - tl.load(sums + at_head + source)
         product = tl.zeros((BLOCK, BLOCK), tl.float32)
         for p0 in range(0, P, BP):
             first_p = (group * (H // G) + h) * P + p0
@@ -332,8 +330,10 @@ def far_score_gradient_kernel(
             product = tl.dot(gradient, tl.trans(values), product, input_precision=PRECISION)
         product *= until_border[None, :]
         total += product * from_border[:, None]
-        at = (table + h * C) * blocks + j * C + reader
-        tl.store(ended + at, tl.sum(product * score, 1) * from_border)
+        product *= score
+        at = at_head * blocks
+        tl.store(ended + at + j * C + reader, tl.sum(product, 1) * from_border)
+        tl.store(ended + at + i * C + source, tl.sum(product * age[None, :], 1) * from_border)
     tl.store(d_scores + at_scores, total.to(d_scores.dtype.element_ty))
 
 
@@ -404,7 +404,7 @@ def key_gradient_kernel(
 
 @triton.jit(do_not_specialize=["NUM_CHUNKS"])
 def decay_gradient_kernel(
-    ended, begun, kept, read_overlap, state_overlap, d_steps, A, sums, steps, chunk_table, d_dt, d_A,
+    ended, begun, kept, read_overlap, state_overlap, d_steps, A, sums, steps, to_block_end, chunk_table, d_dt, d_A,
     H: tl.constexpr, P: tl.constexpr, C: tl.constexpr, NUM_CHUNKS,
     TILES_P: tl.constexpr, TILES_D: tl.constexpr, TILES_N: tl.constexpr, TILES_S: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
@@ -413,20 +413,22 @@ def decay_gradient_kernel(
     The gradient of a log decay is the sum over all pairs (source, reader) around its token. At the chunk's start these
     are read_overlap and, with readers after the chunk, state_overlap; at each token it changes by what begins there
     less what ends (ended, read_overlap). What begins is kept for after the chunk, or begun for its later blocks. The
-    latter is made of rounded factors where ended is exact; so that pairs which have ended cancel, what it lacks over a
-    block is shared out by the squares of its entries, as rounding errors are.
+    latter is made of rounded factors where ended is exact. So that pairs which have ended cancel and the gradient of A
+    is exact, each block's entries get the least change, in proportion to their sizes, that makes their sum and their
+    sum times the log decay to the block's end what they are for ended.
     """
     chunk, head = tl.program_id(0), tl.program_id(1)
     blocks: tl.constexpr = C // 64
     start, length = tl.load(chunk_table + 2 * chunk), tl.load(chunk_table + 2 * chunk + 1)
     rows = tl.arange(0, C)
     table = (chunk * H + head).to(tl.int64) * C
-    change, in_later_blocks = tl.zeros((C,), tl.float32), tl.zeros((blocks,), tl.float32)
+    change, moment, total = tl.zeros((C,), tl.float32), tl.zeros((C,), tl.float32), tl.zeros((blocks,), tl.float32)
     for block in range(blocks):
-        entry = tl.load(ended + (table * blocks + block * C) + rows, mask=rows >= block * 64, other=0.0)
-        change -= entry
-        total = tl.sum(tl.where(rows >= block * 64 + 64, entry, 0.0), 0)
-        in_later_blocks += tl.where(tl.arange(0, blocks) == block, total, 0.0)
+        entry = tl.load(ended + (table * blocks + block * C) + rows)
+        change -= tl.where(rows >= block * 64, entry, 0.0)
+        moment += tl.where(rows < block * 64, entry, 0.0)
+        later = tl.sum(tl.where(rows >= block * 64 + 64, entry, 0.0), 0)
+        total += tl.where(tl.arange(0, blocks) == block, later, 0.0)
     read = tl.zeros((C,), tl.float32)
     for tile in range(TILES_N * TILES_P):
         at = ((tile // TILES_P * NUM_CHUNKS + chunk) * H + head).to(tl.int64) * TILES_P + tile % TILES_P
@@ -444,10 +446,19 @@ def decay_gradient_kernel(
         within += tl.load(begun + at)
         after += tl.load(kept + at)
     within = tl.reshape(within, (blocks, 64))
-    share = within / tl.maximum(tl.max(tl.abs(within), 1), 1e-30)[:, None]
+    sums_in_blocks = tl.reshape(tl.load(sums + table + rows), (blocks, 64))
+    age = tl.sum(tl.where(tl.arange(0, 64)[None, :] == 63, sums_in_blocks, 0.0), 1)[:, None] - sums_in_blocks
+    share = tl.reshape(tl.load(to_block_end + table + rows), (blocks, 64))
+    share /= tl.maximum(tl.max(tl.abs(share), 1), 1e-30)[:, None]
     share *= share
-    lacking = (in_later_blocks - tl.sum(within, 1)) / tl.maximum(tl.sum(share, 1), 1.0)
-    change += tl.reshape(within + share * lacking[:, None], (C,)) + after - read
+    weight = tl.maximum(tl.sum(share, 1), 1.0)
+    mean_age = tl.sum(share * age, 1) / weight
+    lacking = total - tl.sum(within, 1)
+    torque = tl.sum(tl.reshape(moment, (blocks, 64)), 1) - tl.sum(within * age, 1) - lacking * mean_age
+    age -= mean_age[:, None]
+    slope = torque / tl.maximum(tl.sum(share * age * age, 1), 1e-30)
+    within += share * ((lacking / weight)[:, None] + age * slope[:, None])
+    change += tl.reshape(within, (C,)) + after - read
     around = tl.sum(through, 0) * tl.exp(tl.load(sums + table + C - 1))
     d_decay = tl.cumsum(change, 0) - change + tl.sum(read, 0) + around
     step = tl.load(steps + table + rows)
