@@ -38,9 +38,11 @@ def measured(name: str, device: torch.device, draws: int, seed: int) -> list[dic
             if found is not None:
                 record |= {"peer": found[0], "peer_errors": [errors[tensor] for _, errors in pairs]}
                 logs = log_ratios(record["errors"], record["peer_errors"])
-                mean, width = statistics.fmean(logs), student_quantile(draws - 1) * statistics.stdev(logs) / draws**0.5
-                record["ratio"] = math.exp(mean)
-                record["ratio_interval"] = [math.exp(mean - width), math.exp(mean + width)]
+                if all(map(math.isfinite, logs)):
+                    mean = statistics.fmean(logs)
+                    width = student_quantile(draws - 1) * statistics.stdev(logs) / draws**0.5
+                    record["ratio"] = math.exp(mean)
+                    record["ratio_interval"] = [math.exp(mean - width), math.exp(mean + width)]
             records.append(record)
     return records
 
@@ -48,8 +50,10 @@ def measured(name: str, device: torch.device, draws: int, seed: int) -> list[dic
 def line(record: dict[str, Any]) -> str:
     text = f"{record['case']:16} {record['decay']:7} {record['tensor']:12} median {median(record['errors'])}"
     if "peer" in record:
+        text += f", the peer's {median(record['peer_errors'])}"
+    if "ratio" in record:
         low, high = record["ratio_interval"]
-        text += f", the peer's {median(record['peer_errors'])}, ratio {record['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        text += f", ratio {record['ratio']:.2f} ({low:.2f} to {high:.2f})"
     return text
 
 
@@ -64,6 +68,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for accuracy.json")
     given = parser.parse_args()
+    if given.draws < 2:
+        parser.error(f"--draws {given.draws}: an interval needs at least 2")
     narrow_choice()  # errors do not depend on how the peers are tuned
 
     def run_case(name: str, device: torch.device) -> list[dict[str, Any]]:

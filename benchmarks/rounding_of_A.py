@@ -1,10 +1,8 @@
 """How far bf16 rounding alone takes the gradient of ssd's A: our kernels' roundings, everything else in fp64; no GPU.
 
 The gradient of A is one sum a head, over all pairs of a reader and an earlier source, of the pair's part in the loss
-times the time between the two. Rounded are, as in ops/ssd: for pairs of different chunks x and the gradient of the
-output decayed within their blocks, states and their gradients; for pairs of different blocks of a chunk, summed over
-the readers, the scores C B^T and the decayed gradient of the output. What these sums lack over a block is known exactly
-and shared out by their squares.
+times the time between the two. Rounded are, as in ops/ssd, for pairs of different chunks: x and the gradient of the
+output decayed within their blocks, states and their gradients. Pairs of one chunk are exact.
 
 Example: python benchmarks/rounding_of_A.py --draws 60
 """
@@ -41,8 +39,6 @@ def errors(seed: int, decay: float, T: int, H: int, P: int, N: int, chunk: int) 
     d_out = rounded(normal(T, H, P))
     token = torch.arange(T)
     block, earlier = token // BLOCK, token[:, None] > token[None, :]
-    same_chunk = (token // chunk)[:, None] == (token // chunk)[None, :]
-    far = earlier & same_chunk & (block[:, None] != block[None, :])
     scores = C @ B.T
     gradient, error, size = torch.zeros(3, H, dtype=torch.float64)
     for h in range(H):
@@ -54,17 +50,10 @@ def errors(seed: int, decay: float, T: int, H: int, P: int, N: int, chunk: int) 
         begun, ended = pairs.sum(0), pairs.sum(1)
         around = (begun.cumsum(0) - begun) - (ended.cumsum(0) - ended)  # the gradient of each token's log decay
         size[h] = (dt[:, h] * around).abs().sum()
-        begun = pairs.where(far, 0.0).sum(0)
         starts = F.pad(sums, (1, 0))[block * BLOCK]
         ends = sums[((block + 1) * BLOCK).clamp(max=T) - 1]
         d_scaled = d_h * torch.exp(sums - starts)[:, None]
         x_scaled = x_h * (dt[:, h] * torch.exp(ends - sums))[:, None]
-        between = torch.exp((starts[:, None] - ends[None, :]).clamp(max=0))
-        summed = (rounded(scores) * (rounded(d_scaled) @ x_scaled.T) * between).where(far, 0.0).sum(0)
-        wrong = F.pad(summed - begun, (0, -T % BLOCK)).view(-1, BLOCK)
-        share = F.pad(summed, (0, -T % BLOCK)).view(-1, BLOCK).square()
-        share /= share.sum(1, keepdim=True).clamp(min=1e-300)
-        error[h] = -((wrong - share * wrong.sum(1, keepdim=True)).flatten()[:T] * time).sum()
         if chunk < T:
             border = sums[chunk - 1]
             to_border, from_border = torch.exp(border - ends[:chunk])[:, None], torch.exp(starts[chunk:] - border)
@@ -75,7 +64,7 @@ def errors(seed: int, decay: float, T: int, H: int, P: int, N: int, chunk: int) 
             read = ((d_h[chunk:] @ kept) * C[chunk:]).sum(1) * torch.exp(sums[chunk:] - border)
             written = rounded(x_scaled)[:chunk] @ d_kept - x_scaled[:chunk] @ d_state
             written = (written * B[:chunk]).sum(1) * to_border[:, 0]
-            error[h] += (read * (time[chunk:] - time[chunk - 1])).sum()
+            error[h] = (read * (time[chunk:] - time[chunk - 1])).sum()
             error[h] += (written * (time[chunk - 1] - time[:chunk])).sum()
     return (error.norm() / gradient.norm()).item(), (error.norm() / size.norm()).item()
 

@@ -332,8 +332,9 @@ def _value_gradient(
 
 
 def _score_gradients(call: Call, d_output: Tensor, scores: Scores) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the scores [NC, G, C, C]; its products with the scores, summed over each token's sources, by their
-    block [NC, H, C / 64, C]; the gradient of the output decayed from the start of each block, [NC * C, H, P]."""
+    """Gradient of the scores [NC, G, C, C]; its products with the scores, summed over each token's sources by their
+    block, and for tokens before it moments [NC, H, C / 64, C]; the gradient of the output decayed from the start of
+    each block, [NC * C, H, P]."""
     layout, sizes, tables = call.layout, call.sizes, call.tables
     blocks = layout.chunk // BLOCK
     d_scores = torch.empty_like(scores.rounded)

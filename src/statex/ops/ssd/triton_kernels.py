@@ -314,7 +314,7 @@ def far_score_gradient_kernel(
         at_head = table + h * C
         border, until_border = tl.load(sums + at_head + j * BLOCK + BLOCK - 1), tl.load(to_block_end + at_head + source)
         from_border = tl.exp(tl.load(sums + at_head + reader) - border)
-        age = border - tl.load(sums + at_head + source)
+        left = border - tl.load(sums + at_head + source)
         product = tl.zeros((BLOCK, BLOCK), tl.float32)
         for p0 in range(0, P, BP):
             first_p = (group * (H // G) + h) * P + p0
@@ -333,7 +333,7 @@ def far_score_gradient_kernel(
         product *= score
         at = at_head * blocks
         tl.store(ended + at + j * C + reader, tl.sum(product, 1) * from_border)
-        tl.store(ended + at + i * C + source, tl.sum(product * age[None, :], 1) * from_border)
+        tl.store(ended + at + i * C + source, tl.sum(product * left[None, :], 1) * from_border)
     tl.store(d_scores + at_scores, total.to(d_scores.dtype.element_ty))
 
 
@@ -414,8 +414,8 @@ def decay_gradient_kernel(
     are read_overlap and, with readers after the chunk, state_overlap; at each token it changes by what begins there
     less what ends (ended, read_overlap). What begins is kept for after the chunk, or begun for its later blocks. The
     latter is made of rounded factors where ended is exact. So that pairs which have ended cancel and the gradient of A
-    is exact, each block's entries get the least change, in proportion to their sizes, that makes their sum and their
-    sum times the log decay to the block's end what they are for ended.
+    is exact for them, the entries of each block get the least change, weighted by the squares of dt decayed to the
+    block's end, that makes their sum and their sum times the log decay left to the block's end what they are for ended.
     """
     chunk, head = tl.program_id(0), tl.program_id(1)
     blocks: tl.constexpr = C // 64
@@ -447,17 +447,17 @@ def decay_gradient_kernel(
         after += tl.load(kept + at)
     within = tl.reshape(within, (blocks, 64))
     sums_in_blocks = tl.reshape(tl.load(sums + table + rows), (blocks, 64))
-    age = tl.sum(tl.where(tl.arange(0, 64)[None, :] == 63, sums_in_blocks, 0.0), 1)[:, None] - sums_in_blocks
+    left = tl.sum(tl.where(tl.arange(0, 64)[None, :] == 63, sums_in_blocks, 0.0), 1)[:, None] - sums_in_blocks
     share = tl.reshape(tl.load(to_block_end + table + rows), (blocks, 64))
     share /= tl.maximum(tl.max(tl.abs(share), 1), 1e-30)[:, None]
     share *= share
     weight = tl.maximum(tl.sum(share, 1), 1.0)
-    mean_age = tl.sum(share * age, 1) / weight
+    mean_left = tl.sum(share * left, 1) / weight
     lacking = total - tl.sum(within, 1)
-    torque = tl.sum(tl.reshape(moment, (blocks, 64)), 1) - tl.sum(within * age, 1) - lacking * mean_age
-    age -= mean_age[:, None]
-    slope = torque / tl.maximum(tl.sum(share * age * age, 1), 1e-30)
-    within += share * ((lacking / weight)[:, None] + age * slope[:, None])
+    lacking_moment = tl.sum(tl.reshape(moment, (blocks, 64)), 1) - tl.sum(within * left, 1) - lacking * mean_left
+    left -= mean_left[:, None]
+    slope = lacking_moment / tl.maximum(tl.sum(share * left * left, 1), 1e-30)
+    within += share * ((lacking / weight)[:, None] + left * slope[:, None])
     change += tl.reshape(within, (C,)) + after - read
     around = tl.sum(through, 0) * tl.exp(tl.load(sums + table + C - 1))
     d_decay = tl.cumsum(change, 0) - change + tl.sum(read, 0) + around
