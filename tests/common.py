@@ -9,6 +9,7 @@ import torch
 from transformers import Mamba2Config, Mamba2ForCausalLM
 
 import statex
+from statex.models.caches import cache_of
 from statex.models.gla.configuration import GLAConfig
 from statex.models.gla.modeling import GLAForCausalLM
 
@@ -153,14 +154,8 @@ def distance(a, b):
     return float((a - b).norm() / b.norm()) if bool(b.any()) else float(a.norm())
 
 
-def cache_argument(model):
-    """The name under which a model takes and returns its cache."""
-    return "past_key_values" if base_type(model) == "statex_gla" else "cache_params"
-
-
 def state_after(model, ids):
     """Elements of each layer's recurrent state for one sequence, as the model's own cache holds it."""
-    name = cache_argument(model)
     with torch.no_grad():
-        cache = model(ids[:1], use_cache=True)[name]
+        cache = cache_of(model(ids[:1], use_cache=True))
     return [layer.recurrent_states[0].numel() for layer in cache.layers]

@@ -9,7 +9,6 @@ from common import (
     UNEXPANDED,
     Case,
     base_type,
-    cache_argument,
     distance,
     logits,
     make_gla,
@@ -18,6 +17,7 @@ from common import (
 )
 from naive_models import naive_logits
 from statex.expansion.plan import layer_geometry
+from statex.models.caches import cache_argument, cache_of
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 GENERATING = [
@@ -44,7 +44,7 @@ def in_pieces(model, ids, borders):
     name, cache, outputs = cache_argument(model), None, []
     for start, end in zip([0, *borders], [*borders, ids.shape[1]], strict=True):
         output = model(ids[:, start:end], use_cache=True, **{name: cache})
-        cache = output[name]
+        cache = cache_of(output)
         outputs.append(output.logits)
     return torch.cat(outputs, dim=1)
 
@@ -211,13 +211,11 @@ def test_packed_documents_have_the_gradients_of_separate_ones(case):
 def test_packed_documents_and_a_cache_exclude_one_another(make):
     model = make()
     statex.expand(model, layers=[0], factor=2)
-    name = cache_argument(model)
     ids = tokens(batch=3)
-    output = model(ids, seq_idx=DOCUMENTS)
-    assert output.get(name) is None
-    cache = model(ids, use_cache=True)[name]
+    assert cache_of(model(ids, seq_idx=DOCUMENTS)) is None
+    cache = cache_of(model(ids, use_cache=True))
     with pytest.raises(ValueError, match="seq_idx"):
-        model(ids, seq_idx=DOCUMENTS, use_cache=True, **{name: cache})
+        model(ids, seq_idx=DOCUMENTS, use_cache=True, **{cache_argument(model): cache})
 
 
 def test_packed_documents_of_mamba2_need_use_cache_false():
@@ -236,8 +234,7 @@ def test_bfloat16_stays_close(case):
     parallel = logits(model, ids)
     assert distance(parallel.float(), wanted) < 0.1
     assert distance(in_pieces(model, ids, [10, 11, 12]).float(), wanted) < 0.1
-    name = cache_argument(model)
-    cache = model(ids, use_cache=True)[name]
+    cache = cache_of(model(ids, use_cache=True))
     assert {layer.recurrent_states[0].dtype for layer in cache.layers} == {torch.float32}
 
 

@@ -8,6 +8,7 @@ import statex
 from common import make_gla, make_mamba2
 from statex.families import FAMILIES, StateGeometry, family_of
 from statex.families.gla import merged_query_order
+from statex.models.caches import cache_of
 from statex.models.gla.configuration import GLAConfig
 
 GLA = GLAConfig(hidden_size=64, num_heads=8, num_kv_heads=4, num_hidden_layers=3)
@@ -62,7 +63,7 @@ def test_the_cache_holds_a_state_as_its_family_says(family):
     H, K, V = geometry.num_heads, geometry.key_dim, geometry.value_dim
     assert K != V
     output = model(torch.tensor([[5, 6, 7]]), use_cache=True)
-    cache = output.cache_params if hasattr(output, "cache_params") else output.past_key_values
+    cache = cache_of(output)
     expected = (H, V, K) if FAMILIES[family].keys_last else (H, K, V)
     assert tuple(cache.layers[0].recurrent_states[0].shape[1:]) == expected
 

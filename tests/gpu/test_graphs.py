@@ -8,6 +8,7 @@ pytest.importorskip("triton")
 
 import statex
 from statex.evaluation import evaluate
+from statex.models.caches import cache_argument, cache_of
 from statex.models.captured_step import CapturedStep
 from statex.models.gla.configuration import GLAConfig
 from statex.recipe import Evaluation
@@ -56,12 +57,12 @@ def test_static_generation_equals_plain(model, ids):
 
 @torch.inference_mode()
 def test_a_captured_step_equals_the_model(model, ids):
-    name = "past_key_values" if isinstance(model.config, GLAConfig) else "cache_params"
+    name = cache_argument(model)
     plain, prompt = model(ids, use_cache=True), model(ids, use_cache=True)
-    step = CapturedStep(model, prompt[name], len(ids))
+    step = CapturedStep(model, cache_of(prompt), len(ids))
     for _ in range(NUM_STEPS):
         chosen = plain.logits[:, -1].argmax(dim=-1)
-        plain = model(input_ids=chosen[:, None], use_cache=True, **{name: plain[name]})
+        plain = model(input_ids=chosen[:, None], use_cache=True, **{name: cache_of(plain)})
         torch.testing.assert_close(step(chosen), plain.logits[:, -1], rtol=1e-4, atol=1e-4)
 
 

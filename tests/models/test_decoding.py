@@ -8,8 +8,10 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 import statex
-from common import cache_argument, make_gla, make_mamba2, tokens
+from common import make_gla, make_mamba2, tokens
+from statex.models.caches import cache_argument, cache_of
 from statex.models.captured_step import CapturedStep
+from statex.models.gla.modeling import CACHE_NAME
 
 MODELS = {
     "gla": lambda: make_gla(),
@@ -47,7 +49,7 @@ def decode(model, step, ids):
     name, logits = cache_argument(model), []
     output = model(ids, use_cache=True)
     for _ in range(NUM_STEPS):
-        output = step(input_ids=output.logits[:, -1:].argmax(dim=-1), use_cache=True, **{name: output[name]})
+        output = step(input_ids=output.logits[:, -1:].argmax(dim=-1), use_cache=True, **{name: cache_of(output)})
         logits.append(output.logits)
     return torch.cat(logits, dim=1)
 
@@ -86,12 +88,12 @@ def test_a_static_cache_that_was_used_is_not_read_over_silently():
     model, ids = make_gla(), tokens()
     options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
     first = model.generate(ids, **options, cache_implementation="static", return_dict_in_generate=True)
-    with pytest.raises(ValueError, match="get_seq_length"):
-        model.generate(ids, **options, past_key_values=first.past_key_values)
+    with pytest.raises(ValueError, match=r"get_seq_length|has read tokens"):
+        model.generate(ids, **options, **{CACHE_NAME: cache_of(first)})
 
 
 def test_a_graph_needs_a_cuda_device():
     model = make_gla()
-    cache = model(tokens(), use_cache=True).past_key_values
+    cache = cache_of(model(tokens(), use_cache=True))
     with pytest.raises(ValueError, match="model is on cpu"):
         CapturedStep(model, cache, 2)

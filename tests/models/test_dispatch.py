@@ -8,6 +8,7 @@ from transformers.models.mamba2 import modeling_mamba2
 
 import statex
 from common import MAMBA2, distance, logits, make_mamba2, tokens
+from statex.models.caches import cache_argument, cache_of
 from statex.models.dispatch import MAMBA2_MODULES, NORMS, REPLACEMENTS, norm_forward
 from statex.models.mamba2 import StatexMamba2Mixer
 
@@ -85,8 +86,8 @@ def test_cached_steps_are_transformers_own(configuration):
     def step_by_step():
         cache, outputs = None, []
         for t in range(ids.shape[1]):
-            output = model(ids[:, t : t + 1], cache_params=cache, use_cache=True)
-            cache = output.cache_params
+            output = model(ids[:, t : t + 1], use_cache=True, **{cache_argument(model): cache})
+            cache = cache_of(output)
             outputs.append(output.logits)
         return torch.cat(outputs, dim=1), cache.layers[0].recurrent_states[0]
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import statex
-from common import cache_argument, distance, make_gla, make_mamba2, tokens
+from common import distance, make_gla, make_mamba2, tokens
+from statex.models.caches import cache_argument, cache_of
 from statex.ops import backends
 
 MODELS = {
@@ -54,7 +55,7 @@ def everything(model, ids):
         cache = None
         for start, end in ((0, 11), (11, 12), (12, 13), (13, 20)):
             output = model(ids[:, start:end], use_cache=True, **{cache_argument(model): cache})
-            cache, found[f"{start} to {end}"] = output[cache_argument(model)], output.logits
+            cache, found[f"{start} to {end}"] = cache_of(output), output.logits
     return found
 
 

@@ -15,6 +15,7 @@ from statex import measure
 from statex.benchmarking.ops import BYTES_PER_SECOND
 from statex.benchmarking.runner import run_cases
 from statex.expansion.config import PRESETS
+from statex.models.caches import cache_argument, cache_of
 from statex.models.captured_step import CapturedStep
 from statex.models.dispatch import statex_ops
 from statex.models.expanded import expand
@@ -140,7 +141,7 @@ def floor_bytes(model: PreTrainedModel, batch: int) -> int:
     embeddings: Any = model.get_input_embeddings()
     if embeddings.weight is not model.get_output_embeddings().weight:
         weights -= embeddings.weight.numel() * embeddings.weight.element_size()
-    cache = _cache_of(model(torch.zeros((batch, 1), dtype=torch.long, device=model.device), use_cache=True))
+    cache = cache_of(model(torch.zeros((batch, 1), dtype=torch.long, device=model.device), use_cache=True))
     states = [
         x for layer in cache.layers for held in (layer.conv_states, layer.recurrent_states) for x in held.values()
     ]
@@ -171,10 +172,6 @@ def _ids(model: PreTrainedModel, batch: int, tokens: int) -> torch.Tensor:
     return torch.randint(model.config.vocab_size, (batch, tokens), device=model.device)
 
 
-def _cache_of(output: Any) -> Any:
-    return output["cache_params"] if "cache_params" in output else output["past_key_values"]
-
-
 def _reading(model: PreTrainedModel, batch: int, tokens: int) -> Callable[[], object]:
     ids = _ids(model, batch, tokens)
     return lambda: model(ids, logits_to_keep=1)
@@ -194,12 +191,12 @@ def _static(model: Any, batch: int, tokens: int) -> Callable[[], object]:
 def _steps(model: Any, batch: int, tokens: int, forward: Callable | None = None) -> Callable[[], object]:
     """Decode `tokens` greedily; where they start does not matter for the time they take."""
     first = model(_ids(model, batch, 1), use_cache=True)
-    name = "cache_params" if "cache_params" in first else "past_key_values"
+    cache = {cache_argument(model): cache_of(first)}
 
     def run() -> None:
         ids = first.logits[:, -1:].argmax(dim=-1)
         for _ in range(tokens):
-            output = (forward or model)(input_ids=ids, use_cache=True, **{name: first[name]})
+            output = (forward or model)(input_ids=ids, use_cache=True, **cache)
             ids = output.logits[:, -1:].argmax(dim=-1)
 
     return run
@@ -212,7 +209,7 @@ def _compiled(model: Any, batch: int, tokens: int) -> Callable[[], object]:
 
 def _graph(model: Any, batch: int, tokens: int) -> Callable[[], object]:
     first = model(_ids(model, batch, 1), use_cache=True)
-    step = CapturedStep(model, _cache_of(first), batch)
+    step = CapturedStep(model, cache_of(first), batch)
 
     def run() -> None:
         ids = first.logits[:, -1].argmax(dim=-1)

@@ -1,7 +1,7 @@
 """The one door to the model: reads tokens in pieces through its state, scores them, copies the state, continues.
 
-Works with any causal language model of the Hugging Face interface whose forward takes a cache, as `cache_params`
-(Mamba, Mamba2 and their like) or `past_key_values` (all others). Letters: B rows, T tokens, V vocabulary.
+Works with any causal language model of the Hugging Face interface whose forward takes a cache, by any of the names in
+statex.models.caches. Letters: B rows, T tokens, V vocabulary.
 """
 
 import copy
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from statex.errors import UserError
+from statex.models.caches import cache_argument, cache_of
 
 logger = logging.getLogger(__name__)
 
@@ -64,16 +64,8 @@ class Reader:
         parameter = next(iter(model.parameters()), None)
         self.device = parameter.device if parameter is not None else torch.device("cpu")
         self.dtype = parameter.dtype if parameter is not None else torch.float32
+        self.cache_name = cache_argument(model)
         accepted = inspect.signature(model.forward).parameters
-        cache_names = [name for name in ("cache_params", "past_key_values") if name in accepted]
-        if not cache_names:
-            raise UserError(
-                "model",
-                type(model).__name__,
-                "its forward takes neither cache_params nor past_key_values",
-                "evaluate a causal language model that has a cache",
-            )
-        self.cache_name = cache_names[0]
         self.takes_positions = "position_ids" in accepted
         self.keeps_logits = "logits_to_keep" in accepted
         self.piece = piece
@@ -261,7 +253,7 @@ class Reader:
         """The layers of the model's cache after one token; none for a cache of another make."""
         with torch.inference_mode():
             output = self.model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=True)
-        return getattr(getattr(output, self.cache_name), "layers", None) or []
+        return getattr(cache_of(output), "layers", None) or []
 
     def real_limit(self) -> int | None:
         """The most tokens the model can read: its max_position_embeddings if it has attention, else None."""
@@ -291,7 +283,7 @@ class Reader:
         if self.keeps_logits and not all_logits:
             arguments["logits_to_keep"] = 1
         output = self.model(**arguments)
-        return output.logits, State(getattr(output, self.cache_name), past + T, whole if self.has_attention else None)
+        return output.logits, State(cache_of(output), past + T, whole if self.has_attention else None)
 
     def _mask_so_far(self, mask: torch.Tensor | None, state: State | None, B: int, T: int) -> torch.Tensor | None:
         """The mask a piece needs: its own (B, T) for recurrent layers, that of all tokens so far for attention."""

@@ -5,10 +5,11 @@ longer at first: 15 to 18 s against 2 s for a GLA of 1.3B parameters (docs/resul
 """
 
 import copy
-import inspect
 from typing import Any
 
 import torch
+
+from statex.models.caches import cache_argument
 
 
 class CapturedStep:
@@ -30,9 +31,8 @@ class CapturedStep:
             raise ValueError(
                 f"model is on {model.device}: a CUDA graph needs it on a CUDA device; call the model itself"
             )
-        accepted = inspect.signature(model.forward).parameters
         self.model = model
-        self.cache_name = next(name for name in ("cache_params", "past_key_values") if name in accepted)
+        self.cache_name = cache_argument(model)
         self.ids = torch.zeros((num_rows, 1), dtype=torch.long, device=model.device)
         self.graph = torch.cuda.CUDAGraph()
         with torch.inference_mode(), torch.cuda.device(model.device):

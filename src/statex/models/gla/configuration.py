@@ -5,6 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from statex.models.caches import CACHE_NAMES
 from statex.models.registration import register_models
 from statex.models.shim import FoundThroughShim
 
@@ -32,7 +33,7 @@ class GLAConfig(FoundThroughShim, PreTrainedConfig):
     """
 
     model_type = "statex_gla"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012 (transformers' own form)
 
     vocab_size: int = 32000
     hidden_size: int = 2048

@@ -15,11 +15,13 @@ from transformers.cache_utils import Cache, DynamicCache, StaticCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from statex.models.caches import cache_field, cache_of, one_cache
 from statex.models.gla.configuration import GLAConfig
 from statex.models.replay import ReplayExpansion
 from statex.ops import gated_rms_norm, gla, gla_step, short_convolution
 from statex.ops.segments import compute_dtype, cu_seqlens_of
 
+CACHE_NAME = cache_field(CausalLMOutputWithPast)  # what `generate` calls it, too
 GATE_LOGIT_NORMALIZER = 16  # fixed in FLA's model, not part of its configuration
 GATE_LOW_RANK_DIM = 16
 FEATURE_MAPS: dict[str, Callable] = {  # by FLA's names, as FLA computes them
@@ -117,7 +119,7 @@ class GatedLinearAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         seq_idx: torch.Tensor | None = None,
         cu_seqlens: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -128,9 +130,9 @@ class GatedLinearAttention(nn.Module):
         """
         if attention_mask is not None:
             hidden_states = hidden_states * attention_mask[..., None].to(hidden_states.dtype)
-        cache = past_key_values.layers[self.layer_idx] if past_key_values is not None else None
+        states = cache.layers[self.layer_idx] if cache is not None else None
 
-        q, k, v = self._queries_keys_values(hidden_states, cache, seq_idx)  # [B, T, H or H_kv, K or V]
+        q, k, v = self._queries_keys_values(hidden_states, states, seq_idx)  # [B, T, H or H_kv, K or V]
         dtype = compute_dtype(hidden_states)
         log_decay = F.logsigmoid(self.gk_proj(hidden_states).to(dtype)) / GATE_LOGIT_NORMALIZER
         if self.clamp_min is not None:
@@ -145,11 +147,11 @@ class GatedLinearAttention(nn.Module):
             groups = self.num_heads // self.num_kv_heads
             k, v, log_decay = (x.repeat_interleave(groups, dim=2) for x in (k, v, log_decay))
 
-        output = self._recurrence(q, k, v, log_decay, cache, cu_seqlens)  # [B, T, H, V]
+        output = self._recurrence(q, k, v, log_decay, states, cu_seqlens)  # [B, T, H, V]
         gate = self.g_proj(hidden_states).view_as(output) if self.use_output_gate else None
         return self.o_proj(getattr(self, self.norm_name)(output, gate).flatten(2))
 
-    def _queries_keys_values(self, hidden_states, cache, seq_idx):
+    def _queries_keys_values(self, hidden_states, states, seq_idx):
         q, k, v = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
         if self.rank:
             q = _join_heads(q, self.q_low_rank(hidden_states), self.num_heads)
@@ -159,8 +161,8 @@ class GatedLinearAttention(nn.Module):
             weight = torch.cat([self.q_conv1d(), self.k_conv1d(), self.v_conv1d()])
             qkv = torch.cat([q, k, v], dim=-1)
             left_context = None
-            if cache is not None:
-                left_context = _update_convolution_state(cache, qkv, weight.shape[1])
+            if states is not None:
+                left_context = _update_convolution_state(states, qkv, weight.shape[1])
             q, k, v = short_convolution(qkv, weight, left_context=left_context, seq_idx=seq_idx).split(sizes, dim=-1)
         return (
             q.unflatten(-1, (self.num_heads, self.key_dim)),
@@ -168,20 +170,20 @@ class GatedLinearAttention(nn.Module):
             v.unflatten(-1, (self.num_kv_heads, self.value_dim)),
         )
 
-    def _recurrence(self, q, k, v, log_decay, cache, cu_seqlens):
+    def _recurrence(self, q, k, v, log_decay, states, cu_seqlens):
         if cu_seqlens is not None:
             B, T = q.shape[:2]
             packed = (x.reshape(1, B * T, *x.shape[2:]) for x in (q, k, v, log_decay))
             return gla(*packed, scale=self.scale, cu_seqlens=cu_seqlens)[0].view(B, T, *v.shape[2:])
-        if cache is None:
+        if states is None:
             return gla(q, k, v, log_decay, scale=self.scale)[0]
-        state = cache.recurrent_states[0] if cache.is_recurrent_states_initialized[0] else None
+        state = states.recurrent_states[0] if states.is_recurrent_states_initialized[0] else None
         if state is not None and q.shape[1] == 1:
             q, k, v, log_decay = (x.squeeze(1) for x in (q, k, v, log_decay))
             return gla_step(q, k, v, log_decay, state, scale=self.scale).unsqueeze(1)
         output, state = gla(q, k, v, log_decay, scale=self.scale, initial_state=state, output_final_state=True)
-        cache.update_recurrent_state(state)
-        cache.has_previous_state[0] = True  # set by the convolution's update, where there is one
+        states.update_recurrent_state(state)
+        states.has_previous_state[0] = True  # set by the convolution's update, where there is one
         return output
 
 
@@ -195,15 +197,15 @@ def _join_heads(base: torch.Tensor, new: torch.Tensor, num_heads: int) -> torch.
     return torch.cat(heads, dim=-1).flatten(-2)
 
 
-def _update_convolution_state(cache: Any, x: torch.Tensor, num_taps: int) -> torch.Tensor | None:
+def _update_convolution_state(states: Any, x: torch.Tensor, num_taps: int) -> torch.Tensor | None:
     """Keep the last `num_taps` inputs of x [B, T, channels]; return those kept before, None at the beginning.
 
     Transformers' caches hold them as [B, channels, taps], with zeros before the first.
     """
-    if cache.has_previous_state[0]:
+    if states.has_previous_state[0]:
         tail = x[:, -num_taps:].mT
-        return cache.update_conv_state(tail)[..., : -tail.shape[-1]].mT
-    cache.update_conv_state(F.pad(x, (0, 0, max(0, num_taps - x.shape[1]), 0))[:, -num_taps:].mT)
+        return states.update_conv_state(tail)[..., : -tail.shape[-1]].mT
+    states.update_conv_state(F.pad(x, (0, 0, max(0, num_taps - x.shape[1]), 0))[:, -num_taps:].mT)
     return None
 
 
@@ -274,30 +276,37 @@ class GLAModel(GLAPreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         seq_idx: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Args:
         input_ids: [B, T], or `inputs_embeds` [B, T, D].
         attention_mask: [B, any >= T], 0 at padding; its last T columns are used.
-        past_key_values: the states of the tokens before, updated in place.
+        cache: the states of the tokens before, updated in place; `past_key_values` is its name before transformers
+            5.24.
         seq_idx: [B, T], which document of a packed row each token belongs to; the state starts anew at each.
-            It excludes `past_key_values` and padding.
+            It excludes a cache and padding.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids: give exactly one of input_ids and inputs_embeds")
         hidden_states = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         use_cache = use_cache if use_cache is not None else (self.config.use_cache and not self.training)
+        cache = one_cache(cache, past_key_values)
         if seq_idx is not None:
-            if past_key_values is not None:
-                raise ValueError("seq_idx: packed documents cannot continue from past_key_values; leave one out")
+            if cache is not None:
+                raise ValueError("seq_idx: packed documents cannot continue from a cache; leave one out")
             use_cache = False
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            use_cache = False  # the backward pass would write to it again
+        if not use_cache:
+            cache = None
+        elif cache is None:
+            cache = DynamicCache(config=self.config)
 
         T = hidden_states.shape[1]
         mask = attention_mask[:, -T:] if attention_mask is not None and T > 1 else None
@@ -307,7 +316,7 @@ class GLAModel(GLAPreTrainedModel):
             hidden_states = layer(
                 hidden_states,
                 attention_mask=mask,
-                past_key_values=past_key_values if use_cache else None,
+                cache=cache,
                 seq_idx=seq_idx,
                 cu_seqlens=cu_seqlens,
             )
@@ -318,8 +327,8 @@ class GLAModel(GLAPreTrainedModel):
             all_hidden_states[-1] = hidden_states
         return BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
-            past_key_values=past_key_values if use_cache else None,
             hidden_states=tuple(all_hidden_states) if all_hidden_states is not None else None,
+            **{CACHE_NAME: cache},  # type: ignore[arg-type]
         )
 
 
@@ -352,16 +361,43 @@ class GLAForCausalLM(ReplayExpansion, GLAPreTrainedModel, GenerationMixin):
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict, *args: Any, **kwargs: Any
     ) -> None:
-        """The cache of the first forward; with `cache_implementation="static"` one for which generate compiles."""
-        if generation_config.cache_implementation == "static" and model_kwargs.get("past_key_values") is None:
-            model_kwargs["past_key_values"] = StaticStates(self.config, max_cache_len=0)
+        """The first forward makes the cache; with `cache_implementation="static"` one for which generate compiles."""
+        if model_kwargs.get(CACHE_NAME) is not None:
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
+        elif generation_config.cache_implementation == "static":
+            model_kwargs[CACHE_NAME] = StaticStates(self.config, max_cache_len=0)
 
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> dict:
-        """As transformers', without the mask once the prompt is read: it grows, which compiled code must not see."""
-        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)  # type: ignore[misc]
-        if kwargs.get("use_cache") and not is_first_iteration:
-            inputs.pop("attention_mask", None)
-        return inputs
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        *,
+        inputs_embeds: torch.Tensor | None = None,  # named, or generate takes it that the model has no use for it
+        attention_mask: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict:
+        """As transformers', without the mask once the prompt is read: it grows, which compiled code must not see.
+
+        Raises:
+            ValueError: a cache that has read tokens beside ids that are not marked as what follows them, by a mask of
+                all tokens. transformers would cut off those read, but a state does not say how many they are.
+        """
+        cache = kwargs.get(CACHE_NAME)
+        if is_first_iteration and cache is not None and cache.has_previous_state():
+            if attention_mask is None or attention_mask.shape[1] == input_ids.shape[1]:
+                raise ValueError(
+                    f"{CACHE_NAME}: it has read tokens, and these ids may contain them; give only the ids that follow, "
+                    "and an attention_mask of all tokens"
+                )
+        elif kwargs.get("use_cache") and not is_first_iteration:
+            attention_mask = None
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
 
     @staticmethod
     def create_masks_for_generate(attention_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor | None:
@@ -372,20 +408,21 @@ class GLAForCausalLM(ReplayExpansion, GLAPreTrainedModel, GenerationMixin):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         seq_idx: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """As GLAModel.forward; `labels` [B, T] are shifted inside, -100 is ignored; logits are [B, T, vocabulary]."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
@@ -397,5 +434,5 @@ class GLAForCausalLM(ReplayExpansion, GLAPreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, **{CACHE_NAME: cache_of(outputs)}
         )
