@@ -1,0 +1,21 @@
+"""Model folders: load them strictly and from safetensors only, inspect them, save them; FLA's format both ways."""
+
+from statex.checkpoint.config import load_config
+from statex.checkpoint.fla import export_fla
+from statex.checkpoint.headers import TensorHeader, read_headers
+from statex.checkpoint.inspection import Inspection, inspect
+from statex.checkpoint.load import check_tensors, load, load_tokenizer
+from statex.checkpoint.save import save_with_companions
+
+__all__ = [
+    "Inspection",
+    "TensorHeader",
+    "check_tensors",
+    "export_fla",
+    "inspect",
+    "load",
+    "load_config",
+    "load_tokenizer",
+    "read_headers",
+    "save_with_companions",
+]
