@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)  ## a small GLA and a small Mamba2, pre-trained, expanded, post-trained, measured; writes runs/demo
 	$(BIN)/statex run recipes/demo.toml
 
-study: $(INSTALLED)  ## the same with three seeds; writes runs/cpu-study
+study: $(INSTALLED)  ## the same with five seeds; writes runs/cpu-study
 	$(BIN)/statex run recipes/cpu-study.toml
 
 test: $(INSTALLED)  ## the whole test suite
