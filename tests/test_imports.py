@@ -17,6 +17,7 @@ PARTS = sorted(
 )
 
 ALLOWED = {  # besides "errors" and "files", which all but the first and "ops" may import
+    "compatibility": set(),
     "errors": set(),
     "files": set(),
     "ops": set(),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from statex.compatibility import warn_untested
 from statex.models.registration import register_configurations
 
 if TYPE_CHECKING:
@@ -71,4 +72,5 @@ def _is_command_line() -> bool:
 
 
 if not _is_command_line():
+    warn_untested()
     register_configurations()

@@ -28,8 +28,22 @@ RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file;
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a name on the Hugging Face hub.")]
 
 
+def show_version(wanted: bool) -> None:
+    """Print the version of statex and those it was tested with, and stop."""
+    if wanted:
+        from statex import __version__
+        from statex.compatibility import describe_versions
+
+        print(f"statex {__version__}, {describe_versions()}")
+        raise typer.Exit
+
+
 @app.callback()
-def statex() -> None:
+def statex(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show versions, and those tested.")
+    ] = False,
+) -> None:
     """Enlarge the recurrent state of a pre-trained language model, post-train it, measure what it gained and cost.
 
     A whole comparison from one file:
@@ -44,6 +58,11 @@ def statex() -> None:
 
     Exit status: 0 done, 1 failure, 2 a mistake in what was asked.
     """
+    from statex import __version__
+    from statex.compatibility import describe_versions, warn_untested
+
+    Console(stderr=True).print(f"statex {__version__}, {describe_versions()}", style="dim", highlight=False)
+    warn_untested()
 
 
 @app.command()
