@@ -13,7 +13,7 @@ DECIDING = ("torch", "transformers")
 
 @cache
 def tested_ranges() -> dict[str, SpecifierSet]:
-    """The range of each package that statex needs, without extras; nothing where statex runs without being installed."""
+    """The range of each package that statex needs, without extras; empty where statex itself is not installed."""
     try:
         requirements = [Requirement(line) for line in requires("statex") or []]
     except PackageNotFoundError:
