@@ -1,15 +1,17 @@
 """statex: enlarge the recurrent state of a pre-trained language model, post-train it, measure what it gained and cost.
 
-Importing it registers the configurations `statex_gla` and `statex_mamba2` with transformers and does nothing else;
-everything below is imported when it is first used.
+Importing it registers the configurations `statex_gla` and `statex_mamba2` with transformers (now, or when transformers
+is imported) and does nothing else; everything below is imported when it is first used.
 """
 
 import importlib
+import importlib.abc
+import importlib.util
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from statex.models.registration import register_configurations
 
 if TYPE_CHECKING:
     from statex.checkpoint import export_fla, inspect, load
@@ -65,10 +67,40 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-def _is_command_line() -> bool:
-    """Whether this is the `statex` command, whose `--help` must not wait for transformers; its verbs register."""
-    return Path((sys.argv or [""])[0]).name == "statex" or sys.orig_argv[1:3] == ["-m", "statex"]
+_TABLE = "transformers.models.auto.configuration_auto"
 
 
-if not _is_command_line():
+class _AfterTransformersTable(importlib.abc.MetaPathFinder):
+    """Waits for the import of transformers' table of configurations, leaves, and registers ours after it.
+
+    So `import statex` does not wait for transformers, and ours are known to whatever program imports both.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _TABLE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        assert spec is not None and spec.loader is not None, "transformers' own package says where it is"
+        load = spec.loader.exec_module
+
+        def load_and_register(module: ModuleType) -> None:
+            load(module)
+            _register()
+
+        spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
+        return spec
+
+
+def _register() -> None:
+    from statex.models.registration import register_configurations
+
     register_configurations()
+
+
+if _TABLE in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _AfterTransformersTable())

@@ -3,6 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
 
+from statex.families.mamba2 import ACTIVATIONS
 from statex.models.registration import register_models
 from statex.models.shim import FoundThroughShim
 
@@ -23,3 +24,12 @@ class StatexMamba2Config(FoundThroughShim, Mamba2Config):
     def __post_init__(self, **kwargs):
         register_models()
         super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Refuse what our mixer cannot compute; called by transformers whenever a configuration is made."""
+        super().validate_architecture()
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(
+                f"hidden_act = {self.hidden_act!r}: statex's convolution has SiLU only; use one of "
+                f"{', '.join(ACTIVATIONS)}."
+            )
