@@ -68,30 +68,41 @@ def __dir__() -> list[str]:
 
 
 _TABLE = "transformers.models.auto.configuration_auto"
+_MAMBA2 = "transformers.models.mamba2.configuration_mamba2"
+"""Of it one of our configurations is derived; while it is imported, it may import the table itself."""
 
 
-class _AfterTransformersTable(importlib.abc.MetaPathFinder):
-    """Waits for the import of transformers' table of configurations, leaves, and registers ours after it.
+class _AfterTransformers(importlib.abc.MetaPathFinder):
+    """Registers our configurations as soon as transformers' table of them is imported, by whatever program.
 
-    So `import statex` does not wait for transformers, and ours are known to whatever program imports both.
+    So `import statex` does not wait for transformers.
     """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _TABLE:
+        if fullname not in (_TABLE, _MAMBA2):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
+        sys.meta_path.insert(0, self)
         assert spec is not None and spec.loader is not None, "transformers' own package says where it is"
         load = spec.loader.exec_module
 
         def load_and_register(module: ModuleType) -> None:
             load(module)
-            _register()
+            if self in sys.meta_path and _can_register():
+                sys.meta_path.remove(self)
+                _register()
 
         spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec
+
+
+def _can_register() -> bool:
+    """Whether the table is there, and Mamba2's configuration not half imported."""
+    halfway = _MAMBA2 in sys.modules and not hasattr(sys.modules[_MAMBA2], "Mamba2Config")
+    return hasattr(sys.modules.get(_TABLE), "AutoConfig") and not halfway
 
 
 def _register() -> None:
@@ -100,7 +111,7 @@ def _register() -> None:
     register_configurations()
 
 
-if _TABLE in sys.modules:
+if _can_register():
     _register()
 else:
-    sys.meta_path.insert(0, _AfterTransformersTable())
+    sys.meta_path.insert(0, _AfterTransformers())

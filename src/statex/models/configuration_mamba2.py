@@ -3,7 +3,6 @@
 from huggingface_hub.dataclasses import strict
 from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
 
-from statex.families.mamba2 import ACTIVATIONS
 from statex.models.registration import register_models
 from statex.models.shim import FoundThroughShim
 
@@ -27,6 +26,8 @@ class StatexMamba2Config(FoundThroughShim, Mamba2Config):
 
     def validate_architecture(self):
         """Refuse what our mixer cannot compute; called by transformers whenever a configuration is made."""
+        from statex.families.mamba2 import ACTIVATIONS
+
         super().validate_architecture()
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(

@@ -1,5 +1,6 @@
 """The expanded Mamba2: transformers' own class, a stored plan replayed, mixers and norms on statex's ops."""
 
+import builtins
 import inspect
 import sys
 import types
@@ -30,8 +31,8 @@ def _module_on_statex_ops(original: types.ModuleType) -> types.ModuleType:
     its globals name.
     """
     module = types.ModuleType(f"{__name__}.on_statex_ops", "transformers' modeling_mamba2 on statex's ops.")
-    module.__dict__.update({name: value for name, value in vars(original).items() if not name.startswith("__")})
-    module.__dict__.update(REPLACEMENTS)
+    own = vars(module) | {"__builtins__": builtins}
+    vars(module).update(vars(original) | REPLACEMENTS | own)
     sys.modules[module.__name__] = module
     return module
 
