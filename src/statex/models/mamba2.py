@@ -98,13 +98,13 @@ def use_statex_modules(model: nn.Module) -> None:
         module.__class__ = CLASSES.get(type(module), type(module))
 
 
-def _with_seq_idx(forward: Callable) -> Callable:
-    """Give a forward the signature of transformers' own with `seq_idx`: generate and the Trainer read it."""
-    signature = inspect.signature(Mamba2ForCausalLM.forward)
-    *parameters, last = signature.parameters.values()
+def _with_full_signature(forward: Callable) -> Callable:
+    """Show the arguments of transformers' forward and those of ours: generate and the Trainer read the signature."""
+    theirs, ours = (inspect.signature(one) for one in (Mamba2ForCausalLM.forward, forward))
+    *parameters, last = theirs.parameters.values()
     assert last.kind is last.VAR_KEYWORD, "transformers' forward takes further keywords"
-    seq_idx = inspect.Parameter("seq_idx", last.KEYWORD_ONLY, default=None, annotation=torch.Tensor | None)
-    forward.__signature__ = signature.replace(parameters=[*parameters, seq_idx, last])  # type: ignore[attr-defined]
+    own = [parameter for parameter in ours.parameters.values() if parameter.kind is parameter.KEYWORD_ONLY]
+    forward.__signature__ = theirs.replace(parameters=[*parameters, *own, last])  # type: ignore[attr-defined]
     return forward
 
 
@@ -119,7 +119,7 @@ class StatexMamba2ForCausalLM(ReplayExpansion, Mamba2ForCausalLM):
         use_statex_modules(self)
         self.post_init()
 
-    @_with_seq_idx
+    @_with_full_signature
     def forward(  # type: ignore[override]
         self, *args: Any, seq_idx: torch.Tensor | None = None, **kwargs: Any
     ) -> Any:

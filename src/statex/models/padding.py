@@ -5,10 +5,40 @@ convolution carries into the first tokens of a sequence.
 """
 
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+MIXERS = {
+    f"transformers.models.{name}.modeling_{name}": mixer
+    for name, mixer in {
+        "mamba2": "Mamba2Mixer",
+        "bamba": "BambaMixer",
+        "granitemoehybrid": "GraniteMoeHybridMambaLayer",
+        "zamba2": "Zamba2MambaMixer",
+        "nemotron_h": "NemotronHMamba2Mixer",
+        "falcon_h1": "FalconH1Mixer",
+    }.items()
+}
+"""The mixer of each module of transformers that has one."""
+
+
+@contextmanager
+def zero_padding() -> Iterator[None]:
+    """Within it, padding stays 0 in every model of the modules in MIXERS that are loaded; reversible."""
+    replaced = []
+    try:
+        for name in filter(sys.modules.__contains__, MIXERS):
+            mixer = getattr(sys.modules[name], MIXERS[name])
+            replaced.append((mixer, mixer.forward))
+            mixer.forward = padding_stays_zero(mixer.forward)
+        yield
+    finally:
+        for mixer, forward in replaced:
+            mixer.forward = forward
 
 
 def padding_stays_zero(forward: Callable) -> Callable:
