@@ -114,7 +114,7 @@ def train_chain(recipe: Recipe, model: str, seed: int, report: Report) -> None:
                     stage_report(f"expand {arm_name}")
                     expand_folder(base, start, arm, seed)
         if arm.kind != "base" and not _is_trained(folder):
-            _train_arm(recipe, arm_name, seed, start, folder, stage_report(f"train {arm_name}"))
+            _train_arm(recipe, arm_name, seed, base, start, folder, stage_report(f"train {arm_name}"))
     report(name, "trained", 1, 1)
 
 
@@ -204,16 +204,27 @@ def _pretrain(recipe: Recipe, model: str, seed: int, progress: Callable[[int, in
 
 
 def _train_arm(
-    recipe: Recipe, arm: str, seed: int, start: Path, folder: Path, progress: Callable[[int, int], None]
+    recipe: Recipe, arm: str, seed: int, base: Path, start: Path, folder: Path, progress: Callable[[int, int], None]
 ) -> None:
+    """Train from `start` in fp32; it is saved in the dtype of `start`, under a card that names `base`."""
     from transformers import AutoTokenizer
 
-    from statex.checkpoint import load
+    from statex.checkpoint import base_name, load, stored_dtype
     from statex.training.trainer import train
 
     network = load(start, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(start)
-    train(network, tokenizer, recipe.data, recipe.arm_training(arm), folder, seed=seed, progress=progress)
+    train(
+        network,
+        tokenizer,
+        recipe.data,
+        recipe.arm_training(arm),
+        folder,
+        seed=seed,
+        progress=progress,
+        base=base_name(base),
+        dtype=stored_dtype(start),
+    )
 
 
 def _evaluate_arm(

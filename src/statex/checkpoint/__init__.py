@@ -5,11 +5,12 @@ from statex.checkpoint.fla import export_fla
 from statex.checkpoint.headers import TensorHeader, read_headers
 from statex.checkpoint.inspection import Inspection, inspect
 from statex.checkpoint.load import check_tensors, load, load_tokenizer
-from statex.checkpoint.save import save_with_companions
+from statex.checkpoint.save import base_name, save_with_companions, stored_dtype, write_card
 
 __all__ = [
     "Inspection",
     "TensorHeader",
+    "base_name",
     "check_tensors",
     "export_fla",
     "inspect",
@@ -18,4 +19,6 @@ __all__ = [
     "load_tokenizer",
     "read_headers",
     "save_with_companions",
+    "stored_dtype",
+    "write_card",
 ]

@@ -3,10 +3,14 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
+from statex.checkpoint.config import load_config
 from statex.checkpoint.folder import model_folder
+from statex.checkpoint.headers import read_headers
 from statex.expansion.plan import stored_plan
 from statex.expansion.state import state_report
 from statex.files import new_folder
@@ -27,6 +31,10 @@ NO_COMPANIONS = (
 """Endings of files that are weights, training state or code: not copied beside an expanded model."""
 
 
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""By the names of safetensors."""
+
+
 def save_with_companions(model: PreTrainedModel, source: str | os.PathLike, out: str | os.PathLike) -> None:
     """Write `model` to the new folder `out` with what its source folder holds beside the weights, and a model card.
 
@@ -35,27 +43,65 @@ def save_with_companions(model: PreTrainedModel, source: str | os.PathLike, out:
     Raises:
         UserError: `out` exists.
     """
-    source = model_folder(source)
+    base, source = base_name(source), model_folder(source)
     with new_folder(out) as folder:
         model.save_pretrained(folder)
         for path in sorted(source.iterdir()):
             left_out = ("config.json", "README.md", "trainer_state.json", ".gitattributes")
             if path.is_file() and path.name not in left_out and not path.name.endswith(NO_COMPANIONS):
                 shutil.copyfile(path, folder / path.name)
-        (folder / "README.md").write_text(_card(model, source), encoding="utf-8")
+        write_card(folder, model, base)
 
 
-def _card(model: PreTrainedModel, source: Path) -> str:
+def write_card(
+    folder: Path, model: PreTrainedModel, base: str | None, training: dict[str, Any] | None = None
+) -> None:
+    """Write the model card, README.md, of a saved model.
+
+    Args:
+        folder: where it was saved.
+        model: the model; weights are not needed.
+        base: name of the checkpoint it was made from (`base_name`), None for a model made from scratch.
+        training: settings of its training, None where it was not trained.
+    """
     from statex.reporting.model_card import model_card
 
     plan = stored_plan(model.config)
-    base = source.resolve()
-    base_name = base.parent.name if base.name in ("trained", "expanded") else base.name
-    return model_card(
-        name=f"{base_name}, {'state expanded' if plan and plan.kind == 'expand' else 're-initialised'}",
+    done = [] if plan is None else ["state expanded" if plan.kind == "expand" else "re-initialised"]
+    done += ["trained"] if training else []
+    card = model_card(
+        name=", ".join([base or f"{model.config.model_type} from scratch", *done]),
         model_type=model.config.model_type,
-        base_model=base_name,
+        base_model=base,
         plan=plan.to_dict() if plan else None,
         state=state_report(model).to_dict(),
         num_parameters=model.num_parameters(),
+        training=training,
     )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def base_name(source: str | os.PathLike) -> str:
+    """What a checkpoint is called: on the hub `organisation/name`, also where it lies in the hub's cache, else its
+    folder's name, with the one above where a run gives all its models the same."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return str(source)
+    *above, last = folder.absolute().parts
+    if above[-1:] == ["snapshots"] and above[-2].startswith("models--"):
+        return above[-2].removeprefix("models--").replace("--", "/")
+    return above[-1] if last in ("trained", "expanded") else last
+
+
+def stored_dtype(folder: str | os.PathLike) -> torch.dtype:
+    """The dtype in which `load` gives a folder's model: its configuration's, else its first tensor's.
+
+    Raises:
+        UserError: as `load`.
+    """
+    folder = model_folder(folder)
+    dtype = load_config(folder).dtype
+    if dtype is None:
+        first = next(iter(read_headers(folder).values()))
+        dtype = DTYPES.get(first.dtype, torch.float32)
+    return dtype

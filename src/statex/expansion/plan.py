@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from statex.errors import UserError
 from statex.expansion.config import ExpansionConfig
 from statex.expansion.initializers import INITIALIZERS, RESETS_PRE_NORM
+from statex.expansion.preconditions import require_expandable, require_mixer
 from statex.families import Family, StateGeometry, TensorRows, family_of
 
 PLAN_VERSION = 1
@@ -128,6 +129,7 @@ def plan_expansion(model_or_config: nn.Module | PreTrainedConfig, expansion: Exp
     """
     model = model_of(model_or_config)
     family = family_of(model.config)
+    family.check(model.config)
     refuse_second_plan(model.config)
     layers = select_layers(family.recurrent_layers(model.config), expansion)
     factor = expansion.factor if expansion.factor is not None else family.default_factor(model.config)
@@ -146,6 +148,7 @@ def plan_reinitialization(
     """
     model = model_of(model_or_config)
     family = family_of(model.config)
+    family.check(model.config)
     refuse_second_plan(model.config)
     geometry = family.geometry(model.config)
     chosen = select_layers(family.recurrent_layers(model.config), ExpansionConfig(layers=layers))
@@ -184,8 +187,13 @@ def refuse_second_plan(config: PreTrainedConfig) -> None:
 
 
 def model_of(model_or_config: nn.Module | PreTrainedConfig) -> Any:
-    """The model itself, or one on the meta device made from a configuration."""
+    """The model itself, or one on the meta device made from a configuration.
+
+    Raises:
+        UserError: a model that cannot be changed in place as it stands.
+    """
     if isinstance(model_or_config, nn.Module):
+        require_expandable(model_or_config)
         return model_or_config
     family_of(model_or_config)
     with torch.device("meta"):
@@ -195,6 +203,7 @@ def model_of(model_or_config: nn.Module | PreTrainedConfig) -> Any:
 def _plan_layer(model: Any, family: Family, index: int, after: StateGeometry, init: str, rank: int | None) -> LayerEdit:
     mixer = model.get_submodule(family.mixer_path.format(index))
     with torch.device("meta"):
+        require_mixer(mixer, family.build_mixer(type(mixer), model.config, index, family.geometry(model.config), None))
         expanded = family.build_mixer(type(mixer), model.config, index, after, rank)
     start = INITIALIZERS[init](family, model.config, after, rank)
     old_shapes = {name: list(tensor.shape) for name, tensor in mixer.named_parameters()}

@@ -66,8 +66,17 @@ class Family(ABC):
     """Path of the norm before it, likewise."""
     keys_last: bool
     """Whether the model's cache holds a layer's state as [B, H, V, K] instead of [B, H, K, V]."""
+    expanded_class: str
+    """Full name of the model class that replays a stored plan."""
     kept_by_reinit: tuple[str, ...] = ()
     """Tensors of the mixer that a re-initialisation leaves alone."""
+
+    def check(self, config: PreTrainedConfig) -> None:
+        """Refuse what cannot be expanded, whatever the layers and the factor.
+
+        Raises:
+            UserError: the changed mixers could not run under this configuration.
+        """
 
     @abstractmethod
     def recurrent_layers(self, config: PreTrainedConfig) -> list[int]:

@@ -21,6 +21,7 @@ class GLAFamily(Family):
     mixer_path = "model.layers.{}.attn"
     norm_path = "model.layers.{}.attn_norm"
     keys_last = False
+    expanded_class = "statex.models.gla.modeling.GLAForCausalLM"
 
     def recurrent_layers(self, config: Any) -> list[int]:
         return list(range(config.num_hidden_layers))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from statex.models.padding import zero_padding
 from statex.ops import gated_rms_norm, short_convolution, short_convolution_step, ssd, ssd_step
 from statex.ops.segments import cu_seqlens_of
 
@@ -179,7 +180,8 @@ def statex_ops() -> Iterator[None]:
             if hasattr(module, name):
                 replace(getattr(module, name), "forward", norm_forward)
     try:
-        yield
+        with zero_padding():
+            yield
     finally:
         for owner, name, original in reversed(replaced):
             setattr(owner, name, original)

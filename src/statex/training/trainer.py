@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
+from statex.checkpoint import write_card
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
 from statex.expansion.plan import ExpansionPlan, stored_plan
@@ -61,6 +62,8 @@ def train(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    base: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> TrainingSummary:
     """Train a model; go on from the last checkpoint in `output` where there is one.
 
@@ -74,6 +77,8 @@ def train(
         output: folder of this arm.
         seed: of the run. Data order comes from `data.seed`, so that all seeds and arms see the same tokens.
         progress: called after each step.
+        base: name of the checkpoint that the model was made from, for its card; None for a model made from scratch.
+        dtype: of the saved weights; by default the model's own.
 
     Raises:
         UserError: data or settings that do not fit (see TrainingBatches), a model in bf16, `train_only_expanded`
@@ -113,7 +118,7 @@ def train(
         final_loss=next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
         num_processes=trainer.args.world_size,
     )
-    trainer.save_trained(summary)
+    trainer.save_trained(summary, base, dtype)
     return summary
 
 
@@ -171,6 +176,7 @@ class StatexTrainer(Trainer):
     def __init__(self, *, output: Path, data: Data, training: Training, fresh_tensors: set[str], **kwargs: Any):
         self.output, self.data, self.training, self.fresh_tensors = output, data, training, fresh_tensors
         self.start_step = 0
+        self.use_cache = kwargs["model"].config.use_cache  # transformers.Trainer sets it to False and leaves it so
         super().__init__(**kwargs)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
@@ -281,19 +287,57 @@ class StatexTrainer(Trainer):
             rotate_checkpoints(str(folder), save_total_limit=self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
-    def save_trained(self, summary: TrainingSummary) -> None:
-        """Write the finished model with its tokenizer, whole or not at all, then the summary; drop the checkpoints."""
+    def save_trained(self, summary: TrainingSummary, base: str | None = None, dtype: torch.dtype | None = None) -> None:
+        """Write the finished model with its tokenizer and card, whole or not at all, then the summary; drop the
+        checkpoints. `base` and `dtype` are those of `train`."""
         state = self.accelerator.get_state_dict(self.model_wrapped)
         if self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model)
+            model.config.use_cache = self.use_cache
+            outline = _without_weights(model, dtype or model.dtype)
             folder = self.output / "trained"
             shutil.rmtree(folder, ignore_errors=True)  # left there by a call that was killed before its summary
             with new_folder(folder) as temporary:
-                self.accelerator.unwrap_model(self.model).save_pretrained(temporary, state_dict=state)
+                outline.save_pretrained(temporary, state_dict=_in_dtype(state, outline.dtype))
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(temporary)
+                write_card(temporary, outline, base, self._settings())
             write_whole(self.output / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
             shutil.rmtree(self.output / CHECKPOINTS, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+    def _settings(self) -> dict[str, Any]:
+        """What the model card says about this training."""
+        training = self.training
+        settings: dict[str, Any] = {
+            "steps": training.steps,
+            "tokens": training.steps * training.tokens_per_step,
+            "tokens per step": training.tokens_per_step,
+            "sequence length": training.sequence_length,
+            "learning rate": training.learning_rate,
+            "schedule": training.schedule,
+            "seed": self.args.seed,
+        }
+        if self.fresh_tensors:
+            settings["learning rate of fresh tensors, times"] = training.fresh_learning_rate_multiplier
+        return settings
+
+
+def _without_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The same model on the meta device, in another dtype: what save_pretrained writes besides the weights."""
+    with torch.device("meta"):
+        outline = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+    outline.generation_config = model.generation_config
+    return outline
+
+
+def _in_dtype(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Tensors in another dtype; those that share memory, as tied weights do, go on sharing it."""
+    done: dict[tuple, torch.Tensor] = {}
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            done.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
+    return {name: done.get((tensor.data_ptr(), tensor.shape), tensor) for name, tensor in state.items()}
 
 
 class _ReportProgress(TrainerCallback):
