@@ -89,7 +89,9 @@ def expand(
     ] = None,
     rank: Annotated[int | None, typer.Option(help="GLA with preserve: new rows as a product of this rank.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the fresh parameters.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; reads no weights.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and stop; reads headers, no weights.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Enlarge the recurrent state of some layers and write the model, with its tokenizer, to OUT.
@@ -101,6 +103,7 @@ def expand(
     from statex.checkpoint import load, load_config, save_with_companions
     from statex.expansion.plan import plan_expansion
     from statex.expansion.state import state_report
+    from statex.files import check_new_folder
     from statex.models.expanded import expand as expand_model
 
     fields = {
@@ -108,8 +111,7 @@ def expand(
         "init": init, "rank": rank, "seed": seed,
     }  # fmt: skip
     config = expansion_config(preset, {name: value for name, value in fields.items() if value is not None})
-    if out.exists():
-        raise UserError("OUT", str(out), "exists already", "choose another folder or remove this one")
+    check_new_folder(out)
     if dry_run:
         plan = plan_expansion(load_config(model), config)
         print_json(plan.to_dict()) if as_json else print(plan)
