@@ -214,6 +214,7 @@ def evaluate(
     settings = evaluation_overrides(limit, lengths, batch_size)
     sections = evaluation_sections([*settings, *(overrides or [])], suites=suite or ["offline"])
     check_names(sections.evaluation.suites)
+    tokenizer = load_tokenizer(model)
     network: Any = load(model)
     network = network.to(device=default_device()).eval()
     folder = out or Path("runs") / "eval" / model_name(model)
@@ -221,7 +222,7 @@ def evaluate(
     with Display() as display:
         measured = measure_model(
             network,
-            load_tokenizer(model),
+            tokenizer,
             sections.evaluation,
             output=folder,
             text=sections.evaluation.text or sections.data.text,

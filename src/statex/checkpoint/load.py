@@ -42,9 +42,10 @@ def load(
     rescale = getattr(config, "rescale_prenorm_residual", False)
     if rescale:
         config.rescale_prenorm_residual = False
-    options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False} | kwargs
     with explained("model", str(folder), "cannot be loaded", "fetch or save it again"):
-        model = AutoModelForCausalLM.from_pretrained(folder, config=config, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, **kwargs
+        )
     if rescale:
         model.config.rescale_prenorm_residual = True
     if check_finite:
