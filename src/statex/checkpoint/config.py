@@ -19,6 +19,8 @@ from statex.models.fields import check_fields
 from statex.models.gla.configuration import GLAConfig
 from statex.models.registration import register_configurations
 
+ADAPTER = "adapter_config.json"
+
 
 @dataclass(frozen=True)
 class Description:
@@ -50,6 +52,8 @@ def describe(folder: str | os.PathLike) -> Description:
     """
     register_configurations()
     folder = model_folder(folder)
+    if (folder / ADAPTER).exists():  # transformers would load the model that it names instead
+        raise UserError("model", str(folder), f"holds an adapter ({ADAPTER})", "merge it (PEFT's merge_and_unload)")
     values = read_json(folder / "config.json")
     is_fla = values.get("model_type") == FLA_MODEL_TYPE
     if is_fla:

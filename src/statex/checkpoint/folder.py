@@ -22,7 +22,7 @@ def model_folder(folder: str | os.PathLike) -> Path:
         UserError: there is none, or it has no config.json.
     """
     name = os.fspath(folder)
-    if os.path.isfile(os.path.join(name, "config.json")) and name:
+    if name and os.path.isfile(os.path.join(name, "config.json")):
         return Path(folder)
     if os.path.isdir(name):
         raise UserError("model", name, "has no config.json", "give a folder that save_pretrained wrote")

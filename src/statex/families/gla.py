@@ -10,7 +10,7 @@ from torch import nn
 
 from statex.errors import UserError
 from statex.families.base import Family, Segment, StateGeometry, TensorRows
-from statex.families.fields import ConfigFields, PositiveFloat, Size
+from statex.families.fields import ConfigFields, PositiveFloat, Share, Size
 
 # Feature maps with f(0) = 0 and f'(0) != 0: zero query rows then add nothing at step 0 and still learn
 PRESERVABLE_FEATURE_MAPS = (None, "silu", "swish", "gelu")
@@ -23,8 +23,8 @@ class GLAFields(ConfigFields):
 
     num_heads: Size
     num_kv_heads: Size | None
-    expand_k: PositiveFloat
-    expand_v: PositiveFloat
+    expand_k: Share
+    expand_v: Share
     conv_size: Size
     hidden_ratio: Size | None
     intermediate_size: Size | None

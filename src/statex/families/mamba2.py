@@ -54,7 +54,8 @@ class Mamba2Fields(ConfigFields):
     @model_validator(mode="after")
     def _groups_have_heads(self):
         if self.num_heads % self.n_groups:
-            raise ValueError(f"n_groups = {self.n_groups} does not divide num_heads = {self.num_heads}; use a divisor")
+            problem = f"does not divide num_heads = {self.num_heads}"
+            raise UserError("n_groups", self.n_groups, problem, "use a divisor")
         return self
 
 
