@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -29,7 +30,7 @@ SECONDS, BYTES = 5.0, 2**30
 
 def model_folders(place: Path) -> tuple[SearchStrategy, Callable]:
     """Damaged model folders."""
-    from robustness import model_folders
+    import model_folders
 
     folders = model_folders.make_folders(place / "whole")
     return model_folders.damages(folders), lambda damage: model_folders.try_damage(folders, damage, place)

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 import statex
 from common import VOCABULARY, Case, make_gla, make_mamba2
 from statex.checkpoint import load_config, load_tokenizer
+from statex.expansion.plan import stored_plan
 
 RAW = "@raw@"
 """Text that begins with it stands in the file without its quotes: what no JSON library would write."""
@@ -127,7 +128,8 @@ def apply(changes: list[tuple], folder: Path) -> None:
             path.write_bytes(as_text(tree).encode("utf-8", "surrogatepass"))
         else:
             data = path.read_bytes()
-            tree = read_header(path)
+            if not (tree := read_header(path)):
+                continue
             change_tree(tree, place, what, value)
             header = as_text(tree).encode("utf-8", "surrogatepass")
             length = struct.unpack("<Q", data[:8])[0]
@@ -143,17 +145,19 @@ def change_tree(tree: Any, place: tuple, what: str, value: Any) -> None:
         except (KeyError, IndexError, TypeError):
             return
     key = place[-1]
-    if what == "set" and (isinstance(here, dict) or (isinstance(here, list) and key < len(here))):
-        here[key] = value
-    elif isinstance(here, dict) and key in here:
-        if what == "remove":
+    if isinstance(here, dict) and (what == "set" or key in here):
+        if what == "set":
+            here[key] = value
+        elif what == "remove":
             del here[key]
-        elif what == "twice":
+        else:
             here[f"{key}_again"] = here[key]
     elif isinstance(here, list) and isinstance(key, int) and key < len(here):
-        if what == "remove":
+        if what == "set":
+            here[key] = value
+        elif what == "remove":
             del here[key]
-        elif what == "twice":
+        else:
             here.append(here[key])
 
 
@@ -212,6 +216,8 @@ def outcome(folder: Path) -> str:
         load_tokenizer(folder)
         with torch.no_grad(), statex.statex_ops():
             loaded(torch.arange(12)[None] % config.vocab_size, use_cache=False)
+        if stored_plan(config) is None:
+            statex.plan_expansion(config, statex.ExpansionConfig(every=1, factor=2, init="preserve"))
         found, message = "accepted", ""
     except statex.UserError as error:
         found, message = f"refused, {'by load alone' if inspected else 'by inspect'}", str(error)
