@@ -161,7 +161,7 @@ def test_a_dry_run_reads_no_weights_and_writes_nothing(call, gla, tmp_path, monk
     def no_weights(*args, **kwargs):
         raise AssertionError
 
-    monkeypatch.setattr("safetensors.safe_open", no_weights)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", no_weights)
     monkeypatch.setattr("statex.checkpoint.load", no_weights)
     status, output, _ = call("expand", gla, tmp_path / "out", "--preset", "paper-gla", "--dry-run")
     assert status == 0

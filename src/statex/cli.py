@@ -108,7 +108,9 @@ def expand(
     ] = None,
     rank: Annotated[int | None, typer.Option(help="GLA with preserve: new rows as a product of this rank.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the fresh parameters.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; reads no weights.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and stop; reads headers, no weights.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Enlarge the recurrent state of some layers and write the model, with its tokenizer, to OUT.
@@ -120,6 +122,7 @@ def expand(
     from statex.checkpoint import load, load_config, save_with_companions
     from statex.expansion.plan import plan_expansion
     from statex.expansion.state import state_report
+    from statex.files import check_new_folder
     from statex.models.expanded import expand as expand_model
 
     fields = {
@@ -127,8 +130,7 @@ def expand(
         "init": init, "rank": rank, "seed": seed,
     }  # fmt: skip
     config = expansion_config(preset, {name: value for name, value in fields.items() if value is not None})
-    if out.exists():
-        raise UserError("OUT", str(out), "exists already", "choose another folder or remove this one")
+    check_new_folder(out)
     if dry_run:
         plan = plan_expansion(load_config(model), config)
         print_json(plan.to_dict()) if as_json else print(plan)
@@ -231,6 +233,7 @@ def evaluate(
     settings = evaluation_overrides(limit, lengths, batch_size)
     sections = evaluation_sections([*settings, *(overrides or [])], suites=suite or ["offline"])
     check_names(sections.evaluation.suites)
+    tokenizer = load_tokenizer(model)
     network: Any = load(model)
     network = network.to(device=default_device()).eval()
     folder = out or Path("runs") / "eval" / model_name(model)
@@ -238,7 +241,7 @@ def evaluate(
     with Display() as display:
         measured = measure_model(
             network,
-            load_tokenizer(model),
+            tokenizer,
             sections.evaluation,
             output=folder,
             text=sections.evaluation.text or sections.data.text,

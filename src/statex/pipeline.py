@@ -190,14 +190,15 @@ def _base_model(recipe: Recipe, model: str, seed: int) -> Path:
 
 def _pretrain(recipe: Recipe, model: str, seed: int, progress: Callable[[int, int], None]) -> None:
     """Make a model of the recipe's configuration and train it."""
-    from transformers import AutoTokenizer, set_seed
+    from transformers import set_seed
 
+    from statex.checkpoint import read_tokenizer
     from statex.models.scratch import make_model
     from statex.training.trainer import train
 
     section, folder = recipe.models[model], _base_model(recipe, model, seed).parent
     assert section.pretraining is not None
-    tokenizer = AutoTokenizer.from_pretrained(recipe.folder / "tokenizer")
+    tokenizer = read_tokenizer(recipe.folder / "tokenizer")
     set_seed(seed)
     network = make_model(section.family, section.config, tokenizer)
     train(network, tokenizer, recipe.data, section.pretraining, folder, seed=seed, progress=progress)
@@ -207,13 +208,11 @@ def _train_arm(
     recipe: Recipe, arm: str, seed: int, base: Path, start: Path, folder: Path, progress: Callable[[int, int], None]
 ) -> None:
     """Train from `start` in fp32; it is saved in the dtype of `start`, under a card that names `base`."""
-    from transformers import AutoTokenizer
-
-    from statex.checkpoint import base_name, load, stored_dtype
+    from statex.checkpoint import base_name, load, load_tokenizer, stored_dtype
     from statex.training.trainer import train
 
     network = load(start, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer = load_tokenizer(start)
     train(
         network,
         tokenizer,
@@ -305,12 +304,10 @@ def _diagnose_arm(recipe: Recipe, model: str, arm: str, seed: int, folder: Path)
 
 def _load_to_measure(trained: Path) -> tuple[Any, Any]:
     """A trained model on the device at hand, and its tokenizer."""
-    from transformers import AutoTokenizer
-
-    from statex.checkpoint import load
+    from statex.checkpoint import load, load_tokenizer
 
     network: Any = load(trained)
-    return network.to(device=default_device()).eval(), AutoTokenizer.from_pretrained(trained)
+    return network.to(device=default_device()).eval(), load_tokenizer(trained)
 
 
 def _facts(network: Any, model: str, arm: str, seed: int) -> dict[str, Any]:

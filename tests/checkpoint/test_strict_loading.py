@@ -98,7 +98,7 @@ class TestDamagedFolders:
     @pytest.mark.parametrize("header", [b"{damaged", b"[1, 2, 3]", b'{"a": 3}', b'{"a": {"shape": [1]}}', b"\xff\xff"])
     def test_damaged_header(self, folder, call, header):
         (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header)
-        refused(folder, "header is damaged", call)
+        refused(folder, "truncated or damaged", call)
 
     def test_pickled_weights_only(self, folder, call):
         torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
@@ -141,7 +141,7 @@ class TestDamagedFolders:
 
     def test_config_of_another_size(self, folder, call):
         change_config(folder, num_hidden_layers=3)
-        refused(folder, r"layers\.2.* is missing", call)
+        refused(folder, "config.json: num_hidden_layers = 3: the weights have 2 layers", call)
 
     def test_folder_that_is_not_there(self, folder, call):
         refused(folder / "nowhere", "is no folder here", call)
@@ -170,7 +170,7 @@ class TestDamagedFolders:
 def test_damaged_plan(tmp_path, values):
     Case("gla", "conv", "preserve", factor=2).expanded().save_pretrained(tmp_path)
     change_config(tmp_path, expansion=values)
-    refused(tmp_path, "expansion" if values else "has shape")
+    refused(tmp_path, "config.json: expansion")
 
 
 def test_a_tied_head_may_be_stored_or_not(tmp_path):

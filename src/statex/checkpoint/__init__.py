@@ -4,8 +4,9 @@ from statex.checkpoint.config import load_config
 from statex.checkpoint.fla import export_fla
 from statex.checkpoint.headers import TensorHeader, read_headers
 from statex.checkpoint.inspection import Inspection, inspect
-from statex.checkpoint.load import check_tensors, load, load_tokenizer
+from statex.checkpoint.load import load, load_tokenizer, read_tokenizer
 from statex.checkpoint.save import base_name, save_with_companions, stored_dtype, write_card
+from statex.checkpoint.tensors import check_tensors
 
 __all__ = [
     "Inspection",
@@ -18,6 +19,7 @@ __all__ = [
     "load_config",
     "load_tokenizer",
     "read_headers",
+    "read_tokenizer",
     "save_with_companions",
     "stored_dtype",
     "write_card",

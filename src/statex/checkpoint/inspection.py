@@ -6,10 +6,7 @@ from typing import Any
 
 import torch
 
-from statex.checkpoint.config import load_config
-from statex.checkpoint.folder import model_folder
-from statex.checkpoint.headers import read_headers
-from statex.checkpoint.load import check_tensors
+from statex.checkpoint.config import describe
 from statex.expansion.plan import stored_plan
 from statex.expansion.state import StateReport, state_report
 
@@ -35,15 +32,14 @@ def inspect(folder: str | os.PathLike) -> Inspection:
     """What a model folder holds: family, parameters, dtypes and the state of each layer; reads headers, no weights.
 
     Raises:
-        UserError: as `load`.
+        UserError: as `load`, which also looks at the weights themselves.
     """
-    folder = model_folder(folder)
-    config, headers = load_config(folder), read_headers(folder)
-    check_tensors(config, headers, folder)
+    found = describe(folder)
+    config, headers = found.config, found.headers
     plan = stored_plan(config)
     num_parameters = sum(torch.Size(header.shape).numel() for header in headers.values())
     return Inspection(
-        folder=str(folder),
+        folder=str(found.folder),
         model_type=config.model_type,
         num_parameters=num_parameters,
         dtypes=sorted({header.dtype for header in headers.values()}),

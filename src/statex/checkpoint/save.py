@@ -1,12 +1,15 @@
 """Write a changed model with everything that its source folder holds beside the weights."""
 
+import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.utils import CHAT_TEMPLATE_DIR
 
 from statex.checkpoint.config import load_config
 from statex.checkpoint.folder import model_folder
@@ -15,6 +18,9 @@ from statex.expansion.plan import stored_plan
 from statex.expansion.state import state_report
 from statex.files import new_folder
 
+logger = logging.getLogger(__name__)
+
+NEW_OR_LEFT_OUT = ("config.json", "README.md", "trainer_state.json", ".gitattributes")
 NO_COMPANIONS = (
     ".safetensors",
     ".bin",
@@ -38,24 +44,40 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 def save_with_companions(model: PreTrainedModel, source: str | os.PathLike, out: str | os.PathLike) -> None:
     """Write `model` to the new folder `out` with what its source folder holds beside the weights, and a model card.
 
-    Tokenizer, chat template and generation configuration are copied as files, so that nothing in them changes.
+    Tokenizer, chat templates and generation configuration are copied as files, so that nothing in them changes. A link
+    to a file outside the source folder is left out, with a warning.
 
     Raises:
-        UserError: `out` exists.
+        UserError: `out` exists or cannot be made.
     """
     base, source = base_name(source), model_folder(source)
     with new_folder(out) as folder:
         model.save_pretrained(folder)
-        for path in sorted(source.iterdir()):
-            left_out = ("config.json", "README.md", "trainer_state.json", ".gitattributes")
-            if path.is_file() and path.name not in left_out and not path.name.endswith(NO_COMPANIONS):
-                shutil.copyfile(path, folder / path.name)
+        for path in _companions(source):
+            copy = folder / path.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
         write_card(folder, model, base)
 
 
-def write_card(
-    folder: Path, model: PreTrainedModel, base: str | None, training: dict[str, Any] | None = None
-) -> None:
+def _companions(source: Path) -> Iterator[Path]:
+    """The files of a model folder that belong to a changed model too."""
+    for path in sorted([*source.iterdir(), *(source / CHAT_TEMPLATE_DIR).glob("*.jinja")]):
+        if not path.is_file() or path.name in NEW_OR_LEFT_OUT or path.name.endswith(NO_COMPANIONS):
+            continue
+        if any(path.resolve().is_relative_to(own) for own in _own_folders(source)):
+            yield path
+        else:
+            logger.warning("%s is a link to a file outside the model's folder and is not copied", path)
+
+
+def _own_folders(source: Path) -> list[Path]:
+    """Where the files of a folder may really be: in it, or where the cache of the hub keeps them."""
+    real = source.resolve()
+    return [real, real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [real]
+
+
+def write_card(folder: Path, model: PreTrainedModel, base: str | None, training: dict[str, Any] | None = None) -> None:
     """Write the model card, README.md, of a saved model.
 
     Args:

@@ -4,8 +4,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import ConfigDict
 from torch import nn
 from transformers import PreTrainedConfig
+
+from statex.families.fields import ConfigFields
 
 Fill = Literal["fresh", "zero", "copy"]
 
@@ -17,6 +20,8 @@ class StateGeometry:
     num_heads: int
     key_dim: int
     value_dim: int
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # where a stored plan is read
 
     @property
     def elements(self) -> int:
@@ -60,6 +65,8 @@ class Family(ABC):
     """One architecture. Modules are named from the language model (`AutoModelForCausalLM`) down."""
 
     model_type: str
+    fields: type[ConfigFields]
+    """What the values of its configuration may be."""
     mixer_path: str
     """Path of a layer's token mixer, with {} for its index."""
     norm_path: str
