@@ -170,7 +170,7 @@ def test_checkpoints_that_are_all_damaged_are_refused(stopped):
 
 def test_a_list_of_sizes_alone_still_serves(stopped):
     """As earlier versions wrote it."""
-    checkpoints, go_on = stopped
+    checkpoints, _ = stopped
     listing = checkpoints / "checkpoint-4" / "files.json"
     sizes = {name: entry["size"] for name, entry in json.loads(listing.read_text()).items()}
     listing.write_text(json.dumps(sizes))
