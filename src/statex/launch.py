@@ -69,29 +69,28 @@ def stop_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_in_processes(work: Callable[..., None], calls: Sequence[tuple[Any, ...]], workers: int, report: Report) -> None:
-    """Do `work(*call, report)` for each call, in `workers` processes, each with its share of the threads.
+def run_in_processes(
+    work: Callable[..., None], calls: Sequence[tuple[Any, ...]], workers: int, threads: int, report: Report
+) -> None:
+    """Do `work(*call, report)` for each call, in `workers` processes of `threads` threads each.
 
     At the first failure those that have not begun are dropped, and it is raised when the others have ended. Where this
     process is interrupted or killed, the workers end at once.
     """
-    import torch
-
     context = multiprocessing.get_context("spawn")
-    events = context.Queue()
-    threads = max(1, torch.get_num_threads() // workers)
     others = set(multiprocessing.active_children())
-    with (
-        _environment(KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(threads)}),
-        _shown(events, report),
-        ProcessPoolExecutor(min(workers, len(calls)), context, _begin_worker, (events,)) as pool,
-    ):
-        try:
-            wait_for([pool.submit(_work, work, call) for call in calls])
-        except KeyboardInterrupt:
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()
-            raise
+    with _environment(KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(threads)}):
+        with _blocked(signal.SIGINT, signal.SIGHUP):  # processes inherit it: what stops us is for us to tell them
+            events = context.Queue()
+            pool = ProcessPoolExecutor(min(workers, len(calls)), context, _begin_worker, (events,))
+            futures = [pool.submit(_work, work, call) for call in calls]
+        with _shown(events, report), pool:
+            try:
+                wait_for(futures)
+            except KeyboardInterrupt:
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()
+                raise
 
 
 def wait_for(futures: list[Future]) -> None:
@@ -111,11 +110,9 @@ _events: Any = None
 
 
 def _begin_worker(events: Any) -> None:
-    """Leave it to the parent what the keyboard and the terminal say to all; end when the parent has ended."""
+    """Report to the parent, and end when it has ended."""
     global _events
     _events = events
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -149,6 +146,16 @@ def _shown(events: Any, report: Report) -> Iterator[None]:
     finally:
         stop.set()
         reader.join()
+
+
+@contextmanager
+def _blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Within it, these signals wait."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -73,7 +73,8 @@ def _run_stages(recipe: Recipe, evaluation: bool) -> None:
             _run_under_torchrun(recipe, chains, evaluation, report)
         elif recipe.workers > 1 and len(chains) > 1:
             calls = [(recipe, *chain, evaluation) for chain in chains]
-            run_in_processes(run_chain, calls, recipe.workers, report)
+            threads = max(1, torch.get_num_threads() // recipe.workers)
+            run_in_processes(run_chain, calls, recipe.workers, threads, report)
         else:
             for chain in chains:
                 run_chain(recipe, *chain, evaluation, report)
