@@ -30,6 +30,7 @@ ALLOWED = {  # besides "errors" and "files", which all but the first and "ops" m
     "recipe": {"expansion.config"},
     "suite_names": set(),
     "progress": set(),
+    "launch": set(),
     "data": {"recipe"},
     "training": {"recipe", "measure", "data", "ops", "expansion", "families", "models", "checkpoint"},
     "evaluation": {

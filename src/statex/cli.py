@@ -1,6 +1,8 @@
 """The command line: verbs to functions. The only place that parses arguments; each verb imports what it needs."""
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -122,7 +124,7 @@ def expand(
     from statex.checkpoint import load, load_config, save_with_companions
     from statex.expansion.plan import plan_expansion
     from statex.expansion.state import state_report
-    from statex.files import check_new_folder
+    from statex.files import check_new_folder, working_in
     from statex.models.expanded import expand as expand_model
 
     fields = {
@@ -135,9 +137,10 @@ def expand(
         plan = plan_expansion(load_config(model), config)
         print_json(plan.to_dict()) if as_json else print(plan)
         return
-    network = load(model)
-    plan = expand_model(network, config)
-    save_with_companions(network, model, out)
+    with working_in(out, "OUT"):
+        network = load(model)
+        plan = expand_model(network, config)
+        save_with_companions(network, model, out)
     report = state_report(network)
     if as_json:
         print_json({"out": str(out), "plan": plan.to_dict(), "state": report.to_dict()})
@@ -147,7 +150,7 @@ def expand(
 
 @app.command()
 def train(recipe: RecipePath, overrides: Override = None, as_json: Json = False) -> None:
-    """Pre-train, expand and post-train all arms and seeds of a recipe; goes on where an earlier call stopped.
+    """Pre-train, expand and post-train all arms and seeds of a recipe; resumes where an earlier call stopped.
 
     Example: `statex train recipes/demo.toml --set training.steps=200`
 
@@ -162,11 +165,12 @@ def train(recipe: RecipePath, overrides: Override = None, as_json: Json = False)
 
 @app.command()
 def run(recipe: RecipePath, overrides: Override = None, as_json: Json = False) -> None:
-    """Run all stages of a recipe: train every arm and seed, evaluate, compare, report. Goes on where it stopped.
+    """Run all stages of a recipe: train every arm and seed, evaluate, compare, report. Resumes where it stopped.
 
     Example: `statex run recipes/demo.toml --set seeds=[0,1,2]`
     """
-    from statex.pipeline import is_main_process, run_recipe
+    from statex.launch import is_main_process
+    from statex.pipeline import run_recipe
     from statex.recipe import load_recipe
 
     folder = run_recipe(load_recipe(recipe, overrides or []))
@@ -195,7 +199,7 @@ def evaluate(
     overrides: Override = None,
     as_json: Json = False,
 ) -> None:
-    """Measure recall, text and cost of a model; goes on where it stopped.
+    """Measure recall, text and cost of a model; resumes where it stopped.
 
     Suites, which need no network and no recipe; `offline` stands for all of them: mqar, passkey, ar_hits,
     nll_by_position, niah_single_1, niah_single_2, niah_single_3, niah_multikey, variable_tracking, symbol_icl, cost.
@@ -222,9 +226,12 @@ def evaluate(
     """
     from dataclasses import asdict
 
+    import torch
+
     from statex.checkpoint import load, load_tokenizer
     from statex.evaluation import check_names, measure_model
     from statex.expansion.state import state_report
+    from statex.files import working_in
     from statex.measure import default_device
     from statex.progress import Display
     from statex.recipe import evaluation_sections
@@ -233,12 +240,19 @@ def evaluate(
     settings = evaluation_overrides(limit, lengths, batch_size)
     sections = evaluation_sections([*settings, *(overrides or [])], suites=suite or ["offline"])
     check_names(sections.evaluation.suites)
+    if not sections.evaluation.suites:
+        raise UserError("evaluation.suites", [], "names nothing to measure", "name a suite with --suite")
     tokenizer = load_tokenizer(model)
-    network: Any = load(model)
+    dtype = sections.evaluation.dtype
+    network: Any = load(model, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
     network = network.to(device=default_device()).eval()
     folder = out or Path("runs") / "eval" / model_name(model)
-    identity = {"model": model, "state_bytes": state_report(network).total_bytes}
-    with Display() as display:
+    identity = {
+        "model": model,
+        "state_bytes": state_report(network).total_bytes,
+        "dtype": str(network.dtype).removeprefix("torch."),
+    }
+    with working_in(folder, "output"), Display() as display:
         measured = measure_model(
             network,
             tokenizer,
@@ -249,7 +263,7 @@ def evaluate(
             progress=lambda name, finished, total: display.update(Path(model).name, name, finished, total),
             identity=identity,
         )
-    merge_results(folder / "results.jsonl", measured.results)
+        merge_results(folder / "results.jsonl", measured.results)
     if as_json:
         rows, missing = ([asdict(one) for one in some] for some in (measured.results, measured.not_run))
         print_json({"results": rows, "not_run": missing})
@@ -381,7 +395,7 @@ def model_name(model: str) -> str:
 
 def done(folder: Path, as_json: bool, message: str) -> None:
     """Say where the result is; under torchrun once."""
-    from statex.pipeline import is_main_process
+    from statex.launch import is_main_process
 
     if is_main_process():
         print_json({"folder": str(folder)}) if as_json else print(message)
@@ -429,21 +443,38 @@ INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Entry point: runs a verb and turns errors into exit status 1 (failure) or 2 (the user's mistake)."""
+    from statex.launch import is_main_process, stop_signals
+
     status = 0
     try:
-        app(prog_name="statex")
-    except SystemExit as end:
-        if end.code != INTERRUPTED:
+        try:
+            with stop_signals():
+                app(prog_name="statex")
+        except SystemExit as end:
+            if end.code == INTERRUPTED:
+                raise KeyboardInterrupt from None
             raise
-        complain("stopped; the same command goes on from here")
+    except KeyboardInterrupt:
+        if is_main_process():
+            complain("stopped; the same command resumes")
         status = 1
     except UserError as error:
         complain(error)
         status = 2
-    except (OSError, FloatingPointError) as error:
+    except OSError as error:
+        complain(no_space(error) if error.errno == errno.ENOSPC else error)
+        status = 1
+    except FloatingPointError as error:
         complain(error)
         status = 1
     sys.exit(status)
+
+
+def no_space(error: OSError) -> str:
+    """What to do where the disk is full; the words of the error are added where they are not the usual ones."""
+    where = error.filename if error.filename is not None else "a folder that the error does not name"
+    words = f" ({error.strerror})" if error.strerror != os.strerror(errno.ENOSPC) else ""
+    return f"no space left in {where}; make room, the same command resumes{words}"
 
 
 def complain(error: object) -> None:

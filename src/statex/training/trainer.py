@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints
 
 from statex.checkpoint import write_card
 from statex.data.mixture import TrainingBatches
@@ -27,13 +28,11 @@ from statex.models.dispatch import statex_ops
 from statex.recipe import Data, Training
 from statex.training import CHECKPOINTS, SUMMARY
 from statex.training.arguments import training_arguments
+from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loss import chunked_loss
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
-
-LISTING = "files.json"
-"""In each checkpoint: its files and their sizes."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def train(
     base: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> TrainingSummary:
-    """Train a model; go on from the last checkpoint in `output` where there is one.
+    """Train a model; resume from the last checkpoint in `output` where there is one.
 
     The model is left in `output/trained`, and what its training cost in `output/training.json`. While it trains,
     checkpoints are in `output/checkpoints`. TensorBoard's events go to `output/logs`.
@@ -75,14 +74,14 @@ def train(
         tokenizer: saved with the model; it makes tokens of the recipe's text.
         data, training: sections of the recipe.
         output: folder of this arm.
-        seed: of the run. Data order comes from `data.seed`, so that all seeds and arms see the same tokens.
+        seed: of the run. With `data.seed` it gives the order of the data, which is the same for all arms of a seed.
         progress: called after each step.
         base: name of the checkpoint that the model was made from, for its card; None for a model made from scratch.
         dtype: of the saved weights; by default the model's own.
 
     Raises:
         UserError: data or settings that do not fit (see TrainingBatches), a model in bf16, `train_only_expanded`
-            without a plan, or a checkpoint of which a part is missing.
+            without a plan, or checkpoints that are all damaged.
     """
     require_master_weights(model)
     plan = stored_plan(model.config)
@@ -101,7 +100,7 @@ def train(
     )
     if progress:
         trainer.remove_callback(PrinterCallback)
-    resume_from = last_checkpoint(output / CHECKPOINTS)
+    resume_from = trainer.checkpoint_to_resume()
     trainer.start_step = step_of(resume_from) if resume_from else 0
     reset_peak_memory(trainer.args.device)
     with statex_ops():
@@ -128,30 +127,6 @@ def require_master_weights(model: PreTrainedModel) -> None:
     if narrow:
         problem = "is too coarse for the weights that an optimizer updates"
         raise UserError("model.dtype", str(narrow.pop()), problem, "load the model with dtype=torch.float32")
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The checkpoint of most steps in `folder`, None where there is none.
-
-    Raises:
-        UserError: files of it are missing or cut off. transformers would go on with a fresh optimizer, say.
-    """
-    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if found is None:
-        return None
-    listing = Path(found, LISTING)
-    sizes = json.loads(listing.read_text(encoding="utf-8")) if listing.exists() else {LISTING: None}
-    for name, size in sizes.items():
-        path = Path(found, name)
-        if not path.is_file() or path.stat().st_size != size:
-            problem = f"its file {name} is {'cut off' if path.is_file() else 'missing'}"
-            raise UserError("checkpoint", found, problem, "remove this checkpoint to go on from the one before it")
-    return found
-
-
-def step_of(checkpoint: str) -> int:
-    """The optimizer steps that were done when a checkpoint was written."""
-    return int(checkpoint.rpartition("-")[2])
 
 
 def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | None) -> None:
@@ -194,6 +169,7 @@ class StatexTrainer(Trainer):
             self.data,
             self.training,
             self.processing_class,  # type: ignore[arg-type]
+            seed=self.args.seed,
             rank=self.args.process_index,
             world_size=self.args.world_size,
             start_step=self.start_step,
@@ -261,6 +237,11 @@ class StatexTrainer(Trainer):
             self._last_log = (self.state.global_step, now)
         super().log(logs, start_time)
 
+    def checkpoint_to_resume(self) -> str | None:
+        """What `last_checkpoint` finds, looked for by the main process alone: reading the files takes its time."""
+        found = [last_checkpoint(self.output / CHECKPOINTS) if self.args.process_index == 0 else None]
+        return broadcast_object_list(found)[0]
+
     def _get_output_dir(self, trial: Any) -> str:
         """Where transformers writes a checkpoint: a folder beside the finished ones, which none of its readers sees."""
         return os.path.join(super()._get_output_dir(trial), "unfinished")
@@ -280,9 +261,8 @@ class StatexTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            files = sorted(path for path in (staging / name).rglob("*") if path.is_file())
-            sizes = {path.relative_to(staging / name).as_posix(): path.stat().st_size for path in files}
-            write_whole(staging / name / LISTING, json.dumps(sizes, indent=2) + "\n")
+            write_listing(staging / name)
+            shutil.rmtree(folder / name, ignore_errors=True)  # damaged, or training would have resumed from it
             os.replace(staging / name, folder / name)
             rotate_checkpoints(str(folder), save_total_limit=self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
