@@ -96,7 +96,7 @@ MISTAKES = {
     "beta": ("training.betas=[0.9,1.5]", "training.betas.1 = 1.5: Input should be less than 1"),
     "no name for a folder": ("name=a/b", "name = 'a/b': String should match pattern"),
     "model's name": ("models.a/b.family=mamba2", "models.a/b.[key] = 'a/b': String should match pattern"),
-    "taken name": ("arms.pretrained.kind=lpt", "arms = 'pretrained': is the name of another folder of a run; give it"),
+    "taken name": ("arms.pretrained.kind=lpt", "arms = 'pretrained': is the name of another file or folder of a run; give"),
     "steps": ("training.tokens_per_step=100", "training.tokens_per_step = 100: is no multiple of sequence_length = 32"),
     "warm-up": ("training.warmup_steps=4", "training.warmup_steps = 4: leaves nothing of steps = 4; shorten"),
     "decay of cosine": ("training.decay_steps=1", 'training.decay_steps = 1: does not go with schedule = "cosine"'),
