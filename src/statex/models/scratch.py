@@ -9,7 +9,10 @@ from statex.errors import UserError, explained
 from statex.families import FAMILIES
 from statex.models.registration import register_configurations
 
-BOUNDS = {"num_hidden_layers": range(1, 257), "chunk_size": range(1, 65_537)}
+BOUNDS = {
+    "num_hidden_layers": range(1, 257), "chunk_size": range(1, 65_537), "conv_size": range(1, 257),
+    "conv_kernel": range(1, 257),
+}  # fmt: skip
 """Values of fields that cost time or memory before a tensor shows it, or where none does."""
 NOT_FROM_RECIPES = {"expansion": "is what arms are for", "use_cache": "goes with generating, not with training"}
 

@@ -15,8 +15,8 @@ from statex.models.dispatch import statex_ops
 NUM_TOKENS = 8
 WHOLE, WHOLE_LAYERS = 2**22, 8
 """Weights and state elements, and layers, of a model that is tried whole; of a larger one, a layer is."""
-MOST = 2**25
-"""Of what is tried at all: an eighth of a gigabyte of weights, and gradients as large."""
+MOST = 2**24
+"""Of what is tried at all: 64 MiB of weights, and gradients as large."""
 
 
 def model_without_memory(field: str, value: Any, config: PreTrainedConfig) -> PreTrainedModel:

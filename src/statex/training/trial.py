@@ -1,6 +1,8 @@
 """A training section tried before its run is begun: one step of transformers.Trainer, on a model of a few weights."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,8 +30,8 @@ MINIATURE: dict[str, Any] = {
 def try_training(training: Training, with_documents: bool) -> None:
     """Build transformers.TrainingArguments, the Trainer and its optimizer, and make one step of a few tokens.
 
-    It writes nothing but to a folder of its own, which goes at the end. Among several processes, which would have to
-    take part, no step is made.
+    It writes nothing but to a folder of its own, which goes at the end. No step is made among several processes, which
+    would have to take part, nor with a model that is compiled first.
 
     Args:
         training: the section.
@@ -39,7 +41,7 @@ def try_training(training: Training, with_documents: bool) -> None:
         UserError: a value that transformers, accelerate or torch refuse, or a step that leaves no numbers.
     """
     fields = training.trainer
-    with TemporaryDirectory() as folder, torch.random.fork_rng():
+    with TemporaryDirectory() as folder, torch.random.fork_rng(), _kept_environment():
         training_arguments(training, Path(folder), seed=0)
         miniature = training.model_copy(update=MINIATURE)
         arguments = training_arguments(miniature, Path(folder), seed=0, quiet=True)
@@ -59,8 +61,19 @@ def try_training(training: Training, with_documents: bool) -> None:
             )
             trainer.remove_callback(PrinterCallback)
             trainer.create_optimizer()
-            if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not arguments.torch_compile:
                 _try_step(trainer, network)
+
+
+@contextmanager
+def _kept_environment() -> Iterator[None]:
+    """Within it, what transformers sets in the environment, such as accelerate's compiler, goes at the end."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _try_step(trainer: StatexTrainer, network: torch.nn.Module) -> None:
