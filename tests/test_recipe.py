@@ -96,7 +96,48 @@ MISTAKES = {
     "beta": ("training.betas=[0.9,1.5]", "training.betas.1 = 1.5: Input should be less than 1"),
     "no name for a folder": ("name=a/b", "name = 'a/b': String should match pattern"),
     "model's name": ("models.a/b.family=mamba2", "models.a/b.[key] = 'a/b': String should match pattern"),
-    "taken name": ("arms.pretrained.kind=lpt", "arms = 'pretrained': is the name of another folder of a run; give it"),
+    "taken name": (
+        "arms.pretrained.kind=lpt",
+        "arms = 'pretrained': is the name of another file or folder of a run; give",
+    ),
+    "seed of 33 bits": ("seeds=[4294967296]", "seeds.0 = 4294967296: is beyond the numbers of a recipe"),
+    "infinite": ("training.learning_rate=inf", "training.learning_rate = inf: is no finite number; give a finite one."),
+    "infinite weight": ("training.weights.text=inf", "training.weights.text = inf: is no finite number"),
+    "no number": ("models.gla.config.norm_eps=nan", "models.gla.config.norm_eps = nan: is no finite number"),
+    "in an arm": ("arms.lpt.training={ learning_rate = -inf }", "arms.lpt.training.learning_rate = -inf: is no finite"),
+    "in a list of a dict": ("training.trainer.x=[[1.0, nan]]", "training.trainer.x.0.1 = nan: is no finite number"),
+    "too many tokens": ("training.tokens_per_step=32e12", "training.tokens_per_step = 32000000000000.0: is beyond"),
+    "too many tokens a step": ("training.tokens_per_step=3200000000", "Input should be less than or equal to 67108864"),
+    "too many items": (
+        "evaluation.mqar.num_items=1000000000000",
+        "evaluation.mqar.num_items = 1000000000000: is beyond",
+    ),
+    "too many items at once": ("evaluation.mqar.num_items=100000000", "do not fit into memory together; give at most"),
+    "too many keys": ("data.recall.num_keys=100000000", "data.recall.num_keys = 100000000: Input should be less than"),
+    "too long": ("evaluation.passkey.lengths=[100000000]", "evaluation.passkey.lengths.0 = 100000000: Input should be"),
+    "rank of 64 bits": ("arms.preserve.expansion.rank=9223372036854775808", "rank = 9223372036854775808: is beyond"),
+    "30 digits": (
+        "models.gla.config.num_hidden_layers=1" + "0" * 30,
+        "num_hidden_layers = 1000000000000000000000000000000",
+    ),
+    "5000 hexadecimal digits": ("seeds=[0x" + "f" * 5000 + "]", "seeds.0 = <int, too long to show>: is beyond"),
+    "100 brackets": (
+        "training.trainer.x=" + "[" * 100 + "]" * 100,
+        "training.trainer.x = '...': is nested deeper than",
+    ),
+    "5000 sections": (".".join("a" * 1500) + "=1", "a.a.a = '...': is nested deeper than 32; flatten it."),
+    "decay above 1": ("training.weight_decay=1e308", "training.weight_decay = 1e+308: is beyond the numbers"),
+    "decay of all": (
+        "training.weight_decay=100",
+        "training.weight_decay = 100.0: times learning_rate = 0.01 is 1 or more",
+    ),
+    "NUL": ('output="a\\u0000b"', "output = 'a\\x00b': has a character that is none (NUL, or half of one); remove it."),
+    "date": ("models.gla.config.x=1979-05-27", "is a date or time, and no key takes one; put it in quotation marks"),
+    "hub without a name": ('data.text.hub=""', "data.text.hub = '': String should have at least 1 character"),
+    "checkpoint without a name": ('models.x.checkpoint=""', "models.x.checkpoint = '': String should have at least 1"),
+    "long name": (f"name={'a' * 101}", "String should have at most 100 characters"),
+    "two lines": ("training.steps=9\nname=other", "has more than one line; give --set once for each key."),
+    "two lines of text": ("name=a\nb", "--set = 'name=a\\nb': has more than one line; give --set once for each key."),
     "steps": ("training.tokens_per_step=100", "training.tokens_per_step = 100: is no multiple of sequence_length = 32"),
     "warm-up": ("training.warmup_steps=4", "training.warmup_steps = 4: leaves nothing of steps = 4; shorten"),
     "decay of cosine": ("training.decay_steps=1", 'training.decay_steps = 1: does not go with schedule = "cosine"'),
@@ -108,7 +149,7 @@ MISTAKES = {
     ),
     "length of 0": (
         "evaluation.passkey.lengths=[0]",
-        "evaluation.passkey.lengths.0 = 0: Input should be greater than 0",
+        "evaluation.passkey.lengths.0 = 0: Input should be greater than or equal to 1",
     ),
     "pairs": ("evaluation.mqar.num_pairs=[9]", "evaluation.mqar.num_pairs = 9: does not fit num_keys and num_values"),
     "two sources": ("data.text.hub=x", "needs exactly one of hub, files and standard_library; give one of them."),
@@ -147,6 +188,36 @@ def test_an_error_names_field_value_and_remedy(values, mistake):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("section", ["models", "arms"])
+@pytest.mark.parametrize("name", ["recipe.toml", "results.jsonl", "report.html", "Report.md", "figures"])
+def test_names_of_a_run_s_own_files_are_reserved(values, section, name):
+    values[section][name] = next(iter(values[section].values()))
+    with pytest.raises(UserError, match=f"{section} = '{name}': is the name of another file or folder of a run"):
+        parse_recipe(values)
+
+
+@pytest.mark.parametrize("text", ["[1,\n 2]", '"""\na\nb"""', r'"a\nb"'])
+def test_a_value_of_several_lines_is_one_value(values, text):
+    apply_override(values, f"training.trainer.x={text}")
+    assert values["training"]["trainer"]["x"] in ([1, 2], "a\nb")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = " + "9" * 5000, "Exceeds the limit"), ("x = " + "[" * 3000 + "]" * 3000, "is not valid TOML"),
+        ("x = " + "{a=" * 3000 + "1" + "}" * 3000, "is not valid TOML"),
+        (".".join("a" * 2000) + " = 1", "is nested deeper"),
+        ("name = 'a\0b'", "is not valid TOML"), ("\ufeffname = 'a'", "is not valid TOML"),
+    ],
+)  # fmt: skip
+def test_a_file_of_any_text_is_a_recipe_or_refused(tmp_path, text, message):
+    (tmp_path / "a.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe(tmp_path / "a.toml")
+    assert len(str(caught.value)) < 700
+
+
 @pytest.mark.parametrize(
     ("remove", "message"),
     [
@@ -176,6 +247,8 @@ def test_a_base_arm_is_not_trained(values):
     [
         ("steps", "--set = 'steps': is not of the form section.key=value; write for example seeds=[0,1,2]."),
         ("=3", "--set = '=3': is not of the form"),
+        ("seeds=[" + "9" * 5000 + "]", "has a value that is not valid TOML (Exceeds the limit (4300 digits)"),
+        ("seeds=" + "[" * 3000 + "]" * 3000, "has a value that is not valid TOML ("),
         ("name.first=3", "name is not a section; name a key inside a section."),
         ("training.steps.of=3", "steps is not a section"),
     ],
@@ -196,7 +269,7 @@ def test_files_that_are_no_recipe(tmp_path):
     with pytest.raises(UserError, match=r"is not valid TOML .*can't decode byte"):
         load_recipe(tmp_path / "b.toml")
     (tmp_path / "c.toml").write_text("name = 2024-01-01\n")
-    with pytest.raises(UserError, match=r"name = .*2024.*: Input should be a valid string"):
+    with pytest.raises(UserError, match=r"name = .*2024.*: is a date or time, and no key takes one"):
         load_recipe(tmp_path / "c.toml")
 
 

@@ -1,5 +1,6 @@
 """Time, memory and where a figure was taken: the one home of cost, for training, evaluation and benchmarks."""
 
+import os
 import platform
 import resource
 import statistics
@@ -147,6 +148,14 @@ def _timed_by_events(function: Callable[[], object]) -> Callable[[], float]:
     function()
     end.record()
     return lambda: begin.elapsed_time(end) / 1e3
+
+
+def host_memory() -> int:
+    """Bytes of memory that this process can have: the machine's, or its control group's where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    texts = [path.read_text().strip() for path in limits if path.is_file()]
+    return min([total, *(int(text) for text in texts if text.isdigit())])
 
 
 def reset_peak_memory(device: torch.device | str) -> None:

@@ -3,13 +3,16 @@
 A mistake must be told before anything is written, and before hours of pre-training, not after them.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from statex.errors import UserError
+from statex.errors import UserError, explained
 from statex.files import new_folder, write_whole
 from statex.recipe import Arm, Model, Recipe, Training, load_recipe
 
@@ -21,6 +24,7 @@ def prepare_run(recipe: Recipe) -> None:
         UserError: another recipe made the folder, or a stage of this one would refuse its input.
     """
     folder, path = recipe.folder, recipe.folder / "recipe.toml"
+    _check_place(folder)
     if path.exists():
         refuse_other_recipe(load_recipe(path), recipe)
         return
@@ -36,6 +40,19 @@ def prepare_run(recipe: Recipe) -> None:
         write_whole(temporary / path.name, tomli_w.dumps(values))
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary / "tokenizer")
+
+
+def _check_place(folder: Path) -> None:
+    """Raise UserError where no folder can be made, before anything is."""
+    with explained("output", str(folder), "cannot be the folder of a run", "change output or name"):
+        place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not place.is_dir():
+            raise UserError("output", str(folder), f"{place} is no folder", "change output or name")
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise UserError("output", str(folder), f"{place} cannot be written to", "change output")
+        longest = os.pathconf(place, "PC_NAME_MAX") - len("..lock")
+        if any(len(os.fsencode(part)) > longest for part in folder.parts):
+            raise UserError("output", str(folder), f"has a part longer than {longest} bytes", "shorten it")
 
 
 def refuse_other_recipe(made_by: Recipe, recipe: Recipe) -> None:
@@ -63,12 +80,15 @@ def check_recipe(recipe: Recipe) -> Any:
     from statex.data.documents import open_documents
     from statex.data.tokenizer import train_tokenizer
     from statex.evaluation import check_names
-    from statex.training.arguments import training_arguments
+    from statex.training.trial import try_training
 
     check_names(recipe.evaluation.suites)
+    tried = set()
     for section, training in _stages(recipe):
-        with _errors_in(section):
-            training_arguments(training, recipe.folder, seed=0)
+        if (settings := training.model_dump_json()) not in tried:
+            tried.add(settings)
+            with _errors_in(section):
+                try_training(training, recipe.data.reset_state_at_documents)
     open_documents(recipe.data.text)
     text = recipe.evaluation.text
     open_documents(text or recipe.data.text, part="held_out", field="evaluation.text" if text else "data.text")
@@ -97,9 +117,7 @@ def _check_model(recipe: Recipe, name: str, model: Model, tokenizer: Any) -> Non
             raise UserError("pretraining", None, "is missing", "say how the model of this family is pre-trained")
         else:
             config = make_config(model.family, model.config, tokenizer)
-    for arm_name, arm in recipe.arms_of(name).items():
-        with _errors_in(f"arms.{arm_name}.expansion"):
-            _check_plan(config, arm)
+    _check_network(recipe, name, model, config)
     text = recipe.evaluation.text or recipe.data.text
     check_items(tokenizer, recipe.evaluation, text, recipe.training.sequence_length)
     checked = set()
@@ -109,16 +127,63 @@ def _check_model(recipe: Recipe, name: str, model: Model, tokenizer: Any) -> Non
             _check_batches(recipe, section, training, tokenizer)
 
 
-def _check_plan(config: Any, arm: Arm) -> None:
+def _check_network(recipe: Recipe, name: str, model: Model, config: Any) -> None:
+    """The model, and what each arm makes of it: planned, compared with the memory, and tried with a few tokens."""
+    from statex.expansion.config import ExpansionConfig
+    from statex.models.trial import model_without_memory, try_model
+    from statex.training.memory import require_memory, size_of
+
+    recall = recipe.data.recall
+    key, value = ("config", model.config) if model.checkpoint is None else ("checkpoint", model.checkpoint)
+    field = f"models.{name}.{key}"
+    network = model_without_memory(field, value, config)
+    size = size_of(network)
+    if model.pretraining is not None:
+        require_memory(field, value, size, f"models.{name}.pretraining", model.pretraining, recall)
+    try_model(field, value, config, size.weights + size.state)
+    for arm_name, arm in recipe.arms_of(name).items():
+        section = f"arms.{arm_name}"
+        stage = f"{section}.training" if arm.training else "training"
+        if arm.kind == "lpt":
+            require_memory(field, value, size, stage, recipe.arm_training(arm_name), recall)
+        elif arm.kind != "base":
+            expansion = arm.expansion or ExpansionConfig()
+            with _errors_in(f"{section}.expansion"):
+                plan = _plan(network, arm)
+            grown = size_of(network, plan)
+            own = f"{section}.expansion", expansion.model_dump(exclude_unset=True)
+            require_memory(*own, grown, stage, recipe.arm_training(arm_name), recall)
+            try_model(*own, config, grown.weights + grown.state, partial(_change, arm))
+
+
+def _plan(network: Any, arm: Arm) -> Any:
+    """What an arm of kind statex or control makes of a model on the meta device."""
     from statex.expansion.config import ExpansionConfig
     from statex.expansion.plan import plan_expansion, plan_reinitialization, select_layers
     from statex.families import family_of
 
+    expansion = arm.expansion or ExpansionConfig()
+    recurrent = family_of(network.config).recurrent_layers(network.config)
+    with explained("factor", expansion.factor, "cannot be planned", "correct the expansion"):
+        if arm.kind == "statex":
+            return plan_expansion(network, expansion)
+        return plan_reinitialization(network, select_layers(recurrent, expansion))
+
+
+def _change(arm: Arm, network: Any, one_layer: bool) -> None:
+    """Do to a model what an arm does; to its first layer where it has no other."""
+    from statex.expansion.config import ExpansionConfig
+    from statex.expansion.plan import select_layers
+    from statex.families import family_of
+    from statex.models.expanded import expand, reinitialize
+
+    expansion = arm.expansion or ExpansionConfig()
+    if one_layer:
+        expansion = expansion.model_copy(update={"layers": None, "num_layers": None, "every": 1})
     if arm.kind == "statex":
-        plan_expansion(config, arm.expansion or ExpansionConfig())
-    elif arm.kind == "control":
-        layers = select_layers(family_of(config).recurrent_layers(config), arm.expansion or ExpansionConfig())
-        plan_reinitialization(config, layers)
+        expand(network, expansion)
+    else:
+        reinitialize(network, select_layers(family_of(network.config).recurrent_layers(network.config), expansion))
 
 
 def _check_batches(recipe: Recipe, section: str, training: Training, tokenizer: Any) -> None:

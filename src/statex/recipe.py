@@ -1,6 +1,8 @@
 """A recipe: one typed TOML file that describes a whole run. Unknown keys and bad values fail at once."""
 
 import copy
+import datetime
+import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,20 +10,77 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from statex.errors import UserError
+from statex.errors import UserError, explained
 from statex.expansion.config import ExpansionConfig, user_error
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+NUMBERS_END = 2**32
+"""No number of a recipe reaches it: no seed does, and no count that a machine lives to see the end of."""
+DEEPEST = 32
+"""Sections, tables and lists in one another."""
+MOST_TOKENS = 2**22
+"""Tokens of a sequence, and of the longest prompt of an evaluation."""
+MOST_VOCABULARY = 2**20
+"""Tokens of a vocabulary: four times the largest that are published."""
+MOST_NUMBERS = 2**27
+"""Numbers that the recall data of one step, or of one cell of an evaluation, may hold at one time: half a gigabyte."""
+MOST_ITEMS = 100_000
+"""Questions in a cell of an evaluation: no interval needs more."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 """A name that is also a folder's."""
+Text = Annotated[str, Field(min_length=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
 Counts = Annotated[list[PositiveInt], Field(min_length=1)]
 """At least one number, none below 1."""
+Lengths = Annotated[list[Annotated[int, Field(ge=1, le=MOST_TOKENS)]], Field(min_length=1)]
+"""At least one number of tokens."""
+Shots = Annotated[list[Annotated[int, Field(ge=0, le=2**16)]], Field(min_length=1)]
+BatchSizes = Annotated[list[Annotated[int, Field(ge=1, le=2**16)]], Field(min_length=1)]
 
 
 class Section(BaseModel):
-    """A part of a recipe; a key that it does not know is an error."""
+    """A part of a recipe; a key that it does not know is an error, and so is a value that no key can mean."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, values: Any) -> Any:
+        check_plain(values)
+        return values
+
+
+def check_plain(values: Any) -> None:
+    """Refuse what no key of a recipe can mean, at any depth.
+
+    Raises:
+        UserError: a number that is not finite or reaches NUMBERS_END, a date, text with a NUL or that is no Unicode,
+            or tables and lists nested deeper than DEEPEST.
+    """
+    pending: list[tuple[tuple[str, ...], Any]] = [((), values)]
+    while pending:
+        keys, value = pending.pop()
+        if isinstance(value, dict | list | tuple):
+            if len(keys) > DEEPEST:
+                raise UserError(".".join(keys[:3]), "...", f"is nested deeper than {DEEPEST}", "flatten it")
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            pending += reversed([((*keys, str(key)), item) for key, item in items])
+        elif complaint := _complaint(value):
+            raise UserError(".".join(keys), value, *complaint)
+
+
+def _complaint(value: Any) -> tuple[str, str] | None:
+    """What is wrong with a number or text wherever it stands, and what to do; None where nothing is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is no finite number", "give a finite one"
+    if isinstance(value, int | float) and abs(value) >= NUMBERS_END:
+        return f"is beyond the numbers of a recipe, which end before {NUMBERS_END}", "give one nearer to 0"
+    if isinstance(value, datetime.date | datetime.time):
+        return "is a date or time, and no key takes one", "put it in quotation marks if text is meant"
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+        return "has a character that is none (NUL, or half of one)", "remove it"
+    return None
 
 
 class TextSource(Section):
@@ -31,7 +90,7 @@ class TextSource(Section):
     a file; relative ones are looked up from the folder of the recipe.
     """
 
-    hub: str | None = Field(default=None, description="data set on the Hugging Face hub")
+    hub: Text | None = Field(default=None, description="data set on the Hugging Face hub")
     hub_config: str | None = None
     split: str = "train"
     files: list[str] | None = None
@@ -53,8 +112,8 @@ class Recall(Section):
     Every batch is one of `shapes`, chosen at random.
     """
 
-    num_keys: int = Field(default=64, ge=2)
-    num_values: int = Field(default=64, ge=2)
+    num_keys: int = Field(default=64, ge=2, le=MOST_VOCABULARY)
+    num_values: int = Field(default=64, ge=2, le=MOST_VOCABULARY)
     shapes: list[tuple[int, int]] = Field(
         default=[(16, 4), (32, 8), (64, 16), (128, 32)], description="(sequence length, number of pairs)"
     )
@@ -71,7 +130,9 @@ class Recall(Section):
 class Tokenizer(Section):
     """The byte-level BPE tokenizer that is trained from the recipe's text when a model is made from scratch."""
 
-    vocab_size: int = Field(default=512, ge=300, description="with the 256 bytes and the reserved recall tokens")
+    vocab_size: int = Field(
+        default=512, ge=300, le=MOST_VOCABULARY, description="with the 256 bytes and the reserved recall tokens"
+    )
     training_bytes: int = Field(default=5_000_000, ge=1, description="of text that it is trained on, at most")
 
 
@@ -89,9 +150,9 @@ class Data(Section):
 class Weights(Section):
     """The share of the steps that each kind of data gets; they need not add to 1."""
 
-    text: float = Field(default=1.0, ge=0)
-    mqar: float = Field(default=0.0, ge=0)
-    passkey: float = Field(default=0.0, ge=0)
+    text: Weight = 1.0
+    mqar: Weight = 0.0
+    passkey: Weight = 0.0
 
     @model_validator(mode="after")
     def _some_data(self):
@@ -103,22 +164,26 @@ class Weights(Section):
 class Training(Section):
     """One stage of training; the defaults are the paper's post-training (arXiv 2509.22630, appendix)."""
 
-    steps: int = Field(default=20_000, ge=1)
-    tokens_per_step: int = Field(default=524_288, ge=1, description="over all ranks and accumulated batches")
-    sequence_length: int = Field(default=65_536, ge=2, description="of text and passkey sequences, in tokens")
+    steps: int = Field(default=20_000, ge=1, le=10**8)
+    tokens_per_step: int = Field(default=524_288, ge=1, le=2**26, description="over all ranks and accumulated batches")
+    sequence_length: int = Field(
+        default=65_536, ge=2, le=MOST_TOKENS, description="of text and passkey sequences, in tokens"
+    )
     sequences_per_device: int | None = Field(
         default=None, ge=1, description="text sequences in one forward pass; default: as many as a step needs"
     )
     weights: Weights = Weights()
-    learning_rate: float = Field(default=3e-4, gt=0)
-    fresh_learning_rate_multiplier: float = Field(default=1.0, gt=0, description="for tensors the plan made fresh")
+    learning_rate: float = Field(default=3e-4, gt=0, le=10)
+    fresh_learning_rate_multiplier: float = Field(
+        default=1.0, gt=0, le=1e4, description="for tensors the plan made fresh"
+    )
     train_only_expanded: bool = Field(default=False, description="freeze all but the mixers that the plan changed")
     schedule: Literal["cosine", "wsd"] = "cosine"
     warmup_steps: int = Field(default=1000, ge=0)
     decay_steps: int | None = Field(default=None, ge=1, description="wsd only; default: a fifth of the steps")
     min_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    weight_decay: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0, le=100)
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -149,14 +214,17 @@ class Training(Section):
         if (self.decay_steps or 0) + self.warmup_steps > self.steps:
             problem = f"and warmup_steps = {self.warmup_steps} are more than steps = {self.steps}"
             raise UserError("decay_steps", self.decay_steps, problem, "shorten one of them")
+        if self.learning_rate * self.weight_decay >= 1:
+            problem = f"times learning_rate = {self.learning_rate} is 1 or more: a step would take all of a weight away"
+            raise UserError("weight_decay", self.weight_decay, problem, "lower one of them")
         return self
 
 
 class Model(Section):
     """The model a run starts from: a checkpoint, or a family and a configuration that are pre-trained from scratch."""
 
-    checkpoint: str | None = Field(default=None, description="folder or hub name of a pre-trained model")
-    family: str | None = Field(default=None, description="model type, for example statex_gla or mamba2")
+    checkpoint: Text | None = Field(default=None, description="folder or hub name of a pre-trained model")
+    family: Text | None = Field(default=None, description="model type, for example statex_gla or mamba2")
     config: dict[str, Any] = Field(default={}, description="fields of the family's configuration")
     pretraining: Training | None = None
 
@@ -203,8 +271,8 @@ class Arm(Section):
 
 class MqarSuite(Section):
     num_pairs: Counts = [4, 8, 16, 32]
-    num_keys: int = Field(default=64, ge=2)
-    num_values: int = Field(default=64, ge=2)
+    num_keys: int = Field(default=64, ge=2, le=MOST_VOCABULARY)
+    num_values: int = Field(default=64, ge=2, le=MOST_VOCABULARY)
     num_items: int = Field(default=200, ge=1, description="sequences for each number of pairs")
 
     @model_validator(mode="after")
@@ -214,54 +282,66 @@ class MqarSuite(Section):
             if not 1 <= pairs <= most:
                 remedy = f"give 1 to {most} pairs"
                 raise UserError("num_pairs", pairs, "does not fit num_keys and num_values", remedy)
+        row = max(self.num_keys, self.num_values, 4 * max(self.num_pairs))
+        if self.num_items * row > MOST_NUMBERS:
+            problem = f"the items of one number of pairs, {row} numbers each, do not fit into memory together"
+            raise UserError("num_items", self.num_items, problem, f"give at most {MOST_NUMBERS // row}")
         return self
 
 
 class PasskeySuite(Section):
-    lengths: Counts | None = Field(default=None, description="tokens; default: what model and device allow")
-    num_depths: int = Field(default=5, ge=1)
-    num_items: int = Field(default=20, ge=1, description="questions in each cell of the grid")
+    lengths: Lengths | None = Field(default=None, description="tokens; default: what model and device allow")
+    num_depths: int = Field(default=5, ge=1, le=1000)
+    num_items: int = Field(default=20, ge=1, le=MOST_ITEMS, description="questions in each cell of the grid")
 
 
 class NeedleSuite(PasskeySuite):
     """S-NIAH as in RULER (arXiv 2404.06654): the answer must occur among the tokens that the model goes on with."""
 
-    num_items: int = Field(default=20, ge=1, description="questions in each cell of the grid")
-    max_new_tokens: int = Field(default=128, ge=1, description="tokens that an answer is looked for in")
+    num_items: int = Field(default=20, ge=1, le=MOST_ITEMS, description="questions in each cell of the grid")
+    max_new_tokens: int = Field(default=128, ge=1, le=2**16, description="tokens that an answer is looked for in")
 
 
 class MultikeySuite(Section):
-    lengths: Counts | None = Field(default=None, description="tokens; default: what model and device allow")
-    num_keys: int = Field(default=4, ge=2, description="needles in a context; each is asked for")
-    num_items: int = Field(default=20, ge=1, description="contexts of each length")
-    max_new_tokens: int = Field(default=128, ge=1)
+    lengths: Lengths | None = Field(default=None, description="tokens; default: what model and device allow")
+    num_keys: int = Field(default=4, ge=2, le=1000, description="needles in a context; each is asked for")
+    num_items: int = Field(default=20, ge=1, le=MOST_ITEMS, description="contexts of each length")
+    max_new_tokens: int = Field(default=128, ge=1, le=2**16)
 
 
 class VariableTrackingSuite(Section):
-    lengths: Counts | None = Field(default=None, description="tokens; default: what model and device allow")
-    num_chains: int = Field(default=1, ge=1, description="chains in a context; each is asked for")
-    num_hops: int = Field(default=4, ge=1, description="assignments in a chain after the first")
-    num_items: int = Field(default=20, ge=1, description="contexts of each length")
-    max_new_tokens: int = Field(default=30, ge=1)
+    lengths: Lengths | None = Field(default=None, description="tokens; default: what model and device allow")
+    num_chains: int = Field(default=1, ge=1, le=1000, description="chains in a context; each is asked for")
+    num_hops: int = Field(default=4, ge=1, le=1000, description="assignments in a chain after the first")
+    num_items: int = Field(default=20, ge=1, le=MOST_ITEMS, description="contexts of each length")
+    max_new_tokens: int = Field(default=30, ge=1, le=2**16)
 
 
 class SymbolIclSuite(Section):
-    shots: Annotated[list[NonNegativeInt], Field(min_length=1)] = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+    shots: Shots = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
     num_labels: int = Field(default=4, ge=2, le=8)
-    num_queries: int = Field(default=8, ge=1, description="of each kind, seen and unseen, at each number of shots")
-    num_items: int = Field(default=16, ge=1, description="contexts, each with symbols and labels of its own")
+    num_queries: int = Field(
+        default=8, ge=1, le=10_000, description="of each kind, seen and unseen, at each number of shots"
+    )
+    num_items: int = Field(
+        default=16, ge=1, le=MOST_ITEMS, description="contexts, each with symbols and labels of its own"
+    )
 
 
 class CostSuite(Section):
-    lengths: Counts | None = Field(default=None, description="tokens; default: what the device allows")
-    batch_sizes: Counts = Field(default=[1, 8], description="rows that are decoded at once")
-    decode_tokens: int = Field(default=32, ge=1, description="tokens a row in one repetition")
-    repetitions: int = Field(default=5, ge=2)
+    lengths: Lengths | None = Field(default=None, description="tokens; default: what the device allows")
+    batch_sizes: BatchSizes = Field(default=[1, 8], description="rows that are decoded at once")
+    decode_tokens: int = Field(default=32, ge=1, le=2**20, description="tokens a row in one repetition")
+    repetitions: int = Field(default=5, ge=2, le=10_000)
 
 
 class TextSuite(Section):
-    length: int | None = Field(default=None, ge=2, description="tokens of a window of a document that is scored")
-    num_windows: int = Field(default=100, ge=1, description="one of each long enough document, then second ones, ...")
+    length: int | None = Field(
+        default=None, ge=2, le=MOST_TOKENS, description="tokens of a window of a document that is scored"
+    )
+    num_windows: int = Field(
+        default=100, ge=1, le=10**6, description="one of each long enough document, then second ones, ..."
+    )
 
 
 class ArHitsSuite(TextSuite):
@@ -278,7 +358,7 @@ class HarnessTasks(Section):
     limit: int | None = Field(
         default=None, ge=1, description="items of each task, and of each of its lengths or shots; default: all"
     )
-    lengths: Counts | None = Field(default=None, description="tokens, of RULER's and our tasks; default: theirs")
+    lengths: Lengths | None = Field(default=None, description="tokens, of RULER's and our tasks; default: theirs")
     unsafe_code: bool = Field(default=False, description="run the code that a model writes: humaneval and mbpp need it")
 
 
@@ -287,7 +367,7 @@ class Evaluation(Section):
         default=["mqar", "passkey", "ar_hits", "nll_by_position"],
         description="suites, groups of them, and lm-eval's tasks: those of `statex eval --suite`",
     )
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=2**16)
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="of all arms while they are measured; auto: bfloat16 where training.precision computes in it on a "
@@ -309,18 +389,20 @@ class Evaluation(Section):
     harness: HarnessTasks = HarnessTasks()
 
 
-OTHER_FOLDERS = {"pretrained", "tokenizer", "shared", "figures"}
-"""What a run's folder holds beside those of its models and arms."""
+OTHER_NAMES = {
+    "pretrained", "tokenizer", "shared", "figures", "recipe.toml", "results.jsonl", "report.html", "report.md",
+}  # fmt: skip
+"""What a run's folder holds beside the folders of its models and arms."""
 
 
 class Recipe(Section):
     """A whole run: models, the arms that are compared on them, data, training, evaluation."""
 
     name: Name
-    output: str = Field(default="runs", description="the folder that runs are written to")
+    output: Text = Field(default="runs", description="the folder that runs are written to")
     seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
     workers: int = Field(
-        default=1, ge=1, description="models and seeds worked on at once, each with its share of cores"
+        default=1, ge=1, le=1024, description="models and seeds worked on at once, each with its share of cores"
     )
     models: dict[Name, Model] = Field(min_length=1)
     arms: dict[Name, Arm] = Field(min_length=1)
@@ -330,10 +412,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _arms_fit(self):
-        if taken := OTHER_FOLDERS & {*self.models, *self.arms}:
-            name = taken.pop()
-            section = "models" if name in self.models else "arms"
-            raise UserError(section, name, "is the name of another folder of a run", "give it another name")
+        for section, names in (("models", self.models), ("arms", self.arms)):
+            for name in names:
+                if name.lower() in OTHER_NAMES:
+                    problem = "is the name of another file or folder of a run"
+                    raise UserError(section, name, problem, "give it another name")
         for name, arm in self.arms.items():
             for model in arm.models or []:
                 if model not in self.models:
@@ -377,10 +460,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise UserError("recipe", str(path), "there is no such file", "give the path of a TOML recipe")
-    try:
+    with explained("recipe", str(path), "is not valid TOML", "correct that line"):
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError("recipe", str(path), f"is not valid TOML ({error})", "correct that line") from None
     for override in overrides:
         apply_override(values, override)
     return parse_recipe(values, relative_to=path.parent)
@@ -388,6 +469,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(values: dict[str, Any], relative_to: Path | None = None) -> Recipe:
     """Check the values of a recipe; file patterns of text sources become absolute, seen from `relative_to`."""
+    check_plain(values)
     values = copy.deepcopy(values)
     if relative_to is not None:
         for section in (values.get("data"), values.get("evaluation")):
@@ -405,10 +487,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise UserError("--set", override, "is not of the form section.key=value", "write for example seeds=[0,1,2]")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+    value = _value_of_override(override, text)
     *sections, last = key.strip().split(".")
     target = values
     for section in sections:
@@ -416,6 +495,18 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise UserError("--set", override, f"{section} is not a section", "name a key inside a section")
     target[last] = value
+
+
+def _value_of_override(override: str, text: str) -> Any:
+    """The value behind `=`: TOML, or else the text itself; never a part of it."""
+    with explained("--set", override, "has a value that is not valid TOML", "correct the value"):
+        try:
+            document = tomllib.loads(f"value = {text}")
+        except tomllib.TOMLDecodeError:
+            document = {"value": text}
+    if len(document) > 1 or ("\n" in text and document["value"] == text):
+        raise UserError("--set", override, "has more than one line", "give --set once for each key")
+    return document["value"]
 
 
 class EvaluationSections(Section):

@@ -30,11 +30,11 @@ def train_tokenizer(source: TextSource, section: Tokenizer, recall: Recall) -> "
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
-    reserved = [key_token(i) for i in range(recall.num_keys)] + [value_token(i) for i in range(recall.num_values)]
-    num_learnt = section.vocab_size - len(reserved)
+    num_reserved = recall.num_keys + recall.num_values
+    num_learnt = section.vocab_size - num_reserved
     if num_learnt < NUM_BYTES + 1:
-        needed = NUM_BYTES + 1 + len(reserved)
-        problem = f"{NUM_BYTES} bytes, {END_OF_TEXT} and {len(reserved)} recall tokens need {needed}"
+        needed = NUM_BYTES + 1 + num_reserved
+        problem = f"{NUM_BYTES} bytes, {END_OF_TEXT} and {num_reserved} recall tokens need {needed}"
         remedy = f"give at least {needed} or lower data.recall.num_keys and num_values"
         raise UserError("data.tokenizer.vocab_size", section.vocab_size, problem, remedy)
 
@@ -49,9 +49,10 @@ def train_tokenizer(source: TextSource, section: Tokenizer, recall: Recall) -> "
     )
     backend.train_from_iterator(_training_text(source, section.training_bytes), trainer)
     if backend.get_vocab_size() < num_learnt:
-        most = backend.get_vocab_size() + len(reserved)
+        most = backend.get_vocab_size() + num_reserved
         problem = f"the text gives a vocabulary of {most} only"
         raise UserError("data.tokenizer.vocab_size", section.vocab_size, problem, "lower it or give more text")
+    reserved = [key_token(i) for i in range(recall.num_keys)] + [value_token(i) for i in range(recall.num_values)]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in reserved])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

@@ -1,38 +1,48 @@
 """Models made from scratch, with random weights, for a recipe that pre-trains its own."""
 
+from dataclasses import fields as fields_of
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from statex.errors import UserError
+from statex.errors import UserError, explained
 from statex.families import FAMILIES
 from statex.models.registration import register_configurations
+
+BOUNDS = {
+    "num_hidden_layers": range(1, 257), "chunk_size": range(1, 65_537), "conv_size": range(1, 257),
+    "conv_kernel": range(1, 257),
+}  # fmt: skip
+"""Values of fields that cost time or memory before a tensor shows it, or where none does."""
+NOT_FROM_RECIPES = {"expansion": "is what arms are for", "use_cache": "goes with generating, not with training"}
 
 
 def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> PreTrainedConfig:
     """The configuration of a known family with these fields, and the vocabulary of `tokenizer`.
 
     Raises:
-        UserError: an unknown family, an unknown field, one that follows from the tokenizer, or values that the family
-            refuses.
+        UserError: an unknown family, a field that is none of its architecture, one that follows from the tokenizer, or
+            values that the family refuses.
     """
     register_configurations()
     if family not in FAMILIES:
         raise UserError("family", family, "is unknown", f"known families: {', '.join(FAMILIES)}")
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     from_tokenizer = {"vocab_size": len(tokenizer)} | ids
-    known = set(AutoConfig.for_model(family).to_dict())
+    general = {field.name for field in fields_of(PreTrainedConfig)}  # of any model: its outputs, its labels, its dtype
+    known = {field.name for field in fields_of(type(AutoConfig.for_model(family)))} - general
     for name, value in fields.items():
-        if name not in known:
-            raise UserError(f"config.{name}", value, f"is no field of the configuration of {family}", "correct it")
         if name in from_tokenizer:
             raise UserError(f"config.{name}", value, "follows from the tokenizer", "remove it (see data.tokenizer)")
-    try:
+        if name in NOT_FROM_RECIPES:
+            raise UserError(f"config.{name}", value, NOT_FROM_RECIPES[name], "remove it")
+        if name not in known:
+            raise UserError(f"config.{name}", value, f"is no field of the architecture of {family}", "remove it")
+        if name in BOUNDS and not (isinstance(value, int) and value in BOUNDS[name]):
+            bounds = f"{BOUNDS[name].start} to {BOUNDS[name].stop - 1}"
+            raise UserError(f"config.{name}", value, f"is no number from {bounds}", "give one")
+    with explained("config", fields, f"does not make a {family}", "correct the values"):
         return AutoConfig.for_model(family, **from_tokenizer, **fields)
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        message = " ".join(str(error.__cause__ or error).split())
-        raise UserError("config", fields, f"does not make a {family} ({message})", "correct the values") from None
 
 
 def make_model(family: str | None, fields: dict[str, Any], tokenizer: Any) -> PreTrainedModel:

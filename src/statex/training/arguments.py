@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from statex.data.mixture import gradient_accumulation_steps
-from statex.errors import UserError
+from statex.errors import UserError, explained
 from statex.recipe import Training
 from statex.training import CHECKPOINTS
 
@@ -53,6 +53,7 @@ FIXED_FIELDS = {
     "load_best_model_at_end": "models are measured after training",
     "resume_from_checkpoint": "the same command resumes by itself", "save_only_model": "training could not resume",
     "deepspeed": NO_DEEPSPEED,
+    "push_to_hub": "a run leaves its models in its folder", "hub_": "a run leaves its models in its folder",
 }  # fmt: skip
 """Fields, or their beginnings, that no recipe can set, and why."""
 
@@ -128,13 +129,13 @@ def training_arguments(training: Training, output: Path, seed: int, quiet: bool 
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
         problem = f"cannot be used: {NO_DEEPSPEED}"
         raise UserError("ACCELERATE_USE_DEEPSPEED", os.environ["ACCELERATE_USE_DEEPSPEED"], problem, "use torchrun")
-    try:
+    if world_size == 1 and (sharding := {"fsdp", "deepspeed"} & {name for name, on in training.trainer.items() if on}):
+        field = sharding.pop()
+        problem = "shares a model among several processes, and there is one"
+        remedy = "start it by torchrun --nproc-per-node N, or leave it out"
+        raise UserError(f"training.trainer.{field}", training.trainer[field], problem, remedy)
+    with explained("training.trainer", training.trainer, "is refused by transformers", "correct the value"):
         arguments = TrainingArguments(**(fields | training.trainer))
-    except (ValueError, TypeError, ImportError) as error:
-        if not training.trainer:
-            raise
-        problem = f"is refused by transformers ({' '.join(str(error).split())})"
-        raise UserError("training.trainer", training.trainer, problem, "correct the value") from error
     if arguments.n_gpu > 1:
         logger.warning("training on one of %d GPUs; torchrun --nproc-per-node N uses N", arguments.n_gpu)
         arguments._n_gpu = 1  # else transformers wraps the model in DataParallel

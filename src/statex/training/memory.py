@@ -1,0 +1,77 @@
+"""The memory that a stage of training surely needs, compared with what there is before anything is allocated."""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from statex.errors import UserError
+from statex.expansion.plan import ExpansionPlan, layer_geometry
+from statex.measure import host_memory
+from statex.recipe import Recall, Training
+from statex.training.arguments import compute_in_bf16
+
+LAYER_TENSORS = 8
+
+
+@dataclass(frozen=True)
+class Size:
+    """How big a model is: its weights, the elements of its state at batch 1, its layers and their width."""
+
+    weights: int
+    state: int
+    layers: int
+    width: int
+
+
+def size_of(network: Any, plan: ExpansionPlan | None = None) -> Size:
+    """The size of a model, also on the meta device; with a plan, of what the plan makes of it."""
+    weights = sum(tensor.numel() for tensor in network.parameters())
+    states = layer_geometry(network.config)
+    if plan is not None:
+        states |= {layer.index: layer.after for layer in plan.layers}
+        edits = [edit for layer in plan.layers for edit in layer.tensors]
+        weights += sum(math.prod(edit.after) - (math.prod(edit.before) if edit.before else 0) for edit in edits)
+    width = network.config.hidden_size
+    return Size(weights, sum(state.elements for state in states.values()), network.config.num_hidden_layers, width)
+
+
+def require_memory(field: str, value: Any, size: Size, section: str, training: Training, recall: Recall) -> None:
+    """Refuse a stage that needs more memory than there is, counting only what it cannot do without.
+
+    That is: weights and gradients in fp32; for each token of a pass and each layer the tensors that its backward pass
+    is made from (what is normed, projected and read, LAYER_TENSORS of the model's width; with gradient checkpointing
+    the layer's input alone), and its state; and the random numbers that recall data is drawn with. Sharded training is
+    compared with the memory of the host, where each process holds all weights once, and taken for checkpointed.
+
+    Args:
+        field, value: what the model comes from, for errors.
+        section: the recipe's name of the section `training`.
+
+    Raises:
+        UserError: there is less.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    sequences = training.sequences_per_device or training.tokens_per_step // training.sequence_length // processes
+    is_sharded = bool(training.trainer.get("fsdp") or training.trainer.get("deepspeed"))
+    of_weights = (4 if is_sharded or training.train_only_expanded else 8) * size.weights
+    kept = size.layers * size.width * (1 if is_sharded or training.gradient_checkpointing else LAYER_TENSORS)
+    bytes_of_number = 2 if compute_in_bf16(training.precision) else 4
+    of_step = sequences * (bytes_of_number * training.sequence_length * kept + 4 * size.state)
+    if training.weights.mqar:
+        rows = max(training.tokens_per_step // length for length, _ in recall.shapes)
+        of_step += 12 * rows * max(recall.num_keys, recall.num_values)
+    memory = host_memory()
+    if torch.cuda.is_available() and not is_sharded:
+        memory = torch.cuda.get_device_properties(0).total_memory
+    if of_weights + of_step <= memory:
+        return
+    needed = f"at least {(of_weights + of_step) / 2**30:,.1f} GiB of memory, and there are {memory / 2**30:,.1f}"
+    if of_weights > of_step:
+        problem = f"makes {size.weights:,} weights; to train them takes {needed}"
+        raise UserError(field, value, problem, "make the model smaller")
+    problem = f"a pass over {sequences} sequences, each with a state of {size.state:,} numbers, takes {needed}"
+    remedy = "lower it, set sequences_per_device, or make the model smaller"
+    raise UserError(f"{section}.tokens_per_step", training.tokens_per_step, problem, remedy)

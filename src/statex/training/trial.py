@@ -1,0 +1,115 @@
+"""A training section tried before its run is begun: one step of transformers.Trainer, on a model of a few weights."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers.trainer_callback import PrinterCallback
+
+from statex.errors import UserError, explained
+from statex.models.expanded import expand
+from statex.models.gla.configuration import GLAConfig
+from statex.models.gla.modeling import GLAForCausalLM
+from statex.recipe import Training
+from statex.training.arguments import training_arguments
+from statex.training.trainer import StatexTrainer, freeze_all_but_expanded
+
+NUM_TOKENS = 8
+MINIATURE: dict[str, Any] = {
+    "steps": 1, "warmup_steps": 0, "decay_steps": None, "tokens_per_step": NUM_TOKENS, "sequence_length": NUM_TOKENS,
+    "sequences_per_device": None, "save_every": None, "report_to": [],
+}  # fmt: skip
+"""What a trial changes in a training section: its length, and who is told of it."""
+
+
+def try_training(training: Training, with_documents: bool) -> None:
+    """Build transformers.TrainingArguments, the Trainer and its optimizer, and make one step of a few tokens.
+
+    It writes nothing but to a folder of its own, which goes at the end. No step is made among several processes, which
+    would have to take part, nor with a model that is compiled first.
+
+    Args:
+        training: the section.
+        with_documents: whether batches tell documents apart (`data.reset_state_at_documents`).
+
+    Raises:
+        UserError: a value that transformers, accelerate or torch refuse, or a step that leaves no numbers.
+    """
+    fields = training.trainer
+    with TemporaryDirectory() as folder, torch.random.fork_rng(), _kept_environment():
+        training_arguments(training, Path(folder), seed=0)
+        miniature = training.model_copy(update=MINIATURE)
+        arguments = training_arguments(miniature, Path(folder), seed=0, quiet=True)
+        network, fresh = _tiny_model(training)
+        with explained(
+            "training.trainer" if fields else "training", fields, "cannot train a model", "correct the value"
+        ):
+            trainer = _Trial(
+                with_documents,
+                model=network,
+                args=arguments,
+                output=Path(folder),
+                processing_class=None,
+                data=None,
+                training=miniature,
+                fresh_tensors=fresh,
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.create_optimizer()
+            if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not arguments.torch_compile:
+                _try_step(trainer, network)
+
+
+@contextmanager
+def _kept_environment() -> Iterator[None]:
+    """Within it, what transformers sets in the environment, such as accelerate's compiler, goes at the end."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _try_step(trainer: StatexTrainer, network: torch.nn.Module) -> None:
+    rates = trainer.training.learning_rate, trainer.training.weight_decay
+    try:
+        trainer.train()
+        is_finite = all(torch.isfinite(tensor).all() for tensor in network.parameters())
+    except FloatingPointError:
+        is_finite = False
+    if not is_finite:
+        problem = f"with weight_decay = {rates[1]} one step makes the weights no numbers"
+        raise UserError("training.learning_rate", rates[0], problem, "lower them, or correct training.trainer")
+
+
+def _tiny_model(training: Training) -> tuple[GLAForCausalLM, set[str]]:
+    """A model, expanded where only expanded layers are to be trained, and the names of its fresh tensors."""
+    torch.manual_seed(0)
+    config = GLAConfig(
+        vocab_size=NUM_TOKENS, hidden_size=16, num_hidden_layers=1, num_heads=2, intermediate_size=16, bos_token_id=0,
+        eos_token_id=0,
+    )  # fmt: skip
+    network = GLAForCausalLM(config)
+    plan = expand(network, every=1) if training.train_only_expanded else None
+    if plan is not None:
+        freeze_all_but_expanded(network, plan)
+    return network, plan.fresh_tensors if plan is not None else set()
+
+
+class _Trial(StatexTrainer):
+    def __init__(self, with_documents: bool, **kwargs: Any):
+        self.with_documents = with_documents
+        super().__init__(**kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        ids = torch.arange(NUM_TOKENS).unsqueeze(0)
+        batch = {"input_ids": ids, "labels": ids.clone()}
+        if self.with_documents:
+            batch["seq_idx"] = torch.zeros_like(ids, dtype=torch.int32)
+        return DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
