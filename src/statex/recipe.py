@@ -56,6 +56,10 @@ class TextSource(Section):
             raise ValueError("needs exactly one of hub, files and standard_library; give one of them")
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """What says which documents these are: all but what becomes of those that cannot be read."""
+        return self.model_dump(mode="json", exclude={"bad_records"})
+
 
 class Recall(Section):
     """Synthetic associative recall (MQAR, arXiv 2312.04927): pairs of a key and a value, then queries for values.

@@ -386,6 +386,8 @@ def test_a_second_call_reads_what_is_there(saved_tokenizer, text, tmp_path):
     first = run_harness(make_gla(), saved_tokenizer, ["statex_symbol_icl"], **arguments)
     assert (tmp_path / "items" / "statex_symbol_icl.jsonl").exists()
     assert run_harness(make_gla(), saved_tokenizer, ["statex_symbol_icl"], **arguments).results == first.results
+    arguments["metadata"] |= {"text": text["text"] | {"bad_records": "skip"}}
+    assert run_harness(make_gla(), saved_tokenizer, ["statex_symbol_icl"], **arguments).results == first.results
     with pytest.raises(UserError, match="another"):
         run_harness(make_gla(), saved_tokenizer, ["statex_symbol_icl"], **(arguments | {"limit": 5}))
 

@@ -116,8 +116,8 @@ def settings_of(context: Context) -> dict[str, Any]:
     """Everything the scores depend on, but for the choice of suites: each suite's do not depend on the others."""
     return {
         "evaluation": context.evaluation.model_dump(mode="json", exclude={"suites", "text", "harness"}),
-        "text": context.text.model_dump(mode="json"),
-        "count_text": context.count_text.model_dump(mode="json"),
+        "text": context.text.identity(),
+        "count_text": context.count_text.identity(),
         "training_length": context.training_length,
         "model": fingerprint(context.reader.model),
     }

@@ -27,6 +27,7 @@ from statex.evaluation.summary import generic_suite, summarize
 from statex.files import write_whole
 from statex.measure import device_name, source_commit
 from statex.models.dispatch import statex_ops
+from statex.recipe import TextSource
 from statex.results import Result
 from statex.suite_names import HARNESS_GROUPS, known_names, result_name
 
@@ -124,7 +125,8 @@ def run_harness(
     with statex_ops():
         state_model = StateLM(reader, tokenizer, batch_size)
     if output is not None:
-        settings = {"limit": limit, "metadata": meta, "model": fingerprint(model)}
+        named = {"text": TextSource.model_validate(meta["text"]).identity()} if "text" in meta else {}
+        settings = {"limit": limit, "metadata": meta | named, "model": fingerprint(model)}
         claim_folder(output, settings, name="harness.json")
     facts = {"device": device_name(reader.device), "commit": source_commit()} | (identity or {})
     report = progress or (lambda *_: None)
