@@ -56,8 +56,15 @@ def _check_place(folder: Path) -> None:
 
 
 def refuse_other_recipe(made_by: Recipe, recipe: Recipe) -> None:
-    """Raise UserError unless both are the same run: all but where it is kept and how many processes share the work."""
-    before, now = (each.model_dump(mode="json", exclude={"workers", "output"}) for each in (made_by, recipe))
+    """Raise UserError unless both are the same run.
+
+    It is the same wherever it is kept, however many processes share the work, and where a record that cannot be read
+    is now skipped: it was not passed before.
+    """
+    excluded: Any = {
+        "workers": True, "output": True, "data": {"text": {"bad_records"}}, "evaluation": {"text": {"bad_records"}},
+    }  # fmt: skip
+    before, now = (each.model_dump(mode="json", exclude=excluded) for each in (made_by, recipe))
     if before != now:
         key = _first_difference(before, now)
         raise UserError(
@@ -119,7 +126,8 @@ def _check_model(recipe: Recipe, name: str, model: Model, tokenizer: Any) -> Non
             config = make_config(model.family, model.config, tokenizer)
     _check_network(recipe, name, model, config)
     text = recipe.evaluation.text or recipe.data.text
-    check_items(tokenizer, recipe.evaluation, text, recipe.training.sequence_length)
+    recall = recipe.data.recall if any(stage.weights.mqar for _, stage in _stages(recipe, name)) else None
+    check_items(tokenizer, recipe.evaluation, text, recipe.training.sequence_length, recall)
     checked = set()
     for section, training in _stages(recipe, name):
         if (settings := training.model_dump_json()) not in checked:

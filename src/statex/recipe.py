@@ -86,8 +86,10 @@ def _complaint(value: Any) -> tuple[str, str] | None:
 class TextSource(Section):
     """Where documents come from: exactly one of a hub data set, files, or Python's own standard library.
 
-    `files` are paths or globs ending in .jsonl, .parquet or anything else, which is read as plain text, one document
-    a file; relative ones are looked up from the folder of the recipe.
+    `files` are paths or globs; relative ones are looked up from the folder of the recipe. The ending of a file,
+    whatever its case, says what it is: .jsonl (or .ndjson), .json, .csv, .tsv and .parquet are tables, of which only
+    the column `field` is read; .txt, .md, .py and their like are plain text, one document a file. All but parquet may
+    be compressed (.gz, .bz2, .xz, .zst). A file of any other ending needs `format`.
     """
 
     hub: Text | None = Field(default=None, description="data set on the Hugging Face hub")
@@ -95,7 +97,15 @@ class TextSource(Section):
     split: str = "train"
     files: list[str] | None = None
     standard_library: bool = Field(default=False, description="sources of Python's standard library")
-    field: str = Field(default="text", description="column of jsonl, parquet and hub data that holds the text")
+    format: Literal["text", "jsonl", "json", "csv", "tsv", "parquet"] | None = Field(
+        default=None, description="what all files are; default: what the ending of each says"
+    )
+    bad_records: Literal["error", "skip"] = Field(
+        default="error",
+        description="what a record that cannot be read is: a line that is no JSON or not UTF-8, or has no text in "
+        "`field`; those skipped are counted and told",
+    )
+    field: str = Field(default="text", description="column of tables and hub data that holds the text")
     held_out: float = Field(default=0.05, gt=0, lt=1, description="share of the documents kept for evaluation")
 
     @model_validator(mode="after")
@@ -104,6 +114,10 @@ class TextSource(Section):
         if len(given) != 1:
             raise ValueError("needs exactly one of hub, files and standard_library; give one of them")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What says which documents these are: all but what becomes of those that cannot be read."""
+        return self.model_dump(mode="json", exclude={"bad_records"})
 
 
 class Recall(Section):

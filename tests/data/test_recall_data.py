@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from prefix_space import KINDS, make_tokenizer
 from statex.data.recall import FILLER, PasskeyBuilder, mqar_batch, passkey_batch, random_passkey
 from statex.errors import UserError
 
@@ -75,6 +76,23 @@ def test_passkey_has_the_exact_length_and_depth(tokenizer, length, depth):
     num_before = len(tokenizer(before)["input_ids"])
     num_filler = num_before + len(tokenizer(rest)["input_ids"])
     assert num_before / num_filler == pytest.approx(item.depth, abs=3 / num_filler)  # a word may be cut at the begin
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_passkey_is_text_to_a_tokenizer_that_puts_a_space_before_each(kind):
+    """Its tokens are those of the whole text: "is 98210. Remember", not "is  98210 . Remember"."""
+    tokenizer = make_tokenizer(kind)
+    builder = PasskeyBuilder(tokenizer)
+    smallest = builder.build(builder.min_length, 0.5, "98210").num_tokens
+    for length in range(smallest, smallest + 2 * len(builder.cycle)):
+        item = builder.build(length, 0.5, "98210")
+        assert item.num_tokens == length
+        text = tokenizer.decode(item.prompt_ids, skip_special_tokens=True)
+        assert "The passkey is 98210. Remember it. 98210 is the passkey. " in text
+        assert "  " not in text
+        if text.startswith("The"):  # else a word of the filler is cut, which would be tokenised in another way
+            assert tokenizer(text)["input_ids"] == item.prompt_ids
+            assert tokenizer(f"{text} 98210")["input_ids"] == item.prompt_ids + item.answer_ids
 
 
 def test_passkey_that_is_too_short(tokenizer):

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import torch
 
+from statex.data.tokenizer import encode_prompt
+
 SURE = 30.0  # the logit of what a model is sure of; all others are 0
 LONGEST_MATCH = 64
 ASKED_FOR_NEEDLE = re.compile(
@@ -66,7 +68,8 @@ class PlantedModel(torch.nn.Module):
                 answer = find(self.tokenizer.decode(memory), asked[1])
                 if answer is None or not answer.startswith(asked[2]):
                     return None
-                rest = self.tokenizer(answer[len(asked[2]) :], add_special_tokens=False)["input_ids"]
+                whole = encode_prompt(self.tokenizer, tail + answer[len(asked[2]) :])
+                rest = whole[len(encode_prompt(self.tokenizer, tail)) :]
                 return rest[0] if rest else None
         return None
 

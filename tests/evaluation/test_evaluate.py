@@ -94,6 +94,16 @@ def test_a_folder_of_other_settings_is_refused(tokenizer, evaluation, source, tm
         evaluate(model, tokenizer, other, text=source, output=tmp_path, training_length=length)
 
 
+def test_a_text_whose_bad_records_are_now_skipped_is_the_same(tokenizer, evaluation, source, tmp_path):
+    evaluation = evaluation.model_copy(update={"suites": ["mqar"]})
+    first = evaluate(make_gla(), tokenizer, evaluation, text=source, output=tmp_path)
+    skipping = source.model_copy(update={"bad_records": "skip"})
+    assert evaluate(make_gla(), tokenizer, evaluation, text=skipping, output=tmp_path) == first
+    other = source.model_copy(update={"held_out": 0.4})
+    with pytest.raises(UserError, match=r"another text\.held_out"):
+        evaluate(make_gla(), tokenizer, evaluation, text=other, output=tmp_path)
+
+
 def test_an_unknown_suite_lists_the_known_ones(tokenizer, evaluation):
     with pytest.raises(UserError, match=r"known suites: mqar, passkey, ar_hits, nll_by_position"):
         evaluate(make_gla(), tokenizer, evaluation.model_copy(update={"suites": ["pass_key"]}))

@@ -12,6 +12,7 @@ import torch
 from planted import PlantedModel
 from tiny_models import VOCABULARY, make_gla, make_llama, make_mamba2
 
+from prefix_space import make_tokenizer
 from statex.errors import UserError
 from statex.evaluation import SUITES
 from statex.evaluation.context import Cell, Context
@@ -96,6 +97,17 @@ def test_requests_get_the_answers_of_lm_evals_own_model(make, which, request):
     )
 
 
+def test_a_tokenizer_without_a_token_to_begin_with_is_refused(saved_tokenizer, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    bare = PreTrainedTokenizerFast(tokenizer_object=saved_tokenizer.backend_tokenizer)
+    with pytest.raises(UserError, match="has neither bos_token nor eos_token"):
+        StateLM(Reader(make_gla()), bare, batch_size=1)
+    with pytest.raises(UserError, match="has neither bos_token nor eos_token"):
+        run_harness(make_gla(), bare, ["piqa"], output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_lm_evals_niah_single_1_and_ours_give_the_same_score(saved_tokenizer):
     """Items exported from lm-eval's task, asked by our scorer: a model that remembers 420 tokens knows some."""
     pytest.importorskip("wonderwords")
@@ -118,11 +130,27 @@ def test_lm_evals_niah_single_1_and_ours_give_the_same_score(saved_tokenizer):
     assert 0 < sum(theirs) < len(theirs)
 
 
-def test_our_items_in_lm_eval_give_our_score(saved_tokenizer, source, text):
+@pytest.fixture
+def prefix_space_tokenizer(tmp_path):
+    """One that puts a space before each text, as that of Llama 2."""
+    from transformers import AutoTokenizer
+
+    make_tokenizer("normalizer").save_pretrained(tmp_path)
+    return AutoTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("which", "names"),
+    [
+        ("saved_tokenizer", ["niah_single_1", "niah_single_2", "niah_multikey", "variable_tracking", "passkey"]),
+        ("prefix_space_tokenizer", ["niah_multikey", "passkey"]),
+    ],
+)
+def test_our_items_in_lm_eval_give_our_score(which, names, source, text, request):
     from statex.evaluation import evaluate
 
+    saved_tokenizer = request.getfixturevalue(which)
     model = PlantedModel(VOCABULARY, saved_tokenizer, memory=420)
-    names = ["niah_single_1", "niah_single_2", "niah_multikey", "variable_tracking", "passkey"]
     lengths = {"lengths": [1000], "num_items": 2}
     settings = Evaluation.model_validate({"suites": names} | dict.fromkeys(names, lengths))
     ours = evaluate(model, saved_tokenizer, settings, text=source)
@@ -138,8 +166,10 @@ def test_our_items_in_lm_eval_give_our_score(saved_tokenizer, source, text):
         assert other.value == pytest.approx(figure.value)
 
 
-def test_symbols_in_lm_eval(saved_tokenizer, text):
+@pytest.mark.parametrize("which", ["saved_tokenizer", "prefix_space_tokenizer"])
+def test_symbols_in_lm_eval(which, text, request):
     """A perfect copier recalls what the shots show, and knows nothing of other symbols."""
+    saved_tokenizer = request.getfixturevalue(which)
     copier = PlantedModel(VOCABULARY, saved_tokenizer)
     metadata = {"num_shots": [0, 4], "num_items": 6, **text}
     run = run_harness(copier, saved_tokenizer, ["statex_symbol_icl"], metadata=metadata)
@@ -355,6 +385,8 @@ def test_a_second_call_reads_what_is_there(saved_tokenizer, text, tmp_path):
     arguments = {"limit": 4, "metadata": {"num_shots": [4], **text}, "output": tmp_path}
     first = run_harness(make_gla(), saved_tokenizer, ["statex_symbol_icl"], **arguments)
     assert (tmp_path / "items" / "statex_symbol_icl.jsonl").exists()
+    assert run_harness(make_gla(), saved_tokenizer, ["statex_symbol_icl"], **arguments).results == first.results
+    arguments["metadata"] |= {"text": text["text"] | {"bad_records": "skip"}}
     assert run_harness(make_gla(), saved_tokenizer, ["statex_symbol_icl"], **arguments).results == first.results
     with pytest.raises(UserError, match="another"):
         run_harness(make_gla(), saved_tokenizer, ["statex_symbol_icl"], **(arguments | {"limit": 5}))

@@ -5,21 +5,23 @@
 
 import glob
 import hashlib
+import logging
 import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from statex.data.files import BYTE_ORDER_MARK, format_of, no_column, read_records, text_problem
 from statex.errors import UserError
 from statex.recipe import TextSource
 
 if TYPE_CHECKING:
     import datasets
 
-Part = Literal["training", "held_out", "all"]
+logger = logging.getLogger(__name__)
 
-READERS = {".jsonl": "json", ".parquet": "parquet"}  # a file's ending and its reader in `datasets`
+Part = Literal["training", "held_out", "all"]
 
 # Folders of the standard library that are not library code: installed packages, tests, and tables of data
 SKIPPED_FOLDERS = frozenset(
@@ -37,9 +39,10 @@ def open_documents(
 ) -> "datasets.IterableDataset":
     """A stream of documents {"id": str, "text": str}; documents without text are left out.
 
-    The id of a text file is its path below the folder that all files of the source share; the id of a row of jsonl,
-    parquet or hub data is a hash of its text. The held-out share is chosen by a hash of the text, so it is the same
-    on every machine, in every order, and a document that occurs twice is never in both parts.
+    The id of a file of plain text is its path below the folder that all files of the source share; the id of a record
+    of any other file, or of hub data, is a hash of its text. A byte order mark is no part of the text. The held-out
+    share is chosen by a hash of the text, so it is the same on every machine, in every order, and a document that
+    occurs twice is never in both parts.
 
     Args:
         source: the recipe's text source.
@@ -50,8 +53,9 @@ def open_documents(
         field: the recipe's name of the source, for errors.
 
     Raises:
-        UserError: no file matches, a file or the hub cannot be read, the column is missing or holds no text, or the
-            part has no document.
+        UserError: no file matches, a file's ending is not known, a file or the hub cannot be read, the column is
+            missing, the part has no document, or, where `source.bad_records` is "error", a record cannot be read. What
+            stands late in a source is told when it is reached.
     """
     stream = _read(source, field)
     if part != "all":
@@ -71,16 +75,13 @@ def open_documents(
 
 def _read(source: TextSource, field: str) -> "datasets.IterableDataset":
     """All documents with text, of whichever source."""
-    import datasets
-
     if source.hub is not None:
         stream = _open_hub(source, field)
     elif source.standard_library:
         root = Path(sysconfig.get_path("stdlib"))
-        stream = _open_text_files(standard_library_files(), root, field)
+        stream = _stream_of_files(standard_library_files(), root, source, field)
     else:
-        parts = _open_files(source, field)
-        stream = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+        stream = _open_files(source, field)
     return stream.filter(_has_text)
 
 
@@ -112,28 +113,14 @@ def _open_hub(source: TextSource, field: str) -> "datasets.IterableDataset":
     return _documents_of_rows(rows, first, source, field)
 
 
-def _open_files(source: TextSource, field: str) -> "list[datasets.IterableDataset]":
-    """One stream for each kind of file that the patterns name."""
-    import datasets
-
-    paths = [path for pattern in source.files or [] for path in _matches(pattern, field)]
-    paths = [path for path in dict.fromkeys(paths) if path.stat().st_size]  # the readers stumble over empty files
+def _open_files(source: TextSource, field: str) -> "datasets.IterableDataset":
+    paths = list(dict.fromkeys(path for pattern in source.files or [] for path in _matches(pattern, field)))
+    for path in paths:
+        format_of(path, source.format, field)
+    paths = [path for path in paths if path.stat().st_size]  # an empty file is no table, and no document
     if not paths:
         raise UserError(f"{field}.files", source.files, "every file is empty", "give files with text")
-    root = Path(os.path.commonpath([path.parent for path in paths]))
-    streams = []
-    for suffix, reader in READERS.items():
-        if chosen := [str(path) for path in paths if path.suffix == suffix]:
-            try:
-                rows = datasets.load_dataset(reader, data_files=chosen, split="train", streaming=True)
-                first = next(iter(rows), None)
-            except (OSError, RuntimeError, ValueError) as error:
-                problem = f"cannot be read as {suffix} ({_first_line(error)})"
-                raise UserError(f"{field}.files", chosen, problem, "repair the file or leave it out") from error
-            streams.append(_documents_of_rows(rows, first, source, field))
-    if plain := [path for path in paths if path.suffix not in READERS]:
-        streams.append(_open_text_files(plain, root, field))
-    return streams
+    return _stream_of_files(paths, Path(os.path.commonpath([path.parent for path in paths])), source, field)
 
 
 def _first_line(error: Exception) -> str:
@@ -148,25 +135,43 @@ def _matches(pattern: str, field: str) -> list[Path]:
     return found
 
 
-def _open_text_files(paths: list[Path], root: Path, field: str) -> "datasets.IterableDataset":
+def _stream_of_files(paths: list[Path], root: Path, source: TextSource, field: str) -> "datasets.IterableDataset":
     import datasets
 
     # A list among gen_kwargs is taken as shards: shuffling then permutes all files, not only those in its buffer
-    kwargs = {"paths": [str(path) for path in paths], "root": str(root), "field": field}
-    return datasets.IterableDataset.from_generator(_text_files, gen_kwargs=kwargs)
+    kwargs = {"paths": [str(path) for path in paths], "root": str(root), "source": source, "field": field}
+    return datasets.IterableDataset.from_generator(_documents_of_files, gen_kwargs=kwargs)
 
 
-def _text_files(paths: list[str], root: str, field: str) -> Iterator[dict[str, str]]:
-    for path in paths:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            problem = f"cannot be read ({error.strerror})"
-            raise UserError(f"{field}.files", path, problem, "make it readable or leave it out") from None
-        except UnicodeDecodeError as error:
-            problem = f"is not UTF-8 text (byte {error.start})"
-            raise UserError(f"{field}.files", path, problem, "convert it or leave it out") from None
-        yield {"id": Path(path).relative_to(root).as_posix(), "text": text}
+def _documents_of_files(paths: list[str], root: str, source: TextSource, field: str) -> Iterator[dict[str, str]]:
+    for path in map(Path, paths):
+        asked = "text" if source.standard_library else source.format
+        name = path.relative_to(root).as_posix() if format_of(path, asked, field)[0] == "text" else None
+        bad = 0
+        for record in read_records(path, asked, source.field, field):
+            problem = record.problem or text_problem(record.value)
+            if problem is None:
+                yield _document(record.value, name)
+                continue
+            problem = f"{record.place} {problem}".strip()
+            if source.bad_records == "error":
+                remedy = f'repair it or leave it out, or set {field}.bad_records = "skip"'
+                raise UserError(f"{field}.files", str(path), problem, remedy)
+            bad += 1
+            if bad == 1:
+                _warn_once("skipping what cannot be read in %s, first of all: %s", path, problem)
+        if bad:
+            _warn_once("skipped %d records that cannot be read in %s", bad, path)
+
+
+_warned: set[tuple] = set()
+
+
+def _warn_once(message: str, *values: object) -> None:
+    """Once a process: a source is read again in each epoch, and from its beginning by each stage."""
+    if (message, *values) not in _warned:
+        _warned.add((message, *values))
+        logger.warning(message, *values)
 
 
 def _documents_of_rows(
@@ -176,19 +181,20 @@ def _documents_of_rows(
     if first is None:
         return rows
     if source.field not in first:
-        known = ", ".join(map(str, first))
-        raise UserError(f"{field}.field", source.field, "there is no such column", f"give one of: {known}")
+        raise no_column(source.field, first, source.hub, field)
     kwargs = {"column": source.field, "field": field}
     return rows.map(_document_of_row, fn_kwargs=kwargs, remove_columns=list(first))
 
 
 def _document_of_row(row: dict[str, Any], column: str, field: str) -> dict[str, str]:
-    text = row.get(column)
-    if text is not None and not isinstance(text, str):
-        problem = f"the column holds {type(text).__name__}, not text"
+    if problem := text_problem(row.get(column)):
         raise UserError(f"{field}.field", column, problem, "name a column of text")
-    text = text or ""
-    return {"id": _digest(text).hex(), "text": text}
+    return _document(row.get(column))
+
+
+def _document(text: str | None, name: str | None = None) -> dict[str, str]:
+    text = (text or "").removeprefix(BYTE_ORDER_MARK)
+    return {"id": name or _digest(text).hex(), "text": text}
 
 
 def _digest(text: str) -> bytes:

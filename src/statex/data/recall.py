@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from statex.data.tokenizer import encode_continuation
 from statex.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ IGNORED = -100  # the label of a position that is not scored, as in transformers
 POWER = 0.01  # Zoology's power_a: a gap of g slots has weight POWER * g ** (POWER - 1)
 
 FILLER = ("The grass is green.", "The sky is blue.", "The sun is yellow.", "Here we go.", "There and back again.")
-NEEDLE = (" The passkey is", ". Remember it.", " is the passkey.")  # the passkey stands at both joints
+NEEDLE = " The passkey is {passkey}. Remember it. {passkey} is the passkey."
 QUESTION = " What is the pass key? The passkey is"
 NUM_DIGITS = 5
 
@@ -110,21 +111,19 @@ class PasskeyItem:
 class PasskeyBuilder:
     """Builds passkey questions of an exact number of tokens (EVALUATION: needle, filler, question), for training too.
 
-    The pieces are tokenised one by one and joined as ids, so that a length is met exactly; each begins with a space,
-    where byte-level tokenizers split anyway. A tokenizer that puts a token before each text does so here.
+    Sentences of the filler, the needle, the question and the answer are tokenised behind the text that they follow, and
+    joined as ids, so that a length is met exactly. A tokenizer that puts a token before each text does so here.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self.tokenizer = tokenizer
         begin = [token for token in tokenizer("a")["input_ids"][:1] if token == tokenizer.bos_token_id]
         self.prefix = np.array(begin, dtype=np.int64)
-        sentences = [self._encode(f" {sentence}") for sentence in FILLER]
+        sentences = [self._encode(FILLER[i - 1], f" {sentence}") for i, sentence in enumerate(FILLER)]
         self.cycle = np.concatenate(sentences)  # one round of the filler
         # Distances of the ends of sentences from the end of the filler, within the last round
         self.borders = np.cumsum([0] + [len(sentence) for sentence in sentences[:0:-1]])
-        self.needle = [self._encode(text) for text in NEEDLE]
-        self.question = self._encode(QUESTION)
-        self.num_fixed = sum(len(piece) for piece in [self.prefix, *self.needle, self.question])
+        self.question = self._encode(FILLER[-1], QUESTION)
 
     def build(self, length: int, depth: float, passkey: str) -> PasskeyItem:
         """The question whose prompt and answer have `length` tokens together.
@@ -139,16 +138,14 @@ class PasskeyBuilder:
         """
         if not 0 <= depth <= 1:
             raise UserError("depth", depth, "is outside 0 to 1", "give a share of the context")
-        answer = self._encode(f" {passkey}")
-        num_filler = length - self.num_fixed - 3 * len(answer)  # twice in the needle, once behind the question
+        needle, answer = self._needle_and_answer(passkey)
+        num_filler = length - sum(map(len, [self.prefix, needle, self.question, answer]))
         if num_filler < 0:
             problem = "is too short for the needle, the question and the answer"
             raise UserError("length", length, problem, f"give at least {length - num_filler} tokens")
         filler = np.resize(self.cycle[::-1], num_filler)[::-1]  # cut at its beginning, whole at its end
         position = self._nearest_border(num_filler, depth)
-        before, between, after = self.needle
-        needle = [before, answer, between, answer, after]
-        pieces = [self.prefix, filler[:position], *needle, filler[position:], self.question]
+        pieces = [self.prefix, filler[:position], needle, filler[position:], self.question]
         prompt_ids = np.concatenate(pieces).tolist()
         measured = position / num_filler if num_filler else 0.0
         return PasskeyItem(prompt_ids, answer.tolist(), passkey, measured, len(prompt_ids) + len(answer))
@@ -156,7 +153,9 @@ class PasskeyBuilder:
     @property
     def min_length(self) -> int:
         """A length that has room for any passkey of five digits, each digit and the space a token of its own."""
-        return self.num_fixed + 3 * (NUM_DIGITS + 1)
+        needle, answer = self._needle_and_answer("1" * NUM_DIGITS)
+        num_fixed = len(self.prefix) + len(needle) - 2 * len(answer) + len(self.question)
+        return num_fixed + 3 * (NUM_DIGITS + 1)  # twice in the needle, once behind the question
 
     def _nearest_border(self, num_filler: int, depth: float) -> int:
         rounds = np.arange(num_filler // len(self.cycle) + 1)[:, None] * len(self.cycle)
@@ -164,8 +163,12 @@ class PasskeyBuilder:
         positions = np.append(positions[positions >= 0], 0)
         return int(positions[np.abs(positions - depth * num_filler).argmin()])
 
-    def _encode(self, text: str) -> np.ndarray:
-        return np.array(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+    def _needle_and_answer(self, passkey: str) -> tuple[np.ndarray, np.ndarray]:
+        needle = self._encode(FILLER[-1], NEEDLE.format(passkey=passkey))
+        return needle, self._encode(FILLER[-1] + QUESTION, f" {passkey}")
+
+    def _encode(self, before: str, text: str) -> np.ndarray:
+        return np.array(encode_continuation(self.tokenizer, before, text), dtype=np.int64)
 
 
 def random_passkey(generator: np.random.Generator) -> str:

@@ -1,7 +1,7 @@
-"""The tokenizer of a model made from scratch, and the token ids that recall data is made of."""
+"""The tokenizer of a model made from scratch, how prompts become tokens, and the ids that recall data is made of."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -70,6 +70,41 @@ def _training_text(source: TextSource, num_bytes: int) -> Iterator[str]:
         num_bytes -= len(document["text"].encode("utf-8"))
         if num_bytes <= 0:
             return
+
+
+def encode_prompt(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a prompt, begun as the tokenizer begins a text, not ended."""
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def encode_continuation(tokenizer: Any, before: str, text: str) -> list[int]:
+    """The tokens of a text that continues another: both tokenised together, without what the first alone has.
+
+    So lm-eval splits them (`_encode_pair`). A text tokenised by itself is another one to a tokenizer that puts a space
+    before each, as those of Llama 2 do.
+
+    Raises:
+        UserError: this tokenizer makes no token of its own of `text`.
+    """
+    ids = encode_prompt(tokenizer, before + text)[len(encode_prompt(tokenizer, before)) :]
+    if not ids:
+        problem = f"makes one token of {text!r} and of what stands before it"
+        raise UserError("tokenizer", tokenizer.name_or_path, problem, "use a tokenizer that splits text at spaces")
+    return ids
+
+
+def prefix_token(tokenizer: Any) -> int:
+    """The token that a text begins with where nothing stands before it: begin of text, else end of text.
+
+    Raises:
+        UserError: the tokenizer has neither.
+    """
+    known = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if known is None:
+        problem = "has neither bos_token nor eos_token, one of which lm-eval's requests begin with"
+        raise UserError("tokenizer", tokenizer.name_or_path, problem, "set one of them in tokenizer_config.json")
+    return known
 
 
 def key_token(i: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from statex.errors import UserError
 from statex.evaluation.reader import Reader
 from statex.evaluation.records import Score
-from statex.recipe import Evaluation, TextSource
+from statex.recipe import Evaluation, Recall, TextSource
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Context:
     training_length: tokens of a training sequence, where it is known.
     limit: the most tokens the model can read, None for a purely recurrent one.
     shared: a folder for what several models' evaluations can share (the count table), None to keep nothing.
+    recall: what the model was trained to recall, None where it was not, or where that is not known.
     """
 
     reader: Reader
@@ -40,6 +41,7 @@ class Context:
     training_length: int | None = None
     limit: int | None = None
     shared: Path | None = None
+    recall: Recall | None = None
 
     def check_length(self, field_name: str, tokens: int) -> None:
         """Refuse a prompt that the model cannot read whole; nothing is ever cut."""

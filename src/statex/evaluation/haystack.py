@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from statex.data.documents import open_documents
+from statex.data.tokenizer import encode_continuation
 from statex.errors import UserError
 from statex.evaluation.context import Context
-from statex.evaluation.needles import encode_piece
 from statex.evaluation.records import digest
 from statex.evaluation.text import tokenizer_digest
 from statex.recipe import TextSource
@@ -115,7 +115,7 @@ class Haystack:
 
 
 def noise_haystack(tokenizer: Any) -> Haystack:
-    count = len(encode_piece(tokenizer, f"\n{NOISE}"))
+    count = len(encode_continuation(tokenizer, NOISE, f"\n{NOISE}"))
     return Haystack([NOISE], np.array([count]), "\n", repeats=True)
 
 
@@ -136,16 +136,19 @@ def text_haystack(context: Context, num_tokens: int) -> Haystack:
 
 
 def _read_haystack(tokenizer: Any, source: TextSource, num_tokens: int) -> Haystack:
+    def encode(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
     sentences: list[str] = []
     counts: list[int] = []
-    total = 0
+    total, (before,) = 0, encode(["."])
     for document in open_documents(source, part="held_out", field="evaluation.text"):
         new = split_sentences(document["text"])
         if not new:
             continue
-        encoded = tokenizer([f" {sentence}" for sentence in new], add_special_tokens=False, verbose=False)["input_ids"]
         sentences += new
-        counts += [len(ids) for ids in encoded]
+        # Behind another sentence, where no tokenizer adds a space of its own
+        counts += [len(ids) - len(before) for ids in encode([f". {sentence}" for sentence in new])]
         total += sum(counts[-len(new) :])
         if total >= num_tokens:
             break

@@ -7,6 +7,7 @@ from statex.data.tokenizer import recall_vocabulary
 from statex.errors import UserError
 from statex.evaluation.context import Cell, Context, Suite
 from statex.evaluation.records import Score, digest
+from statex.recipe import Recall
 
 TOKENS_PER_PAIR = 4
 """The dense form: two tokens of a pair and two of its query, as in training."""
@@ -17,9 +18,12 @@ def vocabulary(context: Context) -> tuple[np.ndarray, np.ndarray]:
     settings = context.evaluation.mqar
     if context.tokenizer is not None:
         try:
-            return recall_vocabulary(context.tokenizer, settings.num_keys, settings.num_values)
+            asked = recall_vocabulary(context.tokenizer, settings.num_keys, settings.num_values)
         except UserError as error:
             raise UserError(f"evaluation.mqar.{error.field}", error.value, error.problem, error.remedy) from error
+        if context.recall is not None:
+            _check_trained(context, context.recall, asked)
+        return asked
     end, count = context.reader.vocab_size, settings.num_keys + settings.num_values
     if count > end:
         raise UserError(
@@ -29,6 +33,20 @@ def vocabulary(context: Context) -> tuple[np.ndarray, np.ndarray]:
             "lower num_keys or num_values",
         )
     return np.arange(end - count, end - settings.num_values), np.arange(end - settings.num_values, end)
+
+
+def _check_trained(context: Context, recall: Recall, asked: tuple[np.ndarray, np.ndarray]) -> None:
+    """Refuse keys and values that are others in training: a model knows no key that it has only met as a value."""
+    trained = recall_vocabulary(context.tokenizer, recall.num_keys, recall.num_values)
+    for name, ids, known in zip(("num_keys", "num_values"), asked, trained, strict=True):
+        if not set(ids) <= set(known):
+            raise UserError(
+                f"evaluation.mqar.{name}",
+                len(ids),
+                "asks for other tokens than training shows, by data.recall.num_keys = "
+                f"{recall.num_keys} and num_values = {recall.num_values}",
+                "give evaluation.mqar the same num_keys and num_values",
+            )
 
 
 def cells(context: Context) -> list[Cell]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from statex.data.tokenizer import encode_continuation, encode_prompt
 from statex.evaluation.context import Cell, Context
 from statex.evaluation.reader import State
 from statex.evaluation.records import Score, digest
@@ -54,34 +55,30 @@ class _Asked:
     num_tokens: int
 
 
-def encode_prompt(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a prompt, begun as the tokenizer begins a text, not ended."""
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
-    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
-
-
-def encode_piece(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text that continues another."""
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
 def tokenize_prompt(tokenizer: Any, prompt: Prompt) -> tuple[list[int], list[list[int]]]:
     """The tokens of the context, and of each question.
 
-    A single question is tokenised together with its context, as anyone would ask it, and its last token put apart.
+    Each question is tokenised together with its context, as anyone would ask it. What all have in common is the
+    context; of a single question the last token is put apart.
     """
-    if len(prompt.questions) == 1:
-        ids = encode_prompt(tokenizer, prompt.context + prompt.questions[0].text)
-        return ids[:-1], [ids[-1:]]
-    questions = [encode_piece(tokenizer, question.text) for question in prompt.questions]
-    return encode_prompt(tokenizer, prompt.context), questions
+    asked = [encode_prompt(tokenizer, prompt.context + question.text) for question in prompt.questions]
+    shared = asked[0] if len(asked) == 1 else encode_prompt(tokenizer, prompt.context)
+    length = min(common_length([shared, *asked]), min(map(len, asked)) - 1)
+    return asked[0][:length], [ids[length:] for ids in asked]
+
+
+def common_length(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with."""
+    shortest = min(map(len, sequences))
+    first = sequences[0]
+    different = (i for i in range(shortest) if any(ids[i] != first[i] for ids in sequences))
+    return next(different, shortest)
 
 
 def num_tokens(tokenizer: Any, prompt: Prompt) -> int:
     """Tokens of the longest of a prompt's questions with its context and answer."""
-    context, questions = tokenize_prompt(tokenizer, prompt)
-    answers = [encode_piece(tokenizer, answer_text(question)) for question in prompt.questions]
-    return len(context) + max(len(ids) + len(answer) for ids, answer in zip(questions, answers, strict=True))
+    texts = [prompt.context + question.text + answer_text(question) for question in prompt.questions]
+    return max(len(encode_prompt(tokenizer, text)) for text in texts)
 
 
 def answer_text(question: Question) -> str:
@@ -98,13 +95,10 @@ def score_prompts(
     `max_new_tokens` tokens, as RULER counts, or in as many as the longest answer has, where this tokenizer makes more
     of it. A context is read once for all its questions.
     """
-    answers = {answer_text(question) for prompt in prompts for question in prompt.questions}
-    longest = max(len(encode_piece(context.tokenizer, answer)) for answer in answers)
-    max_new_tokens = max(max_new_tokens, longest)
     size, scores = context.evaluation.batch_size, []
-    for start in range(0, len(prompts), size):
-        part = prompts[start : start + size]
-        contexts, asked = _tokenize_batch(context, cell, part, start)
+    batches = [_tokenize_batch(context, cell, prompts[i : i + size], i) for i in range(0, len(prompts), size)]
+    max_new_tokens = max(max_new_tokens, *(len(one.answer) for _, asked in batches for one in asked))
+    for contexts, asked in batches:
         for one in asked:
             context.check_length(f"evaluation.{suite}.lengths", one.num_tokens - len(one.answer) + max_new_tokens)
         scores += _ask(context, cell, contexts, asked, max_new_tokens)
@@ -122,7 +116,7 @@ def _tokenize_batch(
         contexts.append(ids)
         cluster = f"{cell.name}/{first + row}"
         for number, (question, question_ids) in enumerate(zip(prompt.questions, questions, strict=True)):
-            answer = encode_piece(tokenizer, answer_text(question))
+            answer = encode_continuation(tokenizer, prompt.context + question.text, answer_text(question))
             asked.append(
                 _Asked(
                     question, row, question_ids, answer,

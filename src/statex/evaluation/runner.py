@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 
+from statex.data.tokenizer import prefix_token
 from statex.errors import UserError
 from statex.evaluation.context import Context, Suite, text_source
 from statex.evaluation.reader import Reader
@@ -17,7 +18,7 @@ from statex.evaluation.summary import summarize
 from statex.files import write_whole
 from statex.measure import device_name, source_commit
 from statex.models.dispatch import statex_ops
-from statex.recipe import Evaluation, TextSource
+from statex.recipe import Evaluation, Recall, TextSource
 from statex.results import Result
 from statex.suite_names import split_names
 
@@ -72,16 +73,24 @@ def evaluate(
     return results
 
 
-def check_items(tokenizer: Any, evaluation: Evaluation, text: TextSource, training_length: int) -> None:
-    """Raise what `evaluate` would of the items of our suites, as far as it shows without the model and at little cost.
+def check_items(
+    tokenizer: Any, evaluation: Evaluation, text: TextSource, training_length: int, recall: Recall | None = None
+) -> None:
+    """Raise what measuring would of the items, as far as it shows without the model and at little cost.
+
+    Args:
+        recall: of the recipe, where MQAR is trained.
 
     Raises:
-        UserError: a length without room for its question, text or a document too short for a length, or a vocabulary
-            too small.
+        UserError: a length without room for its question, text or a document too short for a length, a vocabulary too
+            small, keys or values that training never shows, or a tokenizer that lm-eval's tasks cannot use.
     """
-    context = Context(cast(Any, None), tokenizer, evaluation, text, text, training_length)
-    for name in split_names(evaluation.suites)[0]:
+    context = Context(cast(Any, None), tokenizer, evaluation, text, text, training_length, recall=recall)
+    suites, tasks = split_names(evaluation.suites)
+    for name in suites:
         find_suite(name).check(context)
+    if tasks:
+        prefix_token(tokenizer)
 
 
 def _scores(
@@ -107,8 +116,8 @@ def settings_of(context: Context) -> dict[str, Any]:
     """Everything the scores depend on, but for the choice of suites: each suite's do not depend on the others."""
     return {
         "evaluation": context.evaluation.model_dump(mode="json", exclude={"suites", "text", "harness", "dtype"}),
-        "text": context.text.model_dump(mode="json"),
-        "count_text": context.count_text.model_dump(mode="json"),
+        "text": context.text.identity(),
+        "count_text": context.count_text.identity(),
         "training_length": context.training_length,
         "model": fingerprint(context.reader.model),
     }

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from statex.data.tokenizer import encode_continuation, encode_prompt
 from statex.evaluation.context import Cell, Context, Suite
-from statex.evaluation.needles import encode_piece, encode_prompt
+from statex.evaluation.needles import common_length
 from statex.evaluation.reader import State
 from statex.evaluation.records import Score, digest
 
@@ -37,6 +38,10 @@ class Task:
     labels: dict[str, str]
     endings: list[str]
     examples: list[tuple[str, str]]
+
+    def shown(self, shots: int) -> str:
+        """The text of the first examples, a line each."""
+        return "\n" + "".join(EXAMPLE.format(symbol=symbol, label=label) for symbol, label in self.examples[:shots])
 
     def queries(self, generator: np.random.Generator, shots: int, count: int) -> list[tuple[str, str, str]]:
         """("seen" or "unseen", symbol, label): `count` of each kind; none is seen before the first example."""
@@ -73,17 +78,20 @@ def score(context: Context, cell: Cell) -> list[Score]:
     settings, tokenizer, reader = context.evaluation.symbol_icl, context.tokenizer, context.reader
     generator = np.random.default_rng([context.evaluation.seed, int(cell.name.partition("-")[2])])
     task = build_task(generator, settings.num_labels, max(settings.shots))
-    scores, shown, read = [], 0, encode_prompt(tokenizer, "\n")
-    _, state = reader.read([read])
+    whole = encode_prompt(tokenizer, task.shown(max(settings.shots)))
+    scores, state = [], None
+    read: list[int] = []
     for shots in sorted(settings.shots):
-        text = "".join(EXAMPLE.format(symbol=symbol, label=label) for symbol, label in task.examples[shown:shots])
-        if new := encode_piece(tokenizer, text):
-            context.check_length("evaluation.symbol_icl.shots", len(read) + len(new))
+        queries, shown = task.queries(generator, shots, settings.num_queries), task.shown(shots)
+        # Each question is tokenised behind all that it follows, and what all of them begin with is read once
+        asked = [encode_prompt(tokenizer, shown + QUERY.format(symbol=symbol)) for _, symbol, _ in queries]
+        end = common_length([whole, encode_prompt(tokenizer, shown), *asked])
+        if new := whole[len(read) : end]:
+            context.check_length("evaluation.symbol_icl.shots", end)
             _, state = reader.read([new], state)
             read += new
-        shown = shots
-        queries = task.queries(generator, shots, settings.num_queries)
-        right = _answers(context, state, queries, sorted(set(task.labels.values())))
+        rest = [ids[len(read) :] for ids in asked]
+        right = _answers(context, state, queries, rest, sorted(set(task.labels.values())))
         for number, ((kind, symbol, label), correct) in enumerate(zip(queries, right, strict=True)):
             scores.append(
                 Score(
@@ -98,12 +106,22 @@ def score(context: Context, cell: Cell) -> list[Score]:
     return scores
 
 
-def _answers(context: Context, state: State, queries: list[tuple[str, str, str]], labels: list[str]) -> list[bool]:
-    """Whether the likeliest label, by the log-likelihood of its tokens behind the query, is the right one."""
+def _answers(
+    context: Context,
+    state: State | None,
+    queries: list[tuple[str, str, str]],
+    asked: list[list[int]],
+    labels: list[str],
+) -> list[bool]:
+    """Whether the likeliest label, by the log-likelihood of its tokens behind the query, is the right one.
+
+    `asked` has the tokens of each query that are not in `state`.
+    """
     tokenizer, reader = context.tokenizer, context.reader
-    options = [encode_piece(tokenizer, f" {label}") for label in labels]
-    asked = [encode_piece(tokenizer, QUERY.format(symbol=symbol)) for _, symbol, _ in queries]
-    rows = [(query, option) for query in asked for option in options]
+    rows = []
+    for (_, symbol, _), query in zip(queries, asked, strict=True):
+        line = "\n" + QUERY.format(symbol=symbol)
+        rows += [(query, encode_continuation(tokenizer, line, f" {label}")) for label in labels]
     longest = max(len(query) + len(option) for query, option in rows) - 1
     ids = torch.zeros((len(rows), longest), dtype=torch.long)
     targets = torch.full_like(ids, -100)
@@ -111,7 +129,8 @@ def _answers(context: Context, state: State, queries: list[tuple[str, str, str]]
         whole = torch.tensor(query + option)
         ids[row, : len(whole) - 1] = whole[:-1]
         targets[row, len(query) - 1 : len(whole) - 1] = whole[len(query) :]
-    nll = reader.score(ids, targets, reader.copy_state(state, [0] * len(rows)))[0].sum(dim=1)
+    before = reader.copy_state(state, [0] * len(rows)) if state is not None else None
+    nll = reader.score(ids, targets, before)[0].sum(dim=1)
     likeliest = nll.view(len(queries), len(labels)).argmin(dim=1).tolist()
     return [labels[choice] == label for choice, (_, _, label) in zip(likeliest, queries, strict=True)]
 

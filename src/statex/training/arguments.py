@@ -129,11 +129,10 @@ def training_arguments(training: Training, output: Path, seed: int, quiet: bool 
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
         problem = f"cannot be used: {NO_DEEPSPEED}"
         raise UserError("ACCELERATE_USE_DEEPSPEED", os.environ["ACCELERATE_USE_DEEPSPEED"], problem, "use torchrun")
-    if world_size == 1 and (sharding := {"fsdp", "deepspeed"} & {name for name, on in training.trainer.items() if on}):
-        field = sharding.pop()
+    if world_size == 1 and (fsdp := training.trainer.get("fsdp")):
         problem = "shares a model among several processes, and there is one"
         remedy = "start it by torchrun --nproc-per-node N, or leave it out"
-        raise UserError(f"training.trainer.{field}", training.trainer[field], problem, remedy)
+        raise UserError("training.trainer.fsdp", fsdp, problem, remedy)
     with explained("training.trainer", training.trainer, "is refused by transformers", "correct the value"):
         arguments = TrainingArguments(**(fields | training.trainer))
     if arguments.n_gpu > 1:

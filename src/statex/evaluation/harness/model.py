@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lm_eval.api.model import TemplateLM
 
+from statex.data.tokenizer import prefix_token
 from statex.errors import UserError
 from statex.evaluation.reader import Reader
 
@@ -15,11 +16,15 @@ class StateLM(TemplateLM):
     """Reads prompts in pieces through the model's state and never cuts one.
 
     Continuations of one context (the choices of a question) share its prefill.
+
+    Raises:
+        UserError: the tokenizer has no token that a text can begin with.
     """
 
     def __init__(self, reader: Reader, tokenizer: Any, batch_size: int):
         super().__init__()
         self.reader, self.tokenizer, self.batch_size = reader, tokenizer, batch_size
+        self.prefix = prefix_token(tokenizer)
         self.limit = reader.real_limit()
         self.ends = reader.end_tokens(tokenizer)
         self.progress: Callable[[int, int], None] = lambda done, total: None
@@ -27,12 +32,12 @@ class StateLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        return self.tokenizer.eos_token_id
+        known = self.tokenizer.eos_token_id
+        return known if known is not None else self.prefix
 
     @property
     def prefix_token_id(self) -> int:
-        known = self.tokenizer.bos_token_id
-        return known if known is not None else self.tokenizer.eos_token_id
+        return self.prefix
 
     @property
     def tokenizer_name(self) -> str:

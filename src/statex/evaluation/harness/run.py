@@ -27,6 +27,7 @@ from statex.evaluation.summary import generic_suite, summarize
 from statex.files import write_whole
 from statex.measure import device_name, source_commit
 from statex.models.dispatch import statex_ops
+from statex.recipe import TextSource
 from statex.results import Result
 from statex.suite_names import HARNESS_GROUPS, known_names, result_name
 
@@ -109,8 +110,8 @@ def run_harness(
         identity: fields of every Result: model, arm, seed, state_bytes.
 
     Raises:
-        UserError: lm-eval is not installed, a name is not known, a prompt is longer than the model can read, or
-            `output` was made with other settings.
+        UserError: lm-eval is not installed, a name is not known, there is no tokenizer or it has no token to begin a
+            text with, a prompt is longer than the model can read, or `output` was made with other settings.
     """
     lm_eval = import_lm_eval()
     from statex.evaluation.harness.model import StateLM
@@ -120,16 +121,18 @@ def run_harness(
     wanted = list(dict.fromkeys(task for name in names for task in HARNESS_GROUPS.get(name, (name,))))
     meta = {"tokenizer": tokenizer.name_or_path} | ({"max_seq_lengths": lengths} if lengths else {}) | (metadata or {})
     manager = task_manager(wanted, meta)
-    if output is not None:
-        settings = {"limit": limit, "metadata": meta, "model": fingerprint(model)}
-        claim_folder(output, settings, name="harness.json")
     reader = Reader(model)
+    with statex_ops():
+        state_model = StateLM(reader, tokenizer, batch_size)
+    if output is not None:
+        named = {"text": TextSource.model_validate(meta["text"]).identity()} if "text" in meta else {}
+        settings = {"limit": limit, "metadata": meta | named, "model": fingerprint(model)}
+        claim_folder(output, settings, name="harness.json")
     facts = {"device": device_name(reader.device), "commit": source_commit()} | (identity or {})
     report = progress or (lambda *_: None)
     results: list[Result] = []
     not_run: list[NotRun] = []
     with statex_ops(), offline(), quiet():
-        state_model = StateLM(reader, tokenizer, batch_size)
         for task in wanted:
             name = result_name(task)
             report(name, 0, 1)

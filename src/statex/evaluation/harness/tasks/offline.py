@@ -95,7 +95,9 @@ def passkeys(**metadata: Any) -> dict:
         [
             [
                 {
-                    "input": context.tokenizer.decode(item.prompt_ids, skip_special_tokens=True),
+                    "input": context.tokenizer.decode(
+                        item.prompt_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                    ),
                     "outputs": [item.passkey],
                     "max_length": cell.slice["length"],
                     "depth": cell.slice["depth"],
@@ -115,14 +117,11 @@ def symbols(**metadata: Any) -> dict:
         generator = np.random.default_rng([metadata.get("seed", 1234), number])
         task = symbol_icl.build_task(generator, 4, max(shots))
         for count in shots:
-            shown = "".join(
-                symbol_icl.EXAMPLE.format(symbol=symbol, label=label) for symbol, label in task.examples[:count]
-            )
             choices = sorted(set(task.labels.values()))
             for kind, symbol, label in task.queries(generator, count, 1):
                 documents.append(
                     {
-                        "input": "\n" + shown + symbol_icl.QUERY.format(symbol=symbol),
+                        "input": task.shown(count) + symbol_icl.QUERY.format(symbol=symbol),
                         "choices": choices,
                         "label": choices.index(label),
                         "shots": count,
