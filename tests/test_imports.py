@@ -33,7 +33,8 @@ ALLOWED = {  # besides "errors" and "files", which all but the first and "ops" m
     "data": {"recipe"},
     "training": {"recipe", "measure", "data", "ops", "expansion", "families", "models", "checkpoint"},
     "evaluation": {
-        "recipe", "results", "claims", "suite_names", "measure", "data", "ops", "expansion", "families", "models", "checkpoint",
+        "recipe", "results", "claims", "suite_names", "measure", "data", "ops", "expansion", "families", "models",
+        "checkpoint",
     },
     "benchmarking": {"results", "measure", "ops", "expansion", "families", "models", "checkpoint"},
     "reporting": {"recipe", "results", "claims", "suite_names"},

@@ -143,8 +143,8 @@ def test_what_seeds_cause_is_never_put_down_to_items():
         found = asked(n, effect=0.5, seed_spread=1.0)
         assert sum(one.seeds is not None for one in found) >= 0.65 * len(found)
         medians.append(float(np.median([one.seeds or 3 for one in found])))
-    assert max(medians) <= 1.5 * min(medians)
-    assert 20 <= np.mean(medians) <= 60
+    assert max(medians) <= 2 * min(medians)
+    assert 20 <= np.mean(medians) <= 60  # 34 with the true variance
 
 
 def test_what_items_cause_asks_for_the_same_number_whatever_n():

@@ -259,9 +259,10 @@ def failure_signatures(
     """The two ways in which an expansion fails, where the paired differences in `results` show them.
 
     `text_lost`: text NLL rose (that of AR-hits' documents, else that by position), or common-sense accuracy fell.
-    `recall_flat`: recall at the most pairs did not rise by `RECALL_MARGIN`: the whole interval is below it. A difference
-    whose interval reaches from no gain to one is undecided, and no sign of failure. Each result is a copy of the difference that shows it, with what
-    that is `of` (suite and metric) in its slice, so that an arm may lose several, and a sentence as its note.
+    `recall_flat`: recall at the most pairs did not rise by `RECALL_MARGIN`: the whole interval is below it. One that
+    reaches from 0 or below to above the margin is undecided, and no sign. Each is a copy of the difference that shows
+    it, with what that is `of` (suite and metric) in its slice, so that an arm may lose several, and a sentence as its
+    note.
 
     Args:
         arms: those that were expanded; default: all but the baseline.
@@ -279,7 +280,9 @@ def failure_signatures(
         low, high = cast(float, row.low), cast(float, row.high)
         by = f"{row.value:+z.3f} against {baseline} (95 % interval {low:+z.3f} to {high:+z.3f})"
         if (row.suite, row.metric, row.slice) == (text, "nll", {}) and low > 0:
-            sentence = f"Text NLL changed by {by}: {TEXT_LOST}; expand fewer layers, train longer, or use init preserve."
+            sentence = (
+                f"Text NLL changed by {by}: {TEXT_LOST}; expand fewer layers, train longer, or use init preserve."
+            )
             found.append(_signature(row, "text_lost", sentence))
         elif row.suite in COMMON_SENSE and row.metric == "acc" and high < 0:
             found.append(_signature(row, "text_lost", f"Accuracy on {row.suite} changed by {by}: {TEXT_LOST}."))
