@@ -173,7 +173,7 @@ def _use_sentence(run: Run, model: str, arm: str) -> str:
     )
     if not parts:
         return ""
-    still = f" **Not moved at all**: {listing([f'`{note}`' for note in notes])}." if notes else ""
+    still = f" **Not moved at all**: {listing([literal(note) for note in notes])}." if notes else ""
     return f"**{arm}**: {'; '.join(parts)}.{still}"
 
 

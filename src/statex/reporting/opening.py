@@ -71,16 +71,19 @@ def aims_section(run: Run) -> Section | None:
     verdicts = [verdict(run, model) for model in run.models]
     if not any(one.aims for one in verdicts):
         return None
-    columns = [Column(title, words=True) for title in ("outcome", "model", "aim", "arm")]
+    columns = [Column(title, words=True) for title in ("outcome", "model", "aim", "arm")] + [Column("difference")]
     rows = [
-        [Cell(f"{MARKS[aim.outcome]} {aim.outcome}"), Cell(one.model), Cell(aim.aim), Cell(aim.arm), Cell(aim.measured),
-         Cell(aim.needed or "–")]
+        [Cell(text) for text in (f"{MARKS[aim.outcome]} {aim.outcome}", one.model, aim.aim, aim.arm, aim.measured)]
         for one in verdicts
         for aim in one.aims
-    ]  # fmt: skip
-    decided_by = "Last, what would establish a difference of the size that was seen in 4 of 5 runs."
-    table = Table(f"{RULES} {decided_by}", [*columns, Column("difference"), Column("to decide", words=True)], rows)
-    return Section("Aims", [Text(aims_summary(verdicts)), table])
+    ]
+    caption = RULES
+    needed = [aim.needed for one in verdicts for aim in one.aims]
+    if any(needed):
+        caption += " Last, what would establish a difference of the size that was seen in 4 of 5 such runs."
+        columns.append(Column("to decide", words=True))
+        rows = [[*row, Cell(text or "–")] for row, text in zip(rows, needed)]
+    return Section("Aims", [Text(aims_summary(verdicts)), Table(caption, columns, rows)])
 
 
 def aims_summary(verdicts: Sequence[Verdict]) -> str:
