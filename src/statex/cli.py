@@ -333,7 +333,10 @@ def bench(
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of `statex run` or `statex eval`.")],
-    out: Annotated[Path, typer.Option(help="Folder for the page of several runs.")] = Path("runs/comparison"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the page. Default: the run's own; for several runs, runs/comparison."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write report.html and report.md of one run or evaluated model, or one page about several.
@@ -342,7 +345,9 @@ def report(
     """
     from statex.reporting.page import write_comparison, write_report
 
-    html, markdown = write_report(runs[0]) if len(runs) == 1 else write_comparison(runs, out)
+    html, markdown = (
+        write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out or Path("runs/comparison"))
+    )
     if as_json:
         print_json({"html": str(html), "markdown": str(markdown)})
     else:
@@ -402,14 +407,12 @@ def done(folder: Path, as_json: bool, message: str) -> None:
 
 
 def show_summary(folder: Path) -> None:
-    """The arms of a run in a table, and its verdict, on the terminal."""
-    from statex.reporting.terminal import show_run
+    """The verdict of a run and its arms in a table, on the terminal."""
+    from statex.reporting.terminal import summary
 
-    table, sentences = show_run(folder)
     console = Console()
-    console.print(table)
-    for sentence in sentences:
-        console.print(sentence, highlight=False, markup=False)
+    for part in summary(folder):
+        console.print(part, highlight=False)
 
 
 def print_results(measured: Any) -> None:

@@ -11,25 +11,25 @@ from statex.files import write_whole
 
 @dataclass(frozen=True)
 class Result:
-    """One figure with what is needed to judge it.
+    """One measured value with what is needed to judge it.
 
     Args:
         suite: what was run, for example "mqar".
         metric: what is counted, for example "accuracy", "nll", "tokens_per_second".
-        value: the figure.
+        value: what was measured.
         unit: "fraction", "nats", "bytes", "tokens/s", "ms", "elements", ...
-        low, high: the 95 % interval, None where a figure has none (a count of bytes).
+        low, high: the 95 % interval, None where there is none (a count of bytes).
         n: the number of independent items (questions, documents, repetitions) behind it.
-        slice: what the figure is restricted to, for example {"num_pairs": 32}.
+        slice: what the value is restricted to, for example {"num_pairs": 32}.
         model: the model's name in the recipe, or its path.
         arm: the arm of the recipe ("lpt", "reinit", ...), or "" outside a recipe.
         seed: the training seed, None outside a recipe and where several seeds are combined.
-        baseline: the arm that was subtracted, for a paired difference; None for a plain figure.
+        baseline: the arm that was subtracted, for a paired difference; None for a plain value.
         state_bytes: recurrent state of the measured model at batch 1, in bytes.
         device: the device's own name.
         dtype: of the measured model's weights, "float32" for example; "" where none was measured.
         commit: commit of the source tree, or the version of the package.
-        note: a remark the report prints beside the figure, for example "past the training length".
+        note: a remark the report prints beside the value, for example "past the training length".
         details: anything else a program may want, for example the hash of the items.
     """
 
@@ -54,12 +54,12 @@ class Result:
 
 
 def write_results(path: Path, results: Iterable[Result]) -> None:
-    """Write results to `path` as JSON lines, whole or not at all."""
+    """Write results to `path` as JSON lines, atomically."""
     write_whole(path, "".join(json.dumps(asdict(result)) + "\n" for result in results))
 
 
 def merge_results(path: Path, results: Iterable[Result]) -> None:
-    """Write results to `path` beside those that are there of other suites."""
+    """Write results to `path`; those of other suites that are there stay."""
     results = list(results)
     suites = {row.suite for row in results}
     before = read_results(path) if path.exists() else []

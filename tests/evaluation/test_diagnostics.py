@@ -147,3 +147,12 @@ def test_failures_are_told_in_sentences():
     both = [replace(rows[0], seed=None), rows[0]]
     assert [row.seed for row in failure_signatures(both)] == [None]
     assert failure_signatures([difference("nll_by_position", "nll", -0.2, -0.3, -0.1)]) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "flat"),
+    [(-0.02, 0.04, True), (-0.3, -0.1, True), (-0.02, 0.06, False), (-1.0, 1.0, False), (0.01, 0.04, False)],
+)
+def test_recall_is_flat_only_where_a_gain_is_ruled_out(low, high, flat):
+    rows = [difference("mqar", "accuracy", (low + high) / 2, low, high, num_pairs=32)]
+    assert [row.metric for row in failure_signatures(rows)] == ["recall_flat"] * flat

@@ -5,13 +5,17 @@ import math
 import numpy as np
 import pytest
 
+from statex.claims import RECALL_MARGIN, claim
 from statex.errors import UserError
 from statex.evaluation.statistics import (
+    Estimate,
+    Needs,
     Sums,
     bootstrap_difference,
     bootstrap_mean,
     combine,
-    items_needed,
+    detectable_ratio,
+    needs,
     over_seeds,
     student_quantile,
     unanimous_difference,
@@ -70,11 +74,101 @@ def test_different_items_are_refused():
 
 
 def test_items_needed():
-    estimate = bootstrap_difference(ones(np.tile([0.0, 1.0, 0.0, 1.0], 25)), ones(np.tile([0.0, 1.0, 1.0, 0.0], 25)))
-    assert items_needed(estimate) is None
+    nothing = bootstrap_difference(ones(np.tile([0.0, 1.0, 0.0, 1.0], 25)), ones(np.tile([0.0, 1.0, 1.0, 0.0], 25)))
+    assert needs(nothing) is None
     seen = bootstrap_difference(ones(np.tile([1.0, 0.0], 50)), ones(np.tile([1.0, 0.0, 0.0, 1.0], 25) * 0.8))
-    ratio = (1.96 + 0.84) * seen.standard_error / seen.value
-    assert items_needed(seen) == pytest.approx(100 * ratio**2, rel=0.01)
+    ratio = (1.98 + 0.84) * seen.standard_error / seen.value
+    assert needs(seen) == Needs(items=pytest.approx(100 * ratio**2, rel=0.01))
+
+
+@pytest.mark.parametrize(("freedom", "ratio"), [(2, 5.65), (4, 3.76), (20, 2.95), (math.inf, 2.80)])
+def test_detectable_difference_in_standard_errors(freedom, ratio):
+    assert detectable_ratio(freedom) == pytest.approx(ratio, abs=0.01)
+
+
+def established(effect, num_items, num_seeds, seed_spread, runs=400):
+    """The share of comparisons that establish a true gain; items and their noise have variance 1 and 1/4 an arm."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(runs):
+        own = rng.normal(scale=seed_spread, size=(num_seeds, 1)) + rng.normal(scale=0.5, size=(num_seeds, num_items))
+        gains = effect + rng.normal(size=num_items) + own
+        hits += over_seeds([ones(gain) for gain in gains], [ones(np.zeros(num_items))] * num_seeds).low > 0
+    return hits / runs
+
+
+def difference(effect, num_items, num_seeds, seed_spread):
+    """The estimate that such a comparison would make on average."""
+    by_seeds, by_items = seed_spread**2 / num_seeds, (1 + 0.25 / num_seeds) / num_items
+    error = math.sqrt(by_seeds + by_items)
+    return Estimate(effect, effect - 2 * error, effect + 2 * error, num_items, "", error, num_seeds, 9.0, by_seeds)
+
+
+@pytest.mark.parametrize(("num_seeds", "seed_spread"), [(3, 0.0), (5, 0.02), (3, 0.02)])
+def test_as_many_items_as_are_asked_for_establish_the_difference(num_seeds, seed_spread):
+    needed = needs(difference(0.15, 50, num_seeds, seed_spread))
+    assert needed.seeds is None
+    assert needed.items > 50
+    assert 0.75 <= established(0.15, needed.items, num_seeds, seed_spread) <= 0.9
+
+
+def test_as_many_seeds_as_are_asked_for_establish_the_difference():
+    needed = needs(difference(0.5, 100, 3, 0.5))
+    assert needed.items is None
+    assert needed.seeds > 3
+    assert 0.75 <= established(0.5, 100, needed.seeds, 0.5) <= 0.93
+
+
+def test_seeds_and_items_where_neither_alone_would_do():
+    needed = needs(difference(0.2, 20, 3, 0.5))
+    assert needed.items > 20
+    assert needed.seeds > 3
+    assert 0.75 <= established(0.2, needed.items, needed.seeds, 0.5) <= 0.95
+
+
+def asked(num_items, effect, seed_spread, runs=60):
+    """What comparisons of 3 seeds, the same whatever the number of items, ask for."""
+    rng, found = np.random.default_rng(0), []
+    for trained in np.random.default_rng(1).normal(scale=seed_spread, size=(runs, 3, 1)):
+        own = trained + rng.normal(scale=0.5, size=(3, num_items))
+        gains = effect + rng.normal(size=num_items) + own
+        found.append(needs(over_seeds([ones(gain) for gain in gains], [ones(np.zeros(num_items))] * 3)))
+    return found
+
+
+def test_what_seeds_cause_is_never_put_down_to_items():
+    """The items asked for used to grow with those there were: 939, 3222, 13655, 54196 at these n."""
+    medians = []
+    for n in (100, 400, 1600, 6400):
+        found = asked(n, effect=0.5, seed_spread=1.0)
+        assert sum(one.seeds is not None for one in found) >= 0.65 * len(found)
+        medians.append(float(np.median([one.seeds or 3 for one in found])))
+    assert max(medians) <= 2 * min(medians)
+    assert 20 <= np.mean(medians) <= 60  # 34 with the true variance
+
+
+def test_what_items_cause_asks_for_the_same_number_whatever_n():
+    medians = [np.median([one.items or math.inf for one in asked(n, 0.25, 0.0)]) for n in (400, 1600, 6400)]
+    assert max(medians) <= 2 * min(medians)
+
+
+@pytest.mark.parametrize("seed_spread", [0.0, 0.1])
+def test_no_gain_is_claimed_of_a_gain_as_large_as_the_margin_in_one_run_of_twenty_at_most(seed_spread):
+    rng = np.random.default_rng(1)
+    claims = []
+    for _ in range(400):
+        own = rng.normal(scale=seed_spread, size=(3, 1)) + rng.normal(scale=0.2, size=(3, 200))
+        found = over_seeds([ones(RECALL_MARGIN + one) for one in own], [ones(np.zeros(200))] * 3)
+        claims.append(claim((found.low, found.high)))
+    assert claims.count("no gain") + claims.count("loss") <= 0.05 * len(claims)
+
+
+@pytest.mark.parametrize(("interval", "claimed"), [
+    ((0.01, 0.6), "gain"), ((-0.1, 0.049), "no gain"), ((-0.2, -0.1), "loss"), ((-0.1, 0.051), "undecided"),
+    ((-1.0, 0.6), "undecided"), ((0.0, 0.0), "no gain"), (None, "undecided"), ((math.nan, math.nan), "undecided"),
+])  # fmt: skip
+def test_claims(interval, claimed):
+    assert claim(interval) == claimed
 
 
 def excluded(make, runs):

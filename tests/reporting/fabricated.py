@@ -99,9 +99,11 @@ def _with_difference(
     yield Result(suite, metric, value, unit, *bounds, n, where, note=note, **common)
     if common["arm"] != "lpt":
         change = value - reference
+        power = {"detectable": 1.43 * half, "items": None, "seeds": None}
         yield Result(
-            suite, metric, change, unit, change - half, change + half, n, where, baseline="lpt", note=note, **common
-        )
+            suite, metric, change, unit, change - half, change + half, n, where, baseline="lpt", note=note,
+            details={"power": power}, **common,
+        )  # fmt: skip
 
 
 def _quality(model, arm, noise, common) -> Iterator[Result]:

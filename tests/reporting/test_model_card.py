@@ -2,6 +2,9 @@
 
 import re
 
+import pytest
+import yaml
+
 from statex.reporting.model_card import model_card
 
 PLAN = {
@@ -34,15 +37,18 @@ def test_front_matter_and_contents():
         training={"steps": 2000, "betas": [0.9, 0.95]}, results=["gla: raised."], license="apache-2.0", tags=["x"],
     )  # fmt: skip
     front = card.split("---\n")[1]
-    assert 'base_model: "org/base"' in front
-    assert "library_name: transformers" in front
-    assert 'license: "apache-2.0"' in front
-    assert re.findall(r'- "(.*)"', front) == ["statex", "state-expansion", "recurrent", "statex_gla", "x"]
+    assert yaml.safe_load(front) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": "org/base",
+        "license": "apache-2.0",
+        "tags": ["statex", "state-expansion", "recurrent", "statex_gla", "x"],
+    }
     assert "| 6 | 4 x (8 x 16) | 4 x (32 x 16) | 512 | 2,048 |" in card
     assert "2,560 elements at batch 1 (1,024 before), 2.50 times" in card
     assert "rank 8" in card
-    assert "| `a.q_proj.weight` | 32 x 64 | 128 x 64 | grown |" in card
-    assert "| `a.new` | new | 8 x 64 | fresh |" in card
+    assert "| a.q_proj.weight | 32 x 64 | 128 x 64 | grown |" in card
+    assert "| a.new | new | 8 x 64 | fresh |" in card
     assert "o_proj" not in card
     assert "| steps | 2,000 |" in card
     assert "- gla: raised." in card
@@ -59,3 +65,25 @@ def test_control_untrained_and_plain_models_say_what_they_are():
     assert "a model made from scratch" in plain
     assert "What was changed" not in plain
     assert "base_model" not in plain
+
+
+HOSTILE = "<script>x</script>\n# **a** [b](http://c) `d` | e_ --- \n---\nlicense: mit"
+
+
+@pytest.mark.parametrize("field", ["name", "model_type", "base_model", "results", "license", "tags", "training"])
+def test_what_a_user_wrote_is_text(field):
+    value = {"results": [HOSTILE], "tags": [HOSTILE], "training": {HOSTILE: HOSTILE}}.get(field, HOSTILE)
+    card = model_card(**({"name": "n", "model_type": "m", "plan": PLAN} | {field: value}))
+    _, front, text = card.split("---\n", 2)
+    assert yaml.safe_load(front).get("license") == (HOSTILE if field == "license" else None)
+    assert not re.search(r"(?<!\\)<(?!/?(details|summary)>)", text)
+    assert not re.search(r"(?<!\\)\]\(", text)
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert len(headings) == 4 + (field in ("results", "training"))
+
+
+def test_a_plan_s_words_are_text_too():
+    plan = PLAN | {"init": HOSTILE, "layers": [PLAN["layers"][0] | {"tensors": [
+        {"name": HOSTILE, "before": [1], "after": [2], "edit": HOSTILE}]}]}  # fmt: skip
+    card = model_card(name="n", model_type="m", plan=plan)
+    assert not re.search(r"(?<!\\)<(?!/?(details|summary)>)", card)

@@ -1,13 +1,28 @@
 """What a run says on the terminal when it ends."""
 
 from fabricated import fabricated_run
+from rich.console import Console
 
-from statex.reporting.terminal import show_run
+from statex.reporting.terminal import summary
 
 
-def test_verdict_and_signs_of_failure_are_plain_text(tmp_path):
-    table, sentences = show_run(fabricated_run(tmp_path, without=("passkey",)))
-    assert table.row_count == 10
-    assert sentences[0].startswith("gla: expanding the state raised recall at 32 pairs")
-    assert "gla: signs of failure: text lost (reinit); see the Diagnosis." in sentences
-    assert not any(mark in sentence for sentence in sentences for mark in ("**", "](#"))
+def test_verdict_then_one_table_then_the_rest_in_plain_text(tmp_path):
+    parts = summary(fabricated_run(tmp_path, without=("passkey",)))
+    console = Console(width=200, record=True)
+    for part in parts:
+        console.print(part)
+    words = console.export_text()
+    assert parts[2].row_count == 10
+    assert words.startswith("gla: expanding the state raised recall at 32 pairs")
+    first, table, rest = (
+        words.index("mamba2: whether" if "mamba2: whether" in words else "mamba2: exp"),
+        *(
+            words.index(one)
+            for one in ("recall by pairs", "gla: signs of failure: text lost (reinit); see the Diagnosis.")
+        ),
+    )
+    assert first < table < rest
+    assert "│ ██▇▆ " in words
+    assert "✓ +0.27" in words
+    assert "7 of 8 aims are met. Undecided: recall above lpt, mamba2 reinit." in words
+    assert not any(mark in words for mark in ("**", "](#"))

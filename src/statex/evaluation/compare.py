@@ -1,6 +1,7 @@
-"""Arms against each other, item by item: paired differences per seed and over seeds, and plain figures over seeds."""
+"""Arms against each other, item by item: paired differences per seed and over seeds, and plain values over seeds."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from statex.errors import UserError
 from statex.evaluation.context import Suite
 from statex.evaluation.records import Score, digest_of, group, read_scores, sums
-from statex.evaluation.statistics import Estimate, Sums, bootstrap_ratio, items_needed, over_seeds
+from statex.evaluation.statistics import Estimate, Sums, bootstrap_ratio, detectable, needs, over_seeds
 from statex.evaluation.suites import SUITES
 from statex.evaluation.summary import generic_suite, length_note, result_of
 from statex.results import Result
@@ -29,13 +30,14 @@ def compare_arms(
     """Compare the arms of one model that were evaluated on the same items.
 
     For each suite, metric and slice: the paired difference of each arm to the baseline, for each seed and over all
-    seeds that both have (`seed` None, `baseline` set), and each arm's figure over its seeds (`seed` None, only where
-    an arm has several). `details` of a difference has `items_needed`: how many items would show a difference of this
-    size with 80 % power.
+    seeds that both have (`seed` None, `baseline` set), and each arm's value over its seeds (`seed` None, only where
+    an arm has several). `details` of a difference has its `power`: the smallest difference that such a comparison
+    would establish in 4 of 5 runs (`detectable`), and the `items`, or the `seeds`, that would establish one of the
+    size that was seen (None: as many as there are; both None: no difference was seen).
 
     Args:
         folders: (arm, seed) -> the folder `evaluate` wrote, with `items/`.
-        baseline: the arm that is subtracted; without it in `folders` there are only plain figures.
+        baseline: the arm that is subtracted; without it in `folders` there are only plain values.
         model, identity: fields of every Result (model, device, commit).
 
     Raises:
@@ -109,16 +111,16 @@ def _compare_cell(
         for arm in arms:
             seeds = [seed for name, seed in measured if name == arm]
             if len(seeds) > 1:
-                figure = over_seeds([measured[arm, seed] for seed in seeds], fraction=unit == "fraction")
-                figure = possible(figure, unit, 0.0)
+                mean = over_seeds([measured[arm, seed] for seed in seeds], fraction=unit == "fraction")
+                mean = possible(mean, unit, 0.0)
                 results.append(
-                    result_of(suite.name, metric, unit, where, figure, note=note, arm=arm, seed=None, **identity)
+                    result_of(suite.name, metric, unit, where, mean, note=note, arm=arm, seed=None, **identity)
                 )
             if arm != baseline and metric not in ITEM_METRICS:
-                for seed, figure, details in _differences(measured, arm, baseline, unit):
+                for seed, difference, details in _differences(measured, arm, baseline, unit):
                     results.append(
                         result_of(
-                            suite.name, metric, unit, where, figure, note=note, details=details,
+                            suite.name, metric, unit, where, difference, note=note, details=details,
                             arm=arm, seed=seed, baseline=baseline, **identity,
                         )
                     )  # fmt: skip
@@ -142,11 +144,21 @@ def _differences(
     return [
         (
             seed,
-            possible(figure, unit, -1.0),
-            {"items_needed": items_needed(figure), "seeds": seeds if seed is None else [seed]},
+            possible(difference, unit, -1.0),
+            {"power": _power(difference), "seeds": seeds if seed is None else [seed]},
         )
-        for seed, figure in rows
+        for seed, difference in rows
     ]
+
+
+def _power(difference: Estimate) -> dict[str, float | int | None]:
+    """What such a comparison can establish, and what would establish the difference that was seen."""
+    needed, smallest = needs(difference), detectable(difference)
+    return {
+        "detectable": smallest if math.isfinite(smallest) else None,
+        "items": needed.items if needed else None,
+        "seeds": needed.seeds if needed else None,
+    }
 
 
 def possible(estimate: Estimate, unit: str, lowest: float) -> Estimate:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from statex.claims import RECALL_MARGIN, claim
 from statex.evaluation.compare import possible
 from statex.evaluation.context import Context, text_source
 from statex.evaluation.mqar import TOKENS_PER_PAIR, vocabulary
@@ -25,7 +26,7 @@ from statex.measure import device_name, source_commit
 from statex.models.dispatch import statex_ops
 from statex.recipe import Evaluation, TextSource
 from statex.results import Result
-from statex.suite_names import split_names
+from statex.suite_names import HARNESS_GROUPS, split_names
 
 SUITE_NAME = "diagnostics"
 NUM_SEQUENCES = 64
@@ -139,9 +140,9 @@ def _on_text(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> li
         rise = reader.score(rows[:, half:-1], targets, emptied)[0] - reader.score(rows[:, half:-1], targets, state)[0]
         for row, window in enumerate(windows[start : start + size]):
             for layer in plan.layers:
-                figures = {name: float(values[row]) for name, values in measured[layer.index].items()}
+                values = {name: float(found[row]) for name, found in measured[layer.index].items()}
                 item = f"{window.name}/{layer.index}"
-                scores.append(Score(item, window.document, {"layer": layer.index}, figures))
+                scores.append(Score(item, window.document, {"layer": layer.index}, values))
             scores.append(
                 Score(window.name, window.document, {}, {"nll_rise_without_new_state": float(rise[row].mean())})
             )
@@ -159,7 +160,7 @@ def _on_text(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> li
 
 
 def _state_use(state: State, layer: LayerEdit, model_type: str) -> dict[str, torch.Tensor]:
-    """(B,) figures of one layer's state."""
+    """(B,) for each measure of one layer's state."""
     view = layer_state(state, layer, model_type).float()
     new = new_entries(layer).to(view.device)
     energy = view.square()
@@ -227,7 +228,7 @@ def _results(
 
 
 def combine_seeds(results: Sequence[Result]) -> list[Result]:
-    """The figures of a diagnosis that have intervals, over all seeds of each arm that has several (`seed` None)."""
+    """The values of a diagnosis that have intervals, over all seeds of each arm that has several (`seed` None)."""
     groups: dict[tuple[str, str, str, str], list[Result]] = {}
     for row in results:
         if row.suite == SUITE_NAME and None not in (row.seed, row.low, row.high):
@@ -235,14 +236,13 @@ def combine_seeds(results: Sequence[Result]) -> list[Result]:
     combined = []
     for rows in groups.values():
         if len(rows) > 1:
-            figure = possible(combine([_estimate_of(row) for row in rows]), rows[0].unit, 0.0)
+            mean = possible(combine([_estimate_of(row) for row in rows]), rows[0].unit, 0.0)
             if (most := rows[0].details.get("largest_possible")) is not None:  # a rank, from 1 on
-                figure = replace(figure, low=max(figure.low, 1.0), high=min(figure.high, float(most)))
-            details = rows[0].details | {
-                "interval": figure.method, "num_seeds": figure.seeds, "seeds": [row.seed for row in rows],
-            }  # fmt: skip
+                mean = replace(mean, low=max(mean.low, 1.0), high=min(mean.high, float(most)))
+            facts = {"interval": mean.method, "num_seeds": mean.seeds, "seeds": [row.seed for row in rows]}
+            details = rows[0].details | facts
             combined.append(
-                replace(rows[0], value=figure.value, low=figure.low, high=figure.high, seed=None, details=details)
+                replace(rows[0], value=mean.value, low=mean.low, high=mean.high, seed=None, details=details)
             )
     return combined
 
@@ -259,49 +259,44 @@ def failure_signatures(
     """The two ways in which an expansion fails, where the paired differences in `results` show them.
 
     `text_lost`: text NLL rose (that of AR-hits' documents, else that by position), or common-sense accuracy fell.
-    `recall_flat`: recall at the most pairs did not rise. Each is a copy of the difference that shows it, with what
-    that is `of` (suite and metric) in its slice, so that an arm may lose several, and a sentence as its note.
+    `recall_flat`: recall at the most pairs did not rise by `RECALL_MARGIN`: the whole interval is below it. One that
+    reaches from 0 or below to above the margin is undecided, and no sign. Each is a copy of the difference that shows
+    it, with what that is `of` (suite and metric) in its slice, so that an arm may lose several, and a sentence as its
+    note.
 
     Args:
         arms: those that were expanded; default: all but the baseline.
     """
-    found = []
     differences = [row for row in results if row.baseline == baseline and None not in (row.low, row.high)]
     if arms is not None:
         differences = [row for row in differences if row.arm in arms]
     together = {(row.model, row.arm) for row in differences if row.seed is None}
     most = max((row.slice["num_pairs"] for row in differences if row.suite == "mqar"), default=0)
     text = "ar_hits" if any(row.suite == "ar_hits" for row in differences) else "nll_by_position"
+    found = []
     for row in differences:
         if row.seed is not None and (row.model, row.arm) in together:
-            continue  # the figure over all seeds speaks for them
+            continue  # the difference over all seeds speaks for them
         low, high = cast(float, row.low), cast(float, row.high)
         by = f"{row.value:+z.3f} against {baseline} (95 % interval {low:+z.3f} to {high:+z.3f})"
         if (row.suite, row.metric, row.slice) == (text, "nll", {}) and low > 0:
-            found.append(
-                _signature(
-                    row, "text_lost", f"Text NLL changed by {by}: too many layers were expanded for this budget, or "
-                    "weights outside the mixers were lost; expand fewer layers, train longer, or use init preserve."
-                )
-            )  # fmt: skip
+            sentence = (
+                f"Text NLL changed by {by}: {TEXT_LOST}; expand fewer layers, train longer, or use init preserve."
+            )
+            found.append(_signature(row, "text_lost", sentence))
         elif row.suite in COMMON_SENSE and row.metric == "acc" and high < 0:
-            found.append(
-                _signature(
-                    row, "text_lost", f"Accuracy on {row.suite} changed by {by}: too many layers were expanded for "
-                    "this budget, or weights outside the mixers were lost."
-                )
-            )  # fmt: skip
-        elif row.suite == "mqar" and row.slice["num_pairs"] == most and low <= 0:
-            found.append(
-                _signature(
-                    row, "recall_flat", f"Recall at {most} pairs changed by {by}: no gain is established, so the "
-                    "capacity that was added may be unused; train longer or at a higher rate, or with more seeds."
-                )
-            )  # fmt: skip
+            found.append(_signature(row, "text_lost", f"Accuracy on {row.suite} changed by {by}: {TEXT_LOST}."))
+        elif (row.suite, row.slice.get("num_pairs")) == ("mqar", most) and claim((low, high)) in ("no gain", "loss"):
+            sentence = (
+                f"Recall at {most} pairs changed by {by}: a gain of {RECALL_MARGIN:g} or more is ruled out, so the "
+                "capacity that was added may be unused; train longer or at a higher rate."
+            )
+            found.append(_signature(row, "recall_flat", sentence))
     return found
 
 
-COMMON_SENSE = ("piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "social_iqa")
+COMMON_SENSE = HARNESS_GROUPS["common-sense"]
+TEXT_LOST = "too many layers were expanded for this budget, or weights outside the mixers were lost"
 
 
 def _signature(row: Result, metric: str, sentence: str) -> Result:

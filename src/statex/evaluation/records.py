@@ -24,7 +24,7 @@ class Score:
         scores: every metric measured on it.
         weights: how much it counts in a metric's mean, where that is not 1: the number of its tokens.
         digest: hash of what was asked and expected, in tokens.
-        measured: figures of the item itself, for example its length in tokens.
+        measured: facts of the item itself, for example its length in tokens.
     """
 
     item: str

@@ -1,26 +1,29 @@
-"""Intervals: Wilson, bootstrap over clusters, paired differences, several training seeds. Numpy only.
+"""Intervals and power: Wilson, bootstrap over clusters, paired differences, several training seeds.
 
-A figure is a weighted mean over items, sum(w v) / sum(w); items of one cluster (a document, a sequence) are drawn
-together. Letters: n clusters, S seeds, R bootstrap replicates.
+A metric's value is a weighted mean over items, sum(w v) / sum(w); items of one cluster (a document, a sequence) are
+drawn together. Letters: n clusters, S seeds, R bootstrap replicates.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import nctdtrinc, ndtri, stdtrit  # scipy.stats has the same ones and takes half a second to import
 
 from statex.errors import UserError
 
-NORMAL_QUANTILE = 1.959963984540054
-"""The 97.5 % quantile of the normal distribution."""
-POWER_QUANTILE = 0.8416212335729143
-"""The 80 % quantile: what a planned comparison must exceed its threshold by to be seen in 4 of 5 runs."""
+NORMAL_QUANTILE = float(ndtri(0.975))
+POWER = 0.8
+"""The share of runs in which a planned comparison is to establish the difference it was planned for."""
+MOST_ITEMS = 1_000_000
+"""Where more items than this are needed, more seeds are."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval.
+    """A value and its 95 % interval.
 
     Args:
         value: the weighted mean, or the difference of two.
@@ -29,6 +32,9 @@ class Estimate:
         method: how the interval was made, in a few words.
         standard_error: of `value`, as the same method gives it.
         seeds: the number of training seeds behind it, 1 where only items vary.
+        freedom: degrees of freedom of the standard error.
+        seed_variance: the part of the squared standard error that stays however many items there are, because the
+            training seeds cause it; it shrinks as 1 / seeds.
     """
 
     value: float
@@ -38,6 +44,8 @@ class Estimate:
     method: str
     standard_error: float
     seeds: int = 1
+    freedom: float = math.inf
+    seed_variance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -143,10 +151,10 @@ def over_seeds(runs: list[Sums], baseline: list[Sums] | None = None, *, fraction
 
     With S >= 2 seeds, all evaluated on the same n clusters, value = mean over seeds and
     variance = s^2 / S + V_items - V_both, and no less than any of the three, where s^2 is the variance between the
-    seeds' own figures, V_items the variance over clusters of the figure averaged over seeds, and V_both what these two
+    seeds' own values, V_items the variance over clusters of the value averaged over seeds, and V_both what these two
     count twice (random effects of seeds and items, crossed, by the usual analysis of variance on the linearised
     means). The interval is Student's with Satterthwaite's degrees of freedom: a bootstrap over 3 seeds would be far
-    too narrow.
+    too narrow. More items shrink V_items alone, which has V_both in it; s^2 / S - V_both is what the seeds cause.
     With one seed the interval is over items only, and `method` says so. Where all seeds and items agree there is no
     variance to be seen, and a fraction's interval is what one seed's n items leave open: seeds that share their items
     cannot tell more than n items about the rest.
@@ -185,15 +193,15 @@ def over_seeds(runs: list[Sums], baseline: list[Sums] | None = None, *, fraction
     freedom = variance**2 / uncertainty if uncertainty > 0 else (seeds - 1) * max(n - 1, 1)
     half = student_quantile(freedom) * math.sqrt(variance)
     value = float(values.mean())
-    return Estimate(
-        value, value - half, value + half, n, "seeds and items as random effects", math.sqrt(variance), seeds
-    )
+    method = "seeds and items as random effects"
+    error, caused_by_seeds = math.sqrt(variance), max(between - both, 0.0)
+    return Estimate(value, value - half, value + half, n, method, error, seeds, freedom, caused_by_seeds)
 
 
 def combine(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean over two or more training seeds of figures whose items are not at hand, by their own intervals.
+    """Mean over two or more training seeds of values whose items are not at hand, by their own intervals.
 
-    variance = s^2 / S + the mean variance of one seed's figure: the items are taken to err alike in every seed, which
+    variance = s^2 / S + the mean variance of one seed's value: the items are taken to err alike in every seed, which
     is the most they can, so that the interval covers no less than that of `over_seeds`.
     """
     seeds, n = len(estimates), min(estimate.n for estimate in estimates)
@@ -207,24 +215,63 @@ def combine(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(value, value - half, value + half, n, method, math.sqrt(between + items), seeds)
 
 
-def items_needed(estimate: Estimate) -> int | None:
-    """How many items would show a difference of this size with 80 % power; None where none was seen."""
-    if estimate.value == 0 or not math.isfinite(estimate.standard_error):
+@dataclass(frozen=True)
+class Needs:
+    """What would establish a difference of the size that was seen, with 80 % power; None leaves a number as it is.
+
+    Args:
+        items: this many items for each seed.
+        seeds: this many training seeds; given only where no number of items suffices with the seeds there are.
+    """
+
+    items: int | None = None
+    seeds: int | None = None
+
+
+def needs(difference: Estimate) -> Needs | None:
+    """The items, or else the seeds, that would establish this difference with 80 % power; None where there is none.
+
+    Items scale only the part of the variance that they cause. Where what the seeds cause is alone too much, more
+    seeds are needed, and more items too if no number of seeds would do with the items there are. Each part counts
+    with the degrees of freedom of its own (K. S. Banerjee's bound, 1960), so that more of either never reads as less.
+    """
+    size, n, seeds = difference.value**2, difference.n, difference.seeds
+    if size < 1e-24 or not math.isfinite(difference.standard_error):
         return None
-    ratio = (NORMAL_QUANTILE + POWER_QUANTILE) * estimate.standard_error / abs(estimate.value)
-    return max(1, math.ceil(estimate.n * ratio**2))
+    of_seeds = difference.seed_variance * seeds
+    of_items = max(difference.standard_error**2 - difference.seed_variance, 0.0) * n * detectable_ratio(n - 1) ** 2
+
+    def by_seeds(count: int) -> float:
+        return of_seeds / count * detectable_ratio(count - 1) ** 2
+
+    def seeds_for(allowed: float) -> int:
+        fewest = max(seeds, math.ceil(of_seeds / allowed * detectable_ratio(math.inf) ** 2))
+        return next(count for count in itertools.count(fewest) if by_seeds(count) <= allowed)
+
+    left = size - by_seeds(seeds)
+    if left > 0 and of_items / left <= MOST_ITEMS:
+        return Needs(items=max(1, math.ceil(of_items / left)))
+    if size > of_items / n:
+        return Needs(seeds=seeds_for(size - of_items / n))
+    more = seeds_for(size / 2)
+    return Needs(math.ceil(of_items / (size - by_seeds(more))), more)
+
+
+def detectable(difference: Estimate) -> float:
+    """The smallest true difference that a comparison with this error would establish with 80 % power."""
+    half = max(difference.value - difference.low, difference.high - difference.value)
+    return half * detectable_ratio(difference.freedom) / student_quantile(difference.freedom)
+
+
+def detectable_ratio(freedom: float) -> float:
+    """The same in standard errors: the noncentrality at which a 95 % test by Student's distribution has 80 % power."""
+    freedom = min(max(freedom, 1.0), 1e9)
+    return float(nctdtrinc(freedom, 1 - POWER, student_quantile(freedom)))
 
 
 def student_quantile(freedom: float) -> float:
     """The 97.5 % quantile of Student's distribution, for any real number of degrees of freedom from 1."""
-    if freedom > 1e6:
-        return NORMAL_QUANTILE
-    freedom = max(freedom, 1.0)
-    angles = np.linspace(0.0, math.pi / 2, 20_001)
-    density = np.cos(angles) ** (freedom - 1)  # P(|T| < sqrt(freedom) tan(a)) is its integral from 0 to a, normalised
-    area = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    angle = float(np.interp(0.95, area / area[-1], angles))
-    return math.sqrt(freedom) * math.tan(angle)
+    return float(stdtrit(max(freedom, 1.0), 0.975))
 
 
 def _all_agree(rates: np.ndarray) -> bool:
@@ -253,7 +300,8 @@ def _estimate(value: float, draws: np.ndarray, n: int, method: str) -> Estimate:
     quantile = student_quantile(n - 1) * math.sqrt(n / (n - 1))
     tail = 0.5 * math.erfc(quantile / math.sqrt(2))
     low, high = np.quantile(draws, [tail, 1 - tail])
-    return Estimate(value, float(low), float(high), n, method, float(draws.std(ddof=1)) * math.sqrt(n / (n - 1)))
+    error = float(draws.std(ddof=1)) * math.sqrt(n / (n - 1))
+    return Estimate(value, float(low), float(high), n, method, error, freedom=n - 1)
 
 
 def _influence(sums: Sums) -> np.ndarray:

@@ -95,13 +95,13 @@ def result_of(
 
 
 def length_note(where: dict[str, Any], training_length: int | None) -> str:
-    """The remark on a figure whose tokens, or some of them, lie past the length the model was trained at."""
+    """The remark on a value whose tokens, or some of them, lie past the length the model was trained at."""
     end = where.get("to", where.get("length"))
     return PAST_TRAINING if training_length is not None and end is not None and end > training_length else ""
 
 
 def item_details(scores: Sequence[Score]) -> dict[str, Any]:
-    """The hash of the items, and the range of every figure measured on them (their lengths in tokens)."""
+    """The hash of the items, and the range of everything measured on them (their lengths in tokens)."""
     details: dict[str, Any] = {"items_hash": digest_of(scores)}
     for name in sorted({name for score in scores for name in score.measured}):
         values = [score.measured[name] for score in scores if name in score.measured]

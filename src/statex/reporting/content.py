@@ -1,6 +1,6 @@
 """What a report consists of, before it becomes HTML or Markdown.
 
-Texts and captions may hold `code`, **strong** words and links to a section by its title, "[words](#Title)".
+Texts and captions may hold the marks of `statex.reporting.markup`; cells, titles and notes are plain.
 """
 
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: a figure, before it a mark, and beneath it its interval (and n, if the table has it nowhere
+    """A cell of a table: a value, before it a mark, and beneath it its interval (and n, if the table has it nowhere
     else)."""
 
     text: str
@@ -18,7 +18,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's title and, beneath it, what all its cells share; figures are aligned right, words left."""
+    """A column's title and, beneath it, what all its cells share; values are aligned right, words left."""
 
     title: str
     beneath: str = ""

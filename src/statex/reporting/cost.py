@@ -1,10 +1,11 @@
 """The sections about cost and origin: state and parameters, speed and memory, seeds, versions, recipe."""
 
 from statex.reporting.content import Block, Cell, Code, Column, Figure, Folded, Heading, Panel, Section, Table, Text
+from statex.reporting.markup import literal
 from statex.reporting.panels import dot_panel
-from statex.reporting.run import Estimate, Measure, Run, slice_key
+from statex.reporting.run import Measure, Run, Shown, slice_key
 from statex.reporting.tables import Notes, shared_n
-from statex.reporting.wording import NOT_RUN, figure, interval, listing, measure_title, seeds
+from statex.reporting.wording import NOT_RUN, format_interval, format_value, listing, measure_title, seeds
 
 COSTS = [
     "training_tokens_per_second",
@@ -89,7 +90,7 @@ def _layer_table(run: Run, model: str) -> Table:
 
 def cost_section(run: Run) -> Section:
     """Speed, memory and time of each arm."""
-    blocks: list[Block] = [Text(f"Measured on {listing(devices(run)) or 'an unnamed device'}.")]
+    blocks: list[Block] = [Text(f"Measured on {literal(listing(devices(run))) or 'an unnamed device'}.")]
     for model in run.models:
         blocks.append(Heading(model))
         measures = run.measures(model, "cost")
@@ -115,8 +116,8 @@ def _cost_table(run: Run, model: str, measures: list[Measure]) -> Table:
         rows.append([Cell(measure_title(measure)), Cell("" if n is None else f"{n:,}"), *cells])
     columns = [Column("measure", words=True), Column("n"), *(Column(arm or "all arms") for arm in arms)]
     caption = (
-        f"Cost of {model}. Under a figure stands its 95 % interval or, where it was taken once for each seed, the "
-        "range of the seeds; a figure with neither was taken once. n counts the repetitions for a seed."
+        f"Cost of {model}. Under a value stands its 95 % interval or, where it was taken once for each seed, the "
+        "range of the seeds; a value with neither was taken once. n counts the repetitions for a seed."
     )
     return Table(caption, columns, rows, notes.lines())
 
@@ -142,14 +143,14 @@ def _applies(run: Run, arm: str, measure: Measure) -> bool:
     )
 
 
-def _cost_cell(estimate: Estimate | None, notes: Notes, shared: int | None, applies: bool) -> Cell:
+def _cost_cell(estimate: Shown | None, notes: Notes, shared: int | None, applies: bool) -> Cell:
     if estimate is None:
         return Cell(NOT_RUN if applies else "–")
     row = estimate.result
-    beneath = [interval(estimate)] if estimate.interval or estimate.spread else []
+    beneath = [format_interval(estimate)] if estimate.interval or estimate.spread else []
     if shared is None and row.n is not None:
         beneath.append(f"n = {row.n:,}")
-    return Cell(figure(row.value, row.unit), ", ".join(beneath), notes.mark(row.note))
+    return Cell(format_value(row.value, row.unit), ", ".join(beneath), notes.mark(row.note))
 
 
 def devices(run: Run) -> list[str]:
@@ -180,10 +181,10 @@ def origin_section(run: Run) -> Section:
     if not names:
         facts.append(("versions", "not recorded"))
     rows = [[Cell(name), Cell(value)] for name, value in facts]
-    blocks: list[Block] = [Table("Origin of the figures.", [Column("", words=True), Column("", words=True)], rows)]
+    blocks: list[Block] = [Table("Origin of the results.", [Column("", words=True), Column("", words=True)], rows)]
     for name, found in (("commit", commits), ("dtype of the models", dtypes)):
         if len(found) > 1:
-            blocks.append(Text(f"The figures are from more than one {name}.", "note"))
+            blocks.append(Text(f"The results are from more than one {name}.", "note"))
     return Section("Seeds, versions and device", blocks)
 
 
@@ -203,8 +204,8 @@ def _change(share: float) -> str:
     return f"{100 * share:+.2f} %".replace("-", "−") if share else "0"
 
 
-def _plain(estimate: Estimate | None) -> str:
-    return NOT_RUN if estimate is None else figure(estimate.result.value, estimate.result.unit)
+def _plain(estimate: Shown | None) -> str:
+    return NOT_RUN if estimate is None else format_value(estimate.result.value, estimate.result.unit)
 
 
 def _whole(count: object) -> str:

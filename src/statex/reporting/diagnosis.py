@@ -6,21 +6,29 @@ from dataclasses import replace
 
 from statex.reporting.content import Block, Cell, Column, Figure, Folded, Heading, Panel, Section, Table, Text
 from statex.reporting.figures import LineChart
+from statex.reporting.markup import literal
 from statex.reporting.panels import arm_lines, dot_panel, line_panel
-from statex.reporting.run import Estimate, Measure, Run
+from statex.reporting.run import Measure, Run, Shown
 from statex.reporting.tables import by_measure
-from statex.reporting.verdict import hardest_recall, signatures, text_measure
-from statex.reporting.wording import figure, interval, listing, measure_title, number, with_interval
+from statex.reporting.verdict import hardest_recall, recall_difference, recall_outcome, signatures, text_measure
+from statex.reporting.wording import (
+    format_difference,
+    format_interval,
+    format_needs,
+    format_number,
+    format_value,
+    format_with_interval,
+    listing,
+    measure_title,
+)
 
 SUITE = "diagnostics"
 TITLE = "Diagnosis"
-POWER = (1.960 + 0.842) / 1.960
-"""A difference this many times the half of its 95 % interval is seen with 80 % power."""
 WHERE_DRAWN = {"text_lost": "[Text](#Text)", "recall_flat": "[Recall](#Recall)"}
 
 
 def diagnosis_section(run: Run) -> Section:
-    """For each model the signs of failure with the figure that shows them, then how the new state is used."""
+    """For each model the signs of failure with the number that shows them, then how the new state is used."""
     blocks: list[Block] = []
     for model in run.models:
         blocks += [Heading(model), *_model_blocks(run, model)]
@@ -45,70 +53,60 @@ def _model_blocks(run: Run, model: str) -> list[Block]:
 
 
 def _signs(run: Run, model: str) -> list[Text]:
-    """Each sign of failure as a sentence; for what has none, how small a failure would have been seen."""
+    """Each sign of failure as a sentence, what is undecided, and how small a failure would have been detected."""
     found = signatures(run, model)
-    told = [Text(_sign(run, model, arm, measure, note)) for arm, measure, note in found]
-    metrics = {measure.metric for _, measure, _ in found}
-    unseen = [_unseen(run, model, metric) for metric in WHERE_DRAWN if metric not in metrics]
+    sentences = [_sign(run, model, arm, measure, note) for arm, measure, note in found]
     if not found:
-        unseen.insert(0, f"**No sign of failure** is seen in {listing(run.arms_of_kind(model, 'statex'))}.")
-    return [*told, Text(" ".join(unseen))] if unseen else told
+        sentences.append(f"**No sign of failure** is established in {listing(run.arms_of_kind(model, 'statex'))}.")
+    sentences += [*_undecided(run, model), *_detectable(run, model)]
+    return [Text(sentence) for sentence in sentences]
 
 
 def _sign(run: Run, model: str, arm: str, measure: Measure, note: str) -> str:
-    """A sign's sentence; where recall is flat, also what would have shown, and whether the new entries are in use."""
-    sentence = f"**{measure.metric.replace('_', ' ').capitalize()}, {arm}.** {re.sub(r'-(?=[0-9])', '−', note)}"
-    if measure.metric != "recall_flat":
-        return sentence
-    difference = run.find(model, arm, measure)
-    visible = _visible(difference) if difference is not None and difference.interval is not None else 1.0
-    shown = "no possible change" if visible >= 1 else f"a change of {figure(visible)}"
-    return (
-        f"{sentence} With these items and seeds {shown} would have shown in 4 of 5 such runs.{_in_use(run, model, arm)}"
-    )
+    """A sign's sentence; where recall is flat, also whether the new entries are in use."""
+    sentence = literal(re.sub(r"-(?=[0-9])", "−", note))
+    in_use = _in_use(run, model, arm) if measure.metric == "recall_flat" else ""
+    return f"**{measure.metric.replace('_', ' ').capitalize()}, {arm}.** {sentence}{in_use}"
 
 
 def _in_use(run: Run, model: str, arm: str) -> str:
     """Whether recall needs the new entries."""
     for measure in run.measures(model, SUITE, "recall_drop_without_new_state"):
         if drop := run.find(model, arm, measure):
-            change = with_interval(negated(drop), signed=True)
+            change = format_with_interval(negated(drop), signed=True)
             in_use = drop.interval is not None and drop.interval[0] > 0
             use = "they are in use, whether for more or not" if in_use else "it is not seen to need them"
             return f" Emptying the new entries changes recall by {change}: {use}."
     return ""
 
 
-def _unseen(run: Run, model: str, metric: str) -> str:
-    """What a failure that is not seen would have had to be, to be seen."""
-    text = metric == "text_lost"
-    measure, baseline = (text_measure if text else hardest_recall)(run, model), run.baseline(model)
-    if measure is None or baseline is None:
-        return f"{'Text' if text else 'Recall'} was not compared, so nothing is known of {'a loss' if text else 'it'}."
-    arms = run.arms_of_kind(model, "statex")
-    differences = [run.find(model, arm, replace(measure, baseline=baseline)) for arm in arms]
-    known = [one for one in differences if one is not None and one.interval is not None]
-    if not known:
-        return f"{'Text NLL' if text else 'Recall'} has no interval, so nothing is established."
-    worst = max(_visible(one) for one in known)
-    n = f"n = {known[0].result.n:,} {'documents' if text else 'sequences'}"
-    if text:
-        return (
-            f"No rise of text NLL is established; with {n} a rise of {figure(worst)} nats would have shown in 4 of 5 "
-            "such runs."
-        )
-    pairs = measure.values.get("num_pairs")
-    return (
-        f"Recall at {pairs} pairs rose in each expanded arm; with {n} a change of {figure(worst)} would have shown in "
-        "4 of 5 such runs."
-    )
+def _undecided(run: Run, model: str) -> Iterator[str]:
+    """Whether recall is flat, where neither a gain nor its absence is established, and what would decide it."""
+    for arm in run.arms_of_kind(model, "statex"):
+        difference = recall_difference(run, model, arm)
+        if recall_outcome("statex", difference) == "undecided" and difference is not None:
+            needed = format_needs(difference.result)
+            decide = f" To establish a difference of this size, {needed}." if needed else ""
+            yield f"**Undecided, {arm}.** Recall changed by {format_difference(difference)}: a gain is neither " + (
+                f"established nor ruled out.{decide}"
+            )
 
 
-def _visible(difference: Estimate) -> float:
-    """The size of a difference that would be seen with 80 % power, about."""
-    assert difference.interval is not None
-    low, high = difference.interval
-    return POWER * max(difference.result.value - low, high - difference.result.value)
+def _detectable(run: Run, model: str) -> Iterator[str]:
+    """How small a failure this run could have detected, over the expanded arms."""
+    parts = []
+    for measure, what, unit, items in (
+        (text_measure(run, model), "a rise of text NLL by", " nats", "documents"),
+        (hardest_recall(run, model), "a change of recall by", "", "sequences"),
+    ):
+        arms = run.arms_of_kind(model, "statex")
+        paired = [run.find(model, arm, replace(measure, baseline=run.baseline(model))) for arm in arms if measure]
+        rows = [one.result for one in paired if one is not None]
+        if sizes := [size for row in rows if (size := (row.details.get("power") or {}).get("detectable")) is not None]:
+            size = f"{format_value(max(sizes))}{unit}" if unit or max(sizes) < 1 else "more than is possible"
+            parts.append(f"{what} {size} (n = {rows[0].n:,} {items})")
+    if parts:
+        yield f"Smallest failure this run could detect (80 % power): {listing(parts)}."
 
 
 def _recall_panel(run: Run, model: str) -> Panel | None:
@@ -138,7 +136,7 @@ def _difference_panel(run: Run, model: str, measure: Measure | None, name: str, 
 
 
 def _use(run: Run, model: str) -> list[Block]:
-    """What each arm does with its new state and fresh parameters: sentences, a figure by layer, and tables."""
+    """What each arm does with its new state and fresh parameters: sentences, pictures by layer, and tables."""
     arms = [arm for kind in ("statex", "control") for arm in run.arms_of_kind(model, kind)]
     blocks: list[Block] = [Text(sentence) for arm in arms if (sentence := _use_sentence(run, model, arm))]
     if panels := _panels(run, model):
@@ -175,7 +173,7 @@ def _use_sentence(run: Run, model: str, arm: str) -> str:
     )
     if not parts:
         return ""
-    still = f" **Not moved at all**: {listing([f'`{note}`' for note in notes])}." if notes else ""
+    still = f" **Not moved at all**: {listing([literal(note) for note in notes])}." if notes else ""
     return f"**{arm}**: {'; '.join(parts)}.{still}"
 
 
@@ -191,26 +189,26 @@ def _emptied(run: Run, model: str, arm: str, metric: str, what: str, unit: str, 
         if estimate := run.find(model, arm, measure):
             pairs = measure.values.get("num_pairs")
             where = "" if pairs is None else f" at {pairs} pairs"
-            change = with_interval(estimate if sign > 0 else negated(estimate), signed=True)
+            change = format_with_interval(estimate if sign > 0 else negated(estimate), signed=True)
             value, _, bounds = change.partition(" ")
             return f"{what}{where} by {value}{unit} {bounds} (n = {estimate.result.n} {items})"
     return ""
 
 
-def negated(estimate: Estimate) -> Estimate:
+def negated(estimate: Shown) -> Shown:
     """A fall as a rise below 0."""
     row, spread = estimate.result, estimate.spread
     low, high = (None if bound is None else -bound for bound in (row.high, row.low))
     rise = replace(row, value=-row.value, low=low, high=high)
-    return Estimate(rise, estimate.seeds, spread and (-spread[1], -spread[0]))
+    return Shown(rise, estimate.seeds, spread and (-spread[1], -spread[0]))
 
 
-def _by_layer(run: Run, model: str, arm: str, metric: str) -> list[Estimate]:
+def _by_layer(run: Run, model: str, arm: str, metric: str) -> list[Shown]:
     found = [run.find(model, arm, measure) for measure in run.measures(model, SUITE, metric)]
     return [one for one in found if one is not None]
 
 
-def _range(estimates: list[Estimate], form: Callable[[float], str]) -> str:
+def _range(estimates: list[Shown], form: Callable[[float], str]) -> str:
     """The least and the most over layers, "a" where both read the same, else "a to b"."""
     values = [one.result.value for one in estimates]
     ends = list(dict.fromkeys([form(min(values)), form(max(values))]))
@@ -218,7 +216,7 @@ def _range(estimates: list[Estimate], form: Callable[[float], str]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{number(float(f'{100 * share:.2g}'))} %"
+    return f"{format_number(float(f'{100 * share:.2g}'))} %"
 
 
 BY_LAYER = {
@@ -281,7 +279,7 @@ def _moved_table(run: Run, model: str, measures: list[Measure]) -> Table:
     rows = []
     for measure in measures:
         found = [run.find(model, arm, measure) for arm in arms]
-        cells = [Cell("–") if one is None else Cell(figure(one.result.value), _seeds_range(one)) for one in found]
+        cells = [Cell("–") if one is None else Cell(format_value(one.result.value), _seeds_range(one)) for one in found]
         rows.append([Cell(measure_title(measure)), *cells])
     caption = (
         f"Fresh tensors of {model}: norm of their change in training over their norm. It is computed from all their "
@@ -290,5 +288,5 @@ def _moved_table(run: Run, model: str, measures: list[Measure]) -> Table:
     return Table(caption, [Column("measure", words=True), *(Column(arm) for arm in arms)], rows)
 
 
-def _seeds_range(estimate: Estimate) -> str:
-    return interval(estimate) if estimate.spread else ""
+def _seeds_range(estimate: Shown) -> str:
+    return format_interval(estimate) if estimate.spread else ""

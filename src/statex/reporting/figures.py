@@ -1,12 +1,8 @@
-"""Drawings as SVG. Colours are placeholders that `themed` turns into fixed ones or into the page's CSS variables.
-
-Arms differ in marker and line style as well as in colour, and heat maps carry their numbers.
-"""
+"""Drawings as SVG. Arms differ in marker and line style as well as in colour, and heat maps carry their numbers."""
 
 import io
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -14,46 +10,28 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-# Placeholder in the drawing -> (CSS variable on the page, fixed colour in a file)
-COLOURS = {
-    "#000001": ("--ink", "#1b1d22"),
-    "#000002": ("--muted", "#62666f"),
-    "#000003": ("--grid", "#dcdad3"),
-    "#000004": ("--paper", "#ffffff"),
-    "#000005": ("--heat", "#174a7c"),
-    "#000006": ("--gain", "#1f5f9e"),
-    "#000007": ("--loss", "#b5541c"),
-    "#000010": ("--arm-base", "#8a8d94"),
-    "#000011": ("--arm-lpt", "#1b1d22"),
-    "#000012": ("--arm-control", "#a87400"),
-    "#000013": ("--arm-1", "#0b62a8"),
-    "#000014": ("--arm-2", "#c8441b"),
-    "#000015": ("--arm-3", "#1c7f5c"),
-    "#000016": ("--arm-4", "#8a3f9c"),
-    "#000017": ("--arm-5", "#9b5c3a"),
-}
-INK, MUTED, GRID, PAPER, HEAT, GAIN, LOSS = (f"#00000{i}" for i in range(1, 8))
+INK, MUTED, GRID, PAPER, HEAT, GAIN, LOSS = "#1b1d22", "#62666f", "#dcdad3", "#ffffff", "#174a7c", "#1f5f9e", "#b5541c"
 _STATEX = [
-    ("#000013", "s", "-"),
-    ("#000014", "D", "--"),
-    ("#000015", "P", (0, (5, 1, 1, 1))),
-    ("#000016", "^", (0, (3, 1.5))),
-    ("#000017", "*", "-."),
+    ("#0b62a8", "s", "-"),
+    ("#c8441b", "D", "--"),
+    ("#1c7f5c", "P", (0, (5, 1, 1, 1))),
+    ("#8a3f9c", "^", (0, (3, 1.5))),
+    ("#9b5c3a", "*", "-."),
 ]
 _KINDS = {
-    "base": ("#000010", "x", ":"),
-    "lpt": ("#000011", "o", "-"),
-    "control": ("#000012", "v", "-."),
+    "base": ("#8a8d94", "x", ":"),
+    "lpt": ("#1b1d22", "o", "-"),
+    "control": ("#a87400", "v", "-."),
 }
 _LEGEND_COLUMNS = 3
 _MOST_TICKS = 9
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "svg.hashsalt": "statex",  # the same drawing is the same file
     "text.parse_math": False,
     "font.size": 11.5,
     "legend.fontsize": 11.5,
@@ -78,10 +56,10 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One arm of a line figure: points with their intervals (None where there is none).
+    """One arm of a line chart: points with their intervals (None where there is none).
 
     Args:
-        rank: the arm's place among the expanded ones of its run, by which it is drawn the same in all figures.
+        rank: the arm's place among the expanded ones of its run, by which it is drawn the same everywhere.
         starts: where given, a thin stem leads from here, a hollow mark, to each point, instead of an interval.
     """
 
@@ -118,7 +96,7 @@ class LineChart:
 
 @dataclass(frozen=True)
 class Dot:
-    """One arm of a dot chart: its figure, its interval, and both as they are printed beside it."""
+    """One arm of a dot chart: its value, its interval, and both as they are printed beside it."""
 
     name: str
     kind: str
@@ -130,7 +108,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class DotChart:
-    """One figure of each arm, in rows; `zero` draws the line of no difference, `from_zero` begins the axis there."""
+    """One value of each arm, in rows; `zero` draws the line of no difference, `from_zero` begins the axis there."""
 
     title: str
     dots: list[Dot]
@@ -160,35 +138,42 @@ class HeatMap:
 
 
 def line_chart(chart: LineChart) -> str:
-    """Draw a line chart, 420 px wide; returns SVG with placeholder colours."""
+    """A line chart as SVG, 420 px wide."""
     with matplotlib.rc_context(_STYLE):
-        num_labels = len(chart.lines) + sum(map(bool, (chart.guess, chart.level, chart.limit)))
-        legend_rows = math.ceil(num_labels / _LEGEND_COLUMNS)
-        drawing, axes = _canvas(420, 290 + 17 * legend_rows, left=50, right=14, bottom=42, top=34 + 17 * legend_rows)
-        for index, line in enumerate(chart.lines):
-            _draw_line(axes, line, arm_style(line.kind, line.rank), _dodge(index, chart))
-        _draw_references(axes, chart)
-        _x_axis(axes, chart)
-        if chart.fraction:
-            axes.set_ylim(-0.03, 1.05)
-        elif chart.from_zero:
-            axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
-        axes.set_xlabel(chart.x_label)
-        axes.set_title(chart.y_label, loc="left", fontweight="bold", pad=10)
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
-        drawing.legend(
-            loc="upper left", bbox_to_anchor=(0, 1), ncols=_LEGEND_COLUMNS, frameon=False, handlelength=2.6,
-            borderaxespad=0, borderpad=0.2, labelspacing=0.35, columnspacing=1.6,
-        )  # fmt: skip
+        width, height = 420, 290 + 17 * _legend_rows(chart)
+        drawing = _canvas(width, height)
+        _draw_chart(drawing, chart, width, height)
         return _svg(drawing)
 
 
+def line_charts(title: str, beneath: str, rows: Sequence[Sequence[LineChart]], remark: str, description: str) -> str:
+    """Line charts in rows as one SVG, with a title and a line about it above them, and a remark below."""
+    with matplotlib.rc_context(_STYLE):
+        charts = [chart for row in rows for chart in row]
+        columns = max([2, *map(len, rows)])
+        width, height = 444, 314 + 17 * max(map(_legend_rows, charts), default=0)
+        head, foot = 70, 30 * bool(remark)
+        whole = width * columns, head + height * len(rows) + foot
+        drawing = _canvas(*whole)
+        drawing.text(24 / whole[0], 1 - 26 / whole[1], title, fontsize=17, fontweight="bold")
+        drawing.text(24 / whole[0], 1 - 46 / whole[1], beneath, fontsize=12, color=MUTED)
+        drawing.text(24 / whole[0], 12 / whole[1], remark, fontsize=12)
+        ratios = [head, *[height] * len(rows), max(foot, 1)]
+        grid = drawing.add_gridspec(len(ratios), columns, height_ratios=ratios, hspace=0, wspace=0)
+        grid.update(left=0, right=1, top=1, bottom=0)
+        for y, row in enumerate(rows, start=1):
+            for x, chart in enumerate(row):
+                _draw_chart(drawing.add_subfigure(grid[y, x]), chart, width, height)
+        return _svg(drawing, description)
+
+
 def heat_map(chart: HeatMap) -> str:
-    """Draw a heat map with its numbers, 236 px wide (420 from five columns on); returns SVG as `line_chart` does."""
+    """A heat map with its numbers as SVG, 236 px wide (420 from five columns on)."""
     width = 236 if len(chart.columns) < 5 else max(420, 48 + 36 * len(chart.columns))
     with matplotlib.rc_context(_STYLE):
-        drawing, axes = _canvas(width, 70 + 28 * len(chart.rows), left=44, right=4, bottom=40, top=30)
+        height = 70 + 28 * len(chart.rows)
+        drawing = _canvas(width, height)
+        axes = _axes(drawing, width, height, left=44, right=4, bottom=40, top=30)
         for y, row in enumerate(chart.values):
             for x, value in enumerate(row):
                 _draw_cell(axes, chart, x, y, value)
@@ -205,11 +190,13 @@ def heat_map(chart: HeatMap) -> str:
 
 
 def dot_chart(chart: DotChart) -> str:
-    """Draw a dot chart, 420 px wide, each arm's figure printed at its right; returns SVG as `line_chart` does."""
+    """A dot chart as SVG, 420 px wide, each arm's value printed at its right."""
     names, printed = (max(map(len, texts)) for texts in zip(*((dot.name, dot.printed) for dot in chart.dots)))
     left, right = min(150, 14 + 7 * names), min(200, 16 + 6 * printed)
     with matplotlib.rc_context(_STYLE):
-        drawing, axes = _canvas(420, 60 + 27 * len(chart.dots), left=left, right=right, bottom=28, top=32)
+        height = 60 + 27 * len(chart.dots)
+        drawing = _canvas(420, height)
+        axes = _axes(drawing, 420, height, left=left, right=right, bottom=28, top=32)
         for y, dot in enumerate(chart.dots):
             colour, marker, _ = arm_style(dot.kind, dot.rank)
             if dot.interval:
@@ -242,51 +229,49 @@ def arm_style(kind: str, rank: int) -> tuple[str, str, object]:
     return _KINDS.get(kind) or _STATEX[rank % len(_STATEX)]
 
 
-def themed(svg: str, name: str, inline: bool) -> str:
-    """Finish a drawing: with the page's colours and ids that start with `name`, or as a file of its own."""
-    for placeholder, (variable, colour) in COLOURS.items():
-        svg = svg.replace(placeholder, f"var({variable})" if inline else colour)
-    if not inline:
-        return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="#ffffff"/>', svg, count=1)
-    svg = svg[svg.index("<svg") :].replace("xlink:href", "href")
-    svg = (
-        re.sub(r' (xmlns|xmlns:xlink|version|width|height)="[^"]*"', "", svg[: svg.index(">")]) + svg[svg.index(">") :]
-    )
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)  # the page's sheet has it
-    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
-    return re.sub(r'(id="|url\(#|href="#)(?=[\w-])', rf"\1{name}-", svg)
-
-
-def _canvas(width: int, height: int, left: int, right: int, bottom: int, top: int) -> tuple[Figure, Axes]:
-    """A figure and its axes with margins, in CSS pixels (a point of the SVG is taken as one)."""
-    drawing = Figure(figsize=(width / 72, height / 72))
+def _canvas(width: int, height: int) -> Figure:
+    """An empty figure of so many CSS pixels (a point of the SVG is taken as one)."""
+    drawing = Figure(figsize=(width / 72, height / 72), facecolor=PAPER)
     FigureCanvasSVG(drawing)
+    return drawing
+
+
+def _axes(drawing: FigureBase, width: int, height: int, left: int, right: int, bottom: int, top: int) -> Axes:
+    """Axes with margins in pixels of a figure, or a part of one, of this size."""
     box = (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
-    return drawing, drawing.add_axes(box)
+    return drawing.add_axes(box)
 
 
-def _svg(drawing: Figure) -> str:
+def _svg(drawing: Figure, description: str | None = None) -> str:
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "statex"}):
-        drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _shortened(buffer.getvalue())
+    metadata = {"Date": None, "Creator": None, "Description": description}
+    drawing.savefig(buffer, format="svg", metadata=metadata)
+    return buffer.getvalue()
 
 
-def _shortened(svg: str) -> str:
-    """The same drawing in fewer characters, one font for all of it: a page may hold a hundred drawings."""
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"font: (?:(bold) )?([\d.]+px)[^;\"]*", _font_size, svg)  # matplotlib before 3.11
-    svg = re.sub(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"", "", svg)
-    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)  # places, not printed figures
-    svg = re.sub(r' d="([^"]*)"', lambda path: f' d="{" ".join(path[1].split())}"', svg)
-    svg = re.sub(r">\s+<", "><", svg)
-    svg = re.sub(r"<g>(<path[^>]*/>)</g>", r"\1", re.sub(r'<g id="(?:patch|text)_\d+">', "<g>", svg))
-    return svg.replace("<svg ", f'<svg font-family="{_FONT}" ', 1)
+def _legend_rows(chart: LineChart) -> int:
+    num_labels = len(chart.lines) + sum(map(bool, (chart.guess, chart.level, chart.limit)))
+    return math.ceil(num_labels / _LEGEND_COLUMNS)
 
 
-def _font_size(font: re.Match[str]) -> str:
-    return "font-weight: bold; " * bool(font[1]) + f"font-size: {font[2]}"
+def _draw_chart(drawing: FigureBase, chart: LineChart, width: int, height: int) -> None:
+    axes = _axes(drawing, width, height, left=50, right=14, bottom=42, top=34 + 17 * _legend_rows(chart))
+    for index, line in enumerate(chart.lines):
+        _draw_line(axes, line, arm_style(line.kind, line.rank), _dodge(index, chart))
+    _draw_references(axes, chart)
+    _x_axis(axes, chart)
+    if chart.fraction:
+        axes.set_ylim(-0.03, 1.05)
+    elif chart.from_zero:
+        axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
+    axes.set_xlabel(chart.x_label)
+    axes.set_title(chart.y_label, loc="left", fontweight="bold", pad=10)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    drawing.legend(
+        loc="upper left", bbox_to_anchor=(0, 1), ncols=_LEGEND_COLUMNS, frameon=False, handlelength=2.6,
+        borderaxespad=0, borderpad=0.2, labelspacing=0.35, columnspacing=1.6,
+    )  # fmt: skip
 
 
 def _draw_references(axes: Axes, chart: LineChart) -> None:

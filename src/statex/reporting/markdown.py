@@ -1,29 +1,32 @@
-"""A report as Markdown, with its figures as files."""
+"""A report as Markdown, with its pictures as files."""
 
 import re
 from collections.abc import Sequence
+from html import escape
 
+from statex.reporting import markup
 from statex.reporting.content import Block, Cell, Code, Document, Figure, Folded, Heading, Panel, Section, Table, Text
-from statex.reporting.figures import themed
+from statex.reporting.markup import linked, literal
 
 
 def page(documents: Sequence[Document]) -> str:
     """The Markdown of one or several runs."""
     parts = []
     for index, document in enumerate(documents):
-        parts.append(f"# {document.title}\n\n{document.subtitle}")
-        parts += [_section(section, _prefix(documents, index)) for section in document.sections]
+        prefix = _prefix(documents, index)
+        parts.append(f"# {literal(document.title)}\n\n{linked(document.subtitle, not prefix)}")
+        parts += [_section(section, prefix) for section in document.sections]
     return "\n\n".join(parts) + "\n"
 
 
-def figure_files(documents: Sequence[Document]) -> dict[str, str]:
+def picture_files(documents: Sequence[Document]) -> dict[str, str]:
     """File name -> SVG of every panel."""
-    files = {}
-    for index, document in enumerate(documents):
-        for section in document.sections:
-            for panel in panels(section.blocks):
-                files[file_name(panel, _prefix(documents, index))] = themed(panel.svg, panel.name, inline=False)
-    return files
+    return {
+        file_name(panel, _prefix(documents, index)): panel.svg
+        for index, document in enumerate(documents)
+        for section in document.sections
+        for panel in panels(section.blocks)
+    }
 
 
 def panels(blocks: Sequence[Block]) -> list[Panel]:
@@ -53,45 +56,35 @@ def _section(section: Section, prefix: str) -> str:
 def _block(block: Block, prefix: str) -> str:
     match block:
         case Heading(text):
-            return f"### {text}"
+            return f"### {literal(text)}"
         case Text(text, tone):
-            return f"> {_linked(text, prefix)}" if tone == "note" else _linked(text, prefix)
+            return "> " * (tone == "note") + linked(text, not prefix)
         case Code(text):
-            return f"```toml\n{text.rstrip()}\n```"
+            longest = max(map(len, re.findall("`+", text)), default=0)
+            fence = "`" * max(3, longest + 1)  # what is quoted cannot end its quotation
+            return f"{fence}toml\n{text.rstrip()}\n{fence}"
         case Folded(title, blocks):
             inner = "\n\n".join(_block(one, prefix) for one in blocks)
-            return f"<details><summary>{title}</summary>\n\n{inner}\n\n</details>"
+            return f"<details><summary>{escape(title)}</summary>\n\n{inner}\n\n</details>"
         case Figure():
-            images = [f"![{_plain(one.text)}](figures/{file_name(one, prefix)})" for one in block.panels]
-            return "\n".join(images) + f"\n\n*{_linked(block.caption, prefix)}*"
+            images = [f"![{_alternative(one)}](figures/{file_name(one, prefix)})" for one in block.panels]
+            return "\n".join(images) + f"\n\n*{linked(block.caption, not prefix)}*"
         case Table():
-            return _table(block)
+            return _table(block, prefix)
     raise TypeError(type(block))
 
 
-def _linked(text: str, prefix: str) -> str:
-    """Links to sections as Markdown has them; only their words on a page of several runs, whose titles are the same."""
-    return re.sub(
-        r"\[([^\]]+)\]\(#([^)]+)\)",
-        lambda link: link[1] if prefix else f"[{link[1]}](#{link[2].lower().replace(' ', '-')})",
-        text,
-    )
+def _alternative(panel: Panel) -> str:
+    return re.sub(r"[\[\]]", r"\\\g<0>", literal(panel.text))
 
 
-def _table(table: Table) -> str:
-    head = [
-        _plain(f"{column.title} ({column.beneath})" if column.beneath else column.title) for column in table.columns
-    ]
-    lines = [head, [":--" if column.words else "--:" for column in table.columns]]
-    lines += [[_cell(cell) for cell in row] for row in table.rows]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return "\n\n".join([f"*{table.caption}*", text, *table.notes])
+def _table(table: Table, prefix: str) -> str:
+    titles = [f"{one.title} ({one.beneath})" if one.beneath else one.title for one in table.columns]
+    rows = [[_cell(cell) for cell in row] for row in table.rows]
+    text = markup.table([literal(one) for one in titles], rows, [column.words for column in table.columns])
+    return "\n\n".join([f"*{linked(table.caption, not prefix)}*", text, *map(literal, table.notes)])
 
 
 def _cell(cell: Cell) -> str:
     mark = f"({cell.mark})" if cell.mark else ""
-    return _plain(" ".join(part for part in (cell.text, cell.beneath, mark) if part))
-
-
-def _plain(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return literal(" ".join(part for part in (cell.text, cell.beneath, mark) if part))

@@ -1,8 +1,9 @@
 """README.md of a model folder: front matter for the hub, what was expanded, how to load it, what to cite."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from statex.reporting.markup import literal, table
 
 CITATION = """\
 @inproceedings{shen2026statex,
@@ -51,7 +52,7 @@ def model_card(
     """
     parts = [
         _front_matter(model_type, base_model, plan, license, tags),
-        f"# {name}",
+        f"# {literal(name)}",
         _summary(base_model, plan, state, num_parameters, training),
     ]
     if plan:
@@ -59,10 +60,10 @@ def model_card(
     if training:
         parts += [
             "## Training",
-            _table(["setting", "value"], [[key, _value(value)] for key, value in training.items()]),
+            table(["setting", "value"], [[literal(key), literal(_value(value))] for key, value in training.items()]),
         ]
     if results:
-        parts += ["## Results", "\n".join(f"- {sentence}" for sentence in results)]
+        parts += ["## Results", "\n".join(f"- {literal(sentence)}" for sentence in results)]
     parts += ["## How to load it", _loading(plan)]
     if plan:
         parts += ["## Citation", f"The method:\n\n```bibtex\n{CITATION}\n```"]
@@ -72,15 +73,14 @@ def model_card(
 def _front_matter(
     model_type: str, base_model: str | None, plan: Mapping[str, Any] | None, license: str | None, tags: Sequence[str]
 ) -> str:
+    from huggingface_hub import ModelCardData
+
     own = ["statex", "state-expansion"] if plan else ["statex"]
-    lines = ["library_name: transformers", "pipeline_tag: text-generation"]
-    if base_model:
-        lines.append(f"base_model: {json.dumps(base_model)}")
-    if license:
-        lines.append(f"license: {json.dumps(license)}")
-    lines.append("tags:")
-    lines += [f"- {json.dumps(tag)}" for tag in dict.fromkeys([*own, "recurrent", model_type, *tags])]
-    return "\n".join(["---", *lines, "---"])
+    data = ModelCardData(
+        library_name="transformers", pipeline_tag="text-generation", base_model=base_model, license=license,
+        tags=list(dict.fromkeys([*own, "recurrent", model_type, *tags])),
+    )  # fmt: skip
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _summary(
@@ -90,16 +90,16 @@ def _summary(
     num_parameters: int | None,
     training: Mapping[str, Any] | None,
 ) -> str:
-    origin = f"`{base_model}`" if base_model else "a model made from scratch"
+    origin = f"**{literal(base_model)}**" if base_model else "a model made from scratch"
     if plan is None:
         first = f"Made from {origin}, without an expansion of its recurrent state."
     else:
         many = f"{len(plan['layers'])} layer{'s' if len(plan['layers']) != 1 else ''}"
         if plan["kind"] == "expand":
-            init = _INITS.get(plan["init"], plan["init"])
+            init = literal(str(plan["init"]))
             first = (
                 f"Made from {origin} by enlarging the recurrent state of {many} {plan['factor']} times "
-                f"(`{plan['init']}`: {init})."
+                f"(*{init}*: {_INITS.get(init, 'an initialisation of its own')})."
             )
         else:
             first = (
@@ -127,19 +127,19 @@ def _plan_table(plan: Mapping[str, Any]) -> str:
         counts = [_elements(before), _elements(after)]
         rows.append([str(layer["index"]), _shape(before), _shape(after), *(f"{count:,}" for count in counts)])
     titles = ["layer", "before: heads x (key dim x value dim)", "after", "state elements before", "after"]
-    settings = [f"init `{plan['init']}`", f"factor {plan['factor']}", f"seed {plan['seed']}"]
+    settings = [f"init {plan['init']}", f"factor {plan['factor']}", f"seed {plan['seed']}"]
     if plan.get("rank") is not None:
         settings.insert(2, f"rank {plan['rank']}")
-    return f"{', '.join(settings)}; all other layers are as they were.\n\n{_table(titles, rows)}"
+    return f"{literal(', '.join(settings))}; all other layers are as they were.\n\n{table(titles, rows)}"
 
 
 def _changed_tensors(plan: Mapping[str, Any]) -> str:
     rows = [
         [
-            f"`{edit['name']}`",
-            "new" if edit["before"] is None else _value(edit["before"]),
-            _value(edit["after"]),
-            edit["edit"],
+            literal(edit["name"]),
+            "new" if edit["before"] is None else literal(_value(edit["before"])),
+            literal(_value(edit["after"])),
+            literal(edit["edit"]),
         ]
         for layer in plan["layers"]
         for edit in layer.get("tensors", [])
@@ -150,7 +150,7 @@ def _changed_tensors(plan: Mapping[str, Any]) -> str:
     return (
         "The plan is in `config.json` under `expansion`; it is replayed when the model is loaded.\n\n"
         f"<details><summary>{len(rows)} tensors that were changed</summary>\n\n"
-        f"{_table(['tensor', 'before', 'after', 'edit'], rows)}\n\n</details>"
+        f"{table(['tensor', 'before', 'after', 'edit'], rows)}\n\n</details>"
     )
 
 
@@ -163,11 +163,6 @@ def _loading(plan: Mapping[str, Any] | None) -> str:
     )
     state = "\nprint(statex.state_report(model))" if plan else ""
     return f"```python\n{code}{state}\n```"
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _shape(geometry: Mapping[str, int]) -> str:

@@ -11,7 +11,7 @@ from statex.reporting.run import Measure, Run, slice_key
 from statex.reporting.tables import by_measure
 from statex.reporting.verdict import above_zero
 from statex.reporting.wording import (
-    figure,
+    format_value,
     listing,
     metric_title,
     short_title,
@@ -22,8 +22,6 @@ from statex.reporting.wording import (
 
 LONG_CONTEXT = ("passkey", "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey", "variable_tracking")
 
-QUANTILE = 1.960
-"""The normal distribution's 97.5 % quantile: by Wilson's interval 0 of n leaves open what is below q^2 / (n + q^2)."""
 NEAR_ZERO = 0.2
 """Where no cell's accuracy reaches this, the NLL of the answers is drawn too."""
 
@@ -77,7 +75,7 @@ def _found_by_length(run: Run, model: str, suites: list[str]) -> list[Block]:
     """A table of the suites in which any arm found anything, and a sentence about the others."""
     found: list[Measure] = []
     nothing: list[str] = []
-    fewest = math.inf
+    fewest, open_below = math.inf, 0.0
     for suite in suites:
         measures = [one for one in run.measures(model, suite, "accuracy") if not is_needle(one)]
         known = [one for measure in measures for arm in run.arms(model) if (one := run.find(model, arm, measure))]
@@ -86,14 +84,16 @@ def _found_by_length(run: Run, model: str, suites: list[str]) -> list[Block]:
         elif known:
             nothing.append(short_title(suite))
             fewest = min(fewest, *(one.result.n or 0 for one in known))
+            open_below = max(open_below, *(one.interval[1] if one.interval else 1.0 for one in known))
     blocks: list[Block] = []
     if found:
         caption = f"What {model} finds in contexts of each length, over all depths, with 95 % intervals."
         blocks.append(by_measure(run, model, found, f"{caption} n counts questions.", suite_measure_title))
     if nothing:
-        open_below = figure(QUANTILE**2 / (fewest + QUANTILE**2))
         text = f"{model}: no arm finds anything in {listing(nothing)}: accuracy is 0 at every length. With {fewest:,}"
-        blocks.append(Text(f"{text} questions or more at each, an accuracy below {open_below} is not excluded."))
+        blocks.append(
+            Text(f"{text} questions or more at each, an accuracy below {format_value(open_below)} is not excluded.")
+        )
     return blocks
 
 
@@ -105,12 +105,12 @@ def is_long_context(run: Run, suite: str) -> bool:
 
 
 def is_needle(measure: Measure) -> bool:
-    """Whether a figure is of one cell of length and depth."""
+    """Whether a value is of one cell of length and depth."""
     return {"length", "depth"} <= measure.values.keys()
 
 
 def _suite_blocks(run: Run, suite: str) -> list[Block]:
-    """Heat maps of each model where there are depths, and every figure with its interval, folded."""
+    """Heat maps of each model where there are depths, and every value with its interval, folded."""
     blocks: list[Block] = []
     tables: list[Block] = []
     for model in run.models:
@@ -127,15 +127,15 @@ def _suite_blocks(run: Run, suite: str) -> list[Block]:
         if cells := [one for one in run.measures(model, suite, paired=True) if is_needle(one)]:
             caption = f"{suite_title(suite)}, {model}: paired differences, arm minus {cells[0].baseline}."
             tables.append(by_measure(run, model, cells, caption))
-    folded: list[Block] = [Folded(f"{suite_title(suite)}: every figure with its interval", tables)] if tables else []
+    folded: list[Block] = [Folded(f"{suite_title(suite)}: every value with its interval", tables)] if tables else []
     return blocks + folded
 
 
 def _map_blocks(run: Run, model: str, suite: str, cells: list[Measure]) -> list[Block]:
-    """A figure for each grid, but for an accuracy that is 0 everywhere; other metrics are folded behind accuracy."""
+    """A picture of each grid, but for an accuracy that is 0 everywhere; other metrics are folded behind accuracy."""
     grids = [grid for grid in _grids(run, model, suite, cells) if not grid.accuracy or any(_known(grid.arms))]
-    blocks: list[Block] = [_figure(run, model, suite, grid) for grid in grids if grid.accuracy]
-    others: list[Block] = [_figure(run, model, suite, grid) for grid in grids if not grid.accuracy]
+    blocks: list[Block] = [_maps(run, model, suite, grid) for grid in grids if grid.accuracy]
+    others: list[Block] = [_maps(run, model, suite, grid) for grid in grids if not grid.accuracy]
     if not blocks:
         return others
     return [*blocks, Folded(f"{suite_title(suite)}, {model}: answer NLL", others)] if others else blocks
@@ -170,7 +170,7 @@ def _grid(run: Run, model: str, suite: str, metric: str, rest: str, cells: list[
     return Grid(title, name, metric == "accuracy", lengths, depths, arms, n, cells)
 
 
-def _figure(run: Run, model: str, suite: str, grid: Grid) -> Figure:
+def _maps(run: Run, model: str, suite: str, grid: Grid) -> Figure:
     baseline = run.baseline(model)
     changes = {
         arm: [[_minus(a, b) for a, b in zip(*pair)] for pair in zip(rows, grid.arms[baseline])]

@@ -1,10 +1,10 @@
-"""From a run's figures to drawings: which arms, which points, and the same in words."""
+"""From a run's results to drawings: which arms, which points, and the same in words."""
 
 from statex.reporting import figures
 from statex.reporting.content import Panel
 from statex.reporting.figures import Dot, DotChart, Line, LineChart
 from statex.reporting.run import Measure, Run
-from statex.reporting.wording import metric_title, slice_title, with_interval
+from statex.reporting.wording import format_with_interval, metric_title, slice_title
 from statex.suite_names import SUITE_TITLES
 
 
@@ -30,12 +30,17 @@ def position(measure: Measure, key: str) -> float:
 
 def line_panel(name: str, chart: LineChart) -> Panel:
     """A line chart with every point in words, for readers who cannot see it."""
+    return Panel(name, figures.line_chart(chart), in_words(chart))
+
+
+def in_words(chart: LineChart) -> str:
+    """A line chart's every point."""
     words = []
     for line in chart.lines:
         starts = [""] * len(line.x) if line.starts is None else [f"{start:.3g} to " for start in line.starts]
         points = [f"{start}{value:.3g} at {figures.short(x)}" for x, value, start in zip(line.x, line.y, starts)]
         words.append(f"{line.name}: {', '.join(points)}")
-    return Panel(name, figures.line_chart(chart), f"{chart.y_label} against {chart.x_label}. " + "; ".join(words))
+    return f"{chart.y_label} against {chart.x_label}. " + "; ".join(words)
 
 
 def dot_panel(
@@ -45,7 +50,7 @@ def dot_panel(
     paired, dots = measure.baseline is not None, []
     for arm in run.arms(model):
         if one := run.find(model, arm, measure):
-            bounds, printed = one.interval or one.spread, with_interval(one, signed=paired)
+            bounds, printed = one.interval or one.spread, format_with_interval(one, signed=paired)
             dots.append(Dot(arm, run.kind(arm), run.rank(model, arm), one.result.value, bounds, printed))
     if not dots:
         return None
@@ -57,7 +62,7 @@ def dot_panel(
 def slice_panels(
     run: Run, model: str, suite: str, measures: list[Measure], level: tuple[str, float] | None = None
 ) -> list[Panel]:
-    """A line figure for each metric (and each value of the other keys) that was measured at three or more numbers."""
+    """A line chart for each metric (and each value of the other keys) that was measured at three or more numbers."""
     groups: dict[tuple[str, str, str], list[Measure]] = {}
     for measure in measures:
         values = measure.values

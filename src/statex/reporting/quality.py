@@ -20,25 +20,19 @@ ICL = "symbol_icl"
 
 
 def recall_section(run: Run) -> Section:
-    """Accuracy against the number of pairs, as a figure and as a table, for each model."""
+    """Accuracy by the number of pairs as tables; the picture opens the page, those of shorter sequences stand here."""
     blocks: list[Block] = []
-    panels = []
     for model in run.models:
         measures = run.measures(model, "mqar", "accuracy")
         blocks.append(Heading(model))
         if not measures:
             blocks.append(NOTHING)
             continue
-        panels += _recall_panels(run, model, measures)
+        if panels := recall_panels(run, model)[:-1]:
+            blocks.append(Figure(f"Recall of {model} in shorter sequences, 95 % intervals.", panels))
         titles = _pairs_with_length if len({one.values.get("length") for one in measures}) > 1 else _pairs
         caption = f"Recall of {model}: accuracy at the queried positions, with 95 % intervals. n counts sequences."
         blocks.append(by_arm(run, model, measures, caption, titles))
-    if panels:
-        caption = (
-            "Recall against the number of key-value pairs (MQAR), 95 % intervals. The dotted line is what guessing one "
-            "of the values of the context gives, 1/pairs. Arms are moved apart a little along the axis."
-        )
-        blocks.insert(0, Figure(caption, panels))
     return Section("Recall", blocks)
 
 
@@ -51,11 +45,12 @@ def _pairs_with_length(measure: Measure) -> str:
     return _pairs(measure) + (f", {length:,} tokens" if length is not None else "")
 
 
-def _recall_panels(run: Run, model: str, measures: list[Measure]) -> list[Panel]:
-    """One panel, or one for each length where a number of pairs was asked at several lengths."""
+def recall_panels(run: Run, model: str) -> list[Panel]:
+    """One panel, or, where a number of pairs was asked at several lengths, one for each, the longest last."""
+    measures = run.measures(model, "mqar", "accuracy")
     pairs = [measure.values.get("num_pairs") for measure in measures]
     lengths = sorted({measure.values.get("length", 0) for measure in measures})
-    groups = {"": measures}
+    groups = {"": measures} if measures else {}
     if len(set(pairs)) < len(pairs):
         groups = {f", {n:,} tokens": [one for one in measures if one.values.get("length", 0) == n] for n in lengths}
     panels = []
@@ -76,9 +71,10 @@ def paired_section(run: Run) -> Section:
     """All differences between arms on the same items, except those of needle cells and of positions."""
     blocks: list[Block] = [
         Text(
-            "Each figure is an arm minus the arm without expansion, on the same items; the 95 % interval is of the "
-            "difference. *better* and *worse* stand only where that interval excludes 0; where it does not, *n needed* "
-            "is how many items would show a difference of this size with 80 % power."
+            "Each value is an arm minus the arm without expansion, on the same items; the 95 % interval is of the "
+            "difference. *better* and *worse* stand only where that interval excludes 0; where it does not, the items "
+            "that are needed would establish a difference of this size in 4 of 5 such runs, with the same seeds. Where "
+            "what the seeds cause is too much for any number of items, it is more seeds that are needed."
         )
     ]
     for model in run.models:
@@ -238,7 +234,7 @@ def nothing_measured(run: Run) -> str:
 
 
 def not_run_section(run: Run) -> Section | None:
-    """Tasks of lm-eval that have no figure, with the commands that fetch what they lack; None without any."""
+    """Tasks of lm-eval that have no result, with the commands that fetch what they lack; None without any."""
     tasks = {task["task"]: task for details in run.details("run", "not_run") for task in details["tasks"]}
     if not tasks:
         return None

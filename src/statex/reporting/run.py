@@ -1,4 +1,4 @@
-"""A run as the report sees it: its recipe and, for each figure, the one row that is shown."""
+"""A run as the report sees it: its recipe and, for each measure of an arm, the one row that is shown."""
 
 import json
 import math
@@ -17,11 +17,11 @@ from statex.suite_names import split_names
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """One figure as it is shown.
+class Shown:
+    """A measured value as it is shown.
 
     Args:
-        result: the figure: the row that combines the seeds if there is one, else the single seed's. Where several
+        result: the row that combines the seeds if there is one, else the single seed's. Where several
             seeds were not combined its value is their mean and it has no interval.
         seeds: the training seeds behind it.
         spread: the lowest and highest seed, only where several seeds were not combined.
@@ -42,7 +42,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Measure:
-    """What a figure is about, the same for all arms: suite, metric, slice, and the arm that was subtracted."""
+    """What a value is of, the same for all arms: suite, metric, slice, and the arm that was subtracted."""
 
     suite: str
     metric: str
@@ -104,8 +104,8 @@ class Run:
         """The arm that the others are compared with: the first that was post-trained without expansion."""
         return next(iter(self.arms_of_kind(model, "lpt")), None)
 
-    def find(self, model: str, arm: str, measure: Measure) -> Estimate | None:
-        """The figure of an arm, None if it was not run."""
+    def find(self, model: str, arm: str, measure: Measure) -> Shown | None:
+        """What was measured of an arm, None if it was not run."""
         return self._shown.get((model, arm, measure))
 
     @property
@@ -114,7 +114,7 @@ class Run:
         return split_names(self.recipe.evaluation.suites)[0]
 
     def measures(self, model: str, suite: str, metric: str | None = None, paired: bool = False) -> list[Measure]:
-        """What was measured in a suite, in order of slices: plain figures or, if `paired`, differences of arms."""
+        """What was measured in a suite, in order of slices: plain values or, if `paired`, differences of arms."""
         found: dict[Measure, None] = {}
         for name, _, measure in self._shown:
             wanted = measure.suite == suite and metric in (None, measure.metric)
@@ -135,7 +135,7 @@ class Run:
         return list(found.values())
 
     @cached_property
-    def _shown(self) -> dict[tuple[str, str, Measure], Estimate]:
+    def _shown(self) -> dict[tuple[str, str, Measure], Shown]:
         groups: dict[tuple[str, str, Measure], list[Result]] = defaultdict(list)
         for result in self.results:
             groups[result.model, result.arm, measure_of(result)].append(result)
@@ -200,19 +200,19 @@ def read_evaluations(folders: Sequence[Path]) -> Run:
     return Run(parse_recipe(values), "\n".join(settings), results, evaluation_only=True)
 
 
-def _estimate(rows: list[Result], recipe_seeds: list[int]) -> Estimate:
+def _estimate(rows: list[Result], recipe_seeds: list[int]) -> Shown:
     seeds = tuple(sorted({row.seed for row in rows if row.seed is not None}))
     combined = [row for row in rows if row.seed is None]
     if combined:
-        return Estimate(combined[-1], seeds or tuple(sorted(combined[-1].details.get("seeds", recipe_seeds))))
+        return Shown(combined[-1], seeds or tuple(sorted(combined[-1].details.get("seeds", recipe_seeds))))
     latest = list({row.seed: row for row in rows}.values())
     if len(latest) == 1:
-        return Estimate(latest[0], seeds)
+        return Shown(latest[0], seeds)
     values = [row.value for row in latest]
     if len(set(values)) == 1:  # a count, equal for all seeds
-        return Estimate(latest[0], seeds)
+        return Shown(latest[0], seeds)
     mean = replace(latest[0], value=sum(values) / len(values), low=None, high=None, seed=None)
-    return Estimate(mean, seeds, (min(values), max(values)))
+    return Shown(mean, seeds, (min(values), max(values)))
 
 
 def _ordered(first: Iterable[str], others: Iterable[str]) -> list[str]:

@@ -1,18 +1,15 @@
-"""The figure of a sweep of `statex bench ops`: cost against the size of the state, or against tokens, as one SVG."""
+"""The picture of a sweep of `statex bench ops`: cost against the size of the state, or against tokens, as one SVG."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from statex.errors import UserError
 from statex.files import write_whole
-from statex.reporting.content import Panel
-from statex.reporting.figures import COLOURS, Line, LineChart, themed
-from statex.reporting.panels import line_panel
+from statex.reporting.figures import Line, LineChart, line_charts
+from statex.reporting.panels import in_words
 from statex.reporting.wording import listing
 
 Record = dict[str, Any]  # of `run_ops_benchmark`
@@ -23,17 +20,15 @@ AXES = {  # sweep -> title, the record's key on the x axis, that axis
 }
 PEER, FLOOR = "peer", "floor"
 STYLES = {"statex": "statex", PEER: "lpt", FLOOR: "base"}  # whose curve -> the arm of a report that is drawn so
-GAP, HEAD, FOOT, MIN_WIDTH = 24, 62, 28, 868  # px: between panels, above and below them; two panels
-FIXED = dict(COLOURS.values())  # CSS variable -> its colour in a file
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a panel shows of one pass.
+    """What a chart shows of one pass.
 
     Args:
         keys: whose curve -> the record's key.
-        per_token: a factor to the printed unit for figures that grow with the tokens, None for those that do not.
+        per_token: a factor to the printed unit for what grows with the tokens, None for what does not.
     """
 
     title: str
@@ -70,23 +65,24 @@ def write_sweep(path: Path) -> Path:
         remedy = "give a file that `statex bench ops --sweep` wrote"
         raise UserError("sweep", str(path), "holds no records of a sweep", remedy)
     drawing = path.with_suffix(".svg")
-    write_whole(drawing, sweep_figure(records))
+    write_whole(drawing, sweep_picture(records))
     return drawing
 
 
-def sweep_figure(records: Sequence[Record]) -> str:
-    """A row of panels for each recurrence, as SVG; a case that was wrong is named and has no point."""
+def sweep_picture(records: Sequence[Record]) -> str:
+    """A row of charts for each recurrence, as SVG; a case that was wrong is named and has no point."""
     title, key, label = AXES[records[0]["sweep"]]
     timed = any(record.get("ms") is not None for record in records)
     rows = []
     for op in dict.fromkeys(record["op"] for record in records):
         of_op = [record for record in records if record["op"] == op]
-        panels = [_panel(op, of_op, quantity, key, label) for quantity in (QUANTITIES if timed else RATIOS)]
-        rows.append([panel for panel in panels if panel is not None])
-    return _sheet(title, _about(records, key), rows, _wrong(records))
+        charts = [_chart(op, of_op, quantity, key, label) for quantity in (QUANTITIES if timed else RATIOS)]
+        rows.append([chart for chart in charts if chart is not None])
+    words = "\n".join(in_words(chart) for row in rows for chart in row)
+    return line_charts(title, _about(records, key), [row for row in rows if row], _wrong(records), words)
 
 
-def _panel(op: str, records: Sequence[Record], quantity: Quantity, key: str, label: str) -> Panel | None:
+def _chart(op: str, records: Sequence[Record], quantity: Quantity, key: str, label: str) -> LineChart | None:
     found = sorted((record for record in records if record["pass"] == quantity.run), key=lambda one: one[key])
     lines = []
     for whose, of_record in quantity.keys.items():
@@ -98,8 +94,7 @@ def _panel(op: str, records: Sequence[Record], quantity: Quantity, key: str, lab
     if not lines:
         return None
     level = None if quantity.per_token else ("as fast", 1.0)
-    chart = LineChart(label, f"{op}: {quantity.title}", lines, level=level, from_zero=True)
-    return line_panel(f"{op}-{quantity.run}-{len(quantity.keys)}", chart)
+    return LineChart(label, f"{op}: {quantity.title}", lines, level=level, from_zero=True)
 
 
 def _value(record: Record, key: str, per_token: float | None) -> float:
@@ -121,42 +116,3 @@ def _about(records: Sequence[Record], key: str) -> str:
 def _wrong(records: Sequence[Record]) -> str:
     wrong = list(dict.fromkeys(record["case"] for record in records if not record["correct"]))
     return f"Wrong results, so not timed: {listing(wrong)}" if wrong else ""
-
-
-def _sheet(title: str, about: str, rows: Sequence[Sequence[Panel]], remark: str) -> str:
-    """Panels in rows, with a title above them and a remark below, in one drawing."""
-    drawings, y, width = [], float(HEAD), float(MIN_WIDTH)
-    for row in rows:
-        x, height = 0.0, 0.0
-        for panel in row:
-            drawing, size = _placed(panel, x, y)
-            drawings.append(drawing)
-            x, height = x + size[0] + GAP, max(height, size[1])
-        width, y = max(width, x - GAP), y + height + GAP
-    width, height = width + 2 * GAP, y + FOOT * bool(remark)
-    font = next((font[0] for row in rows for one in row if (font := re.search(r'font-family="[^"]*"', one.svg))), "")
-    texts = ((26, 17, "--ink", title), (46, 12, "--muted", about), (y + 6, 12, "--ink", remark))
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-GAP} 0 {width:g} {height:g}" '
-        f'width="{width:g}" height="{height:g}" {font}>'
-        "<style>svg svg * { stroke-linejoin: round; stroke-linecap: butt; }</style>"
-        f'<rect x="{-GAP}" width="100%" height="100%" fill="{FIXED["--paper"]}"/>'
-        + "".join(_text(*text) for text in texts if text[-1])
-        + f"{''.join(drawings)}</svg>\n"
-    )
-
-
-def _text(y: float, size: int, colour: str, words: str) -> str:
-    weight = "bold" if size > 12 else "normal"
-    return f'<text y="{y:g}" font-size="{size}" font-weight="{weight}" fill="{FIXED[colour]}">{escape(words)}</text>'
-
-
-def _placed(panel: Panel, x: float, y: float) -> tuple[str, tuple[float, float]]:
-    """A panel as a part of a larger drawing, with fixed colours; and its width and height."""
-    svg = re.sub(r"var\((--[\w-]+)\)", lambda variable: FIXED[variable[1]], themed(panel.svg, panel.name, inline=True))
-    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    assert box is not None
-    width, height = float(box[1]), float(box[2])
-    place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}"'
-    label = escape(panel.text, quote=True)
-    return svg.replace("<svg", f'<svg {place} role="img" aria-label="{label}"', 1), (width, height)

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from statex.reporting.content import Cell, Column, Table
-from statex.reporting.run import Estimate, Measure, Run
+from statex.reporting.run import Measure, Run, Shown
 from statex.reporting.verdict import above_zero
 from statex.reporting.wording import (
     NOT_RUN,
     better,
-    figure,
-    interval,
+    format_interval,
+    format_needs,
+    format_value,
     listing,
     measure_title,
     seeds,
@@ -19,7 +20,7 @@ Titles = Callable[[Measure], str]
 
 
 class Notes:
-    """Remarks beside figures, each written once under the table and marked by a letter."""
+    """Remarks beside values, each written once under the table and marked by a letter."""
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
@@ -72,7 +73,7 @@ def by_measure(
 class Shared:
     """What the cells of one table have in common: their remarks, and their seeds where those are the same."""
 
-    def __init__(self, estimates: Iterable[Estimate | None]) -> None:
+    def __init__(self, estimates: Iterable[Shown | None]) -> None:
         self.notes = Notes()
         numbers = {one.seeds for one in estimates if one is not None}
         self.seeds = numbers.pop() if len(numbers) == 1 else None
@@ -85,32 +86,31 @@ class Shared:
             return ""
         return f"Training seed{'s' if len(self.seeds) > 1 else ''} {listing([str(seed) for seed in self.seeds])}."
 
-    def cell(self, estimate: Estimate | None, n_elsewhere: bool) -> Cell:
-        """A figure with its interval, what the table does not tell elsewhere, and marks; "not run" without one."""
+    def cell(self, estimate: Shown | None, n_elsewhere: bool) -> Cell:
+        """A value with its interval, what the table does not tell elsewhere, and marks; "not run" without one."""
         if estimate is None:
             return Cell(NOT_RUN)
         row, paired = estimate.result, estimate.result.baseline is not None
-        beneath = [interval(estimate, signed=paired)]
+        beneath = [format_interval(estimate, signed=paired)]
         if not n_elsewhere:
             beneath.append(f"n = {row.n:,}" if row.n is not None else "n not recorded")
         if self.seeds is None:
             beneath.append(f"seeds {seeds(estimate.seeds)}")
         marks = [self.notes.mark(row.note), _direction(estimate) if paired else ""]
-        needed = row.details.get("items_needed")
-        if paired and above_zero(estimate) is None and isinstance(needed, int) and row.n and needed > row.n:
-            beneath.append(f"n needed {needed:,}")
-        text = figure(row.value, row.unit, signed=paired)
+        if paired and above_zero(estimate) is None and (needed := format_needs(row)):
+            beneath.append(needed)
+        text = format_value(row.value, row.unit, signed=paired)
         return Cell(text, ", ".join(beneath), " ".join(mark for mark in marks if mark))
 
 
-def _direction(difference: Estimate) -> str:
+def _direction(difference: Shown) -> str:
     """Whether a difference is better or worse, "" where its interval includes 0 or its metric has no direction."""
     if above_zero(difference) is None:
         return ""
     return {True: "better", False: "worse", None: ""}[better(difference.result.metric, difference.result.value)]
 
 
-def shared_n(estimates: Iterable[Estimate | None]) -> int | None:
+def shared_n(estimates: Iterable[Shown | None]) -> int | None:
     """The n that all estimates have in common, None if they differ or have none."""
     counts = {estimate.result.n for estimate in estimates if estimate is not None}
     return counts.pop() if len(counts) == 1 else None

@@ -1,50 +1,47 @@
-"""A run's outcome on the terminal: one table of the arms, and the verdict's sentences with their reservations."""
+"""A run's outcome on the terminal: the verdict, then one table of the arms with recall as a picture, then the rest."""
 
-import re
 from pathlib import Path
 
+from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from statex.reporting.markup import plain
+from statex.reporting.opening import aims_summary, arms_table
 from statex.reporting.quality import nothing_measured
-from statex.reporting.run import Estimate, Measure, Run, read_run
-from statex.reporting.verdict import hardest_recall, text_measure, verdict
-from statex.reporting.wording import figure, interval
+from statex.reporting.run import Run, read_run
+from statex.reporting.verdict import verdict
+
+BARS = "▁▂▃▄▅▆▇█"
 
 
-def show_run(folder: Path) -> tuple[Table, list[str]]:
-    """The table and the sentences for a run's folder.
+def summary(folder: Path) -> list[RenderableType]:
+    """What to print of a run's folder, in order.
 
     Raises:
         UserError: the folder has no recipe.toml or no results.jsonl.
     """
     run = read_run(Path(folder))
-    table = Table("model", "arm", "recall", "text NLL", "state", "training tokens/s", title=run.recipe.name)
-    for model in run.models:
-        for arm in run.arms(model):
-            columns = [
-                _shown(run, model, arm, hardest_recall(run, model)),
-                _shown(run, model, arm, text_measure(run, model)),
-                _shown(run, model, arm, Measure("state", "state_bytes")),
-                _shown(run, model, arm, Measure("cost", "training_tokens_per_second")),
-            ]
-            table.add_row(model, arm, *columns)
-        table.add_section()
+    verdicts = [verdict(run, model) for model in run.models]
     nothing = nothing_measured(run)
-    sentences = [nothing] if nothing else []
-    for one in (verdict(run, model) for model in run.models):
-        remarks = [f"{one.model}: {remark}" for remark in one.reservations]
-        sentences += [_plain(text) for text in (one.sentence, *remarks)]
-    return table, sentences
+    sentences = [Text(sentence) for sentence in [nothing, *(plain(one.sentence) for one in verdicts)] if sentence]
+    remarks = [f"{one.model}: {remark}" for one in verdicts for remark in one.reservations]
+    return [*sentences, _table(run), *(Text(plain(text)) for text in (aims_summary(verdicts), *remarks))]
 
 
-def _plain(text: str) -> str:
-    """A report's text without its marks and links."""
-    return re.sub(r"\[([^\]]+)\]\(#[^)]+\)", r"\1", text.replace("**", ""))
+def _table(run: Run) -> Table:
+    """The page's table of arms, with a bar for recall at each number of pairs."""
+    arms = arms_table(run)
+    titles = [escape(f"{column.title}\n{column.beneath}".strip()) for column in arms.columns]
+    table = Table(*titles[:2], "recall by pairs", *titles[2:], title=run.recipe.name, caption=escape(arms.caption))
+    keys = [(model, arm) for model in run.models for arm in run.arms(model)]
+    for (model, arm), row in zip(keys, arms.rows):
+        cells = [Text(f"{one.mark} {one.text}".strip() + f"\n{one.beneath}".rstrip()) for one in row]
+        table.add_row(*cells[:2], _bars(run, model, arm), *cells[2:], end_section=arm == run.arms(model)[-1])
+    return table
 
 
-def _shown(run: Run, model: str, arm: str, measure: Measure | None) -> str:
-    estimate: Estimate | None = run.find(model, arm, measure) if measure is not None else None
-    if estimate is None:
-        return "not run"
-    value = figure(estimate.result.value, estimate.result.unit)
-    return f"{value} {interval(estimate)}" if estimate.interval else value
+def _bars(run: Run, model: str, arm: str) -> str:
+    found = [run.find(model, arm, measure) for measure in run.measures(model, "mqar", "accuracy")]
+    return "".join("·" if one is None else BARS[min(7, max(0, int(8 * one.result.value)))] for one in found)

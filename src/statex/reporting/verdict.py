@@ -1,31 +1,41 @@
 """The verdict: what a run has shown, decided by rules from paired differences and told in plain sentences.
 
-A gain is claimed only where the 95 % interval of a paired difference excludes 0. The aims are: every expanded arm has
-better recall than post-training alone, the control has not, and at least one expanded arm has a text NLL at most 2 %
-above that of post-training alone, with its whole interval.
+An aim has three outcomes, judged by the 95 % interval of a paired difference. Recall of an expanded arm above that of
+post-training alone: met where the interval is above 0, not met where it is below `RECALL_MARGIN`. Recall of the control
+not above it: met where the interval is below `RECALL_MARGIN`, not met where it is above 0. Text NLL of at least one
+expanded arm at most `TEXT_MARGIN` above: met where its interval is below that, not met where those of all arms are
+above. All else is undecided.
 """
 
 import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from statex.reporting.run import Estimate, Measure, Run
-from statex.reporting.wording import figure, listing
+from statex.claims import RECALL_MARGIN, TEXT_MARGIN, claim
+from statex.reporting.run import Measure, Run, Shown
+from statex.reporting.wording import (
+    NOT_RUN,
+    format_difference,
+    format_needs,
+    format_percent_difference,
+    format_value,
+    listing,
+)
 
-TEXT_MARGIN = 0.02
 PLATEAU_ACCURACY = 0.9
 
-Outcome = Literal["met", "not met", "not run"]
+Outcome = Literal["met", "not met", "undecided", "not run"]
 
 
 @dataclass(frozen=True)
 class Aim:
-    """One aim for one arm: what was aimed at, what was measured, and whether that reaches it."""
+    """One aim for one arm: what was aimed at and measured, whether that reaches it, and what would decide it."""
 
     aim: str
     arm: str
     measured: str
     outcome: Outcome
+    needed: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,9 +54,8 @@ def verdict(run: Run, model: str) -> Verdict:
     if baseline is None:
         sentence = f"**{model}**: no arm was post-trained without expansion, so there is nothing to compare with."
         return Verdict(model, sentence, [], [])
-    recall = hardest_recall(run, model)
-    clauses = _recall_clauses(run, model, baseline, recall)
-    aims = _recall_aims(run, model, baseline, recall)
+    clauses = _recall_clauses(run, model, baseline)
+    aims = _recall_aims(run, model, baseline)
     text = {arm: relative_text_nll(run, model, arm) for arm in run.arms_of_kind(model, "statex")}
     clauses.append(_text_clause(text))
     aims.append(_text_aim(baseline, text))
@@ -72,7 +81,7 @@ def text_measure(run: Run, model: str) -> Measure | None:
     return None
 
 
-def relative_text_nll(run: Run, model: str, arm: str) -> Estimate | None:
+def relative_text_nll(run: Run, model: str, arm: str) -> Shown | None:
     """How much an arm's text NLL is above the baseline's, as a share of the baseline's; None if not run."""
     measure, baseline = text_measure(run, model), run.baseline(model)
     if measure is None or baseline is None:
@@ -85,7 +94,7 @@ def relative_text_nll(run: Run, model: str, arm: str) -> Estimate | None:
     row = difference.result
     low, high = (None if bound is None else bound * scale for bound in (row.low, row.high))
     spread = difference.spread and (difference.spread[0] * scale, difference.spread[1] * scale)
-    return Estimate(replace(row, value=row.value * scale, low=low, high=high, unit="%"), difference.seeds, spread)
+    return Shown(replace(row, value=row.value * scale, low=low, high=high, unit="%"), difference.seeds, spread)
 
 
 def signatures(run: Run, model: str) -> list[tuple[str, Measure, str]]:
@@ -98,7 +107,7 @@ def signatures(run: Run, model: str) -> list[tuple[str, Measure, str]]:
     return found
 
 
-def above_zero(difference: Estimate | None) -> bool | None:
+def above_zero(difference: Shown | None) -> bool | None:
     """True where the interval lies above 0, False where below, None where neither is established."""
     if difference is None or difference.interval is None:
         return None
@@ -106,68 +115,90 @@ def above_zero(difference: Estimate | None) -> bool | None:
     return True if low > 0 else False if high < 0 else None
 
 
-def _recall_difference(run: Run, model: str, arm: str, recall: Measure | None) -> Estimate | None:
+def recall_difference(run: Run, model: str, arm: str) -> Shown | None:
+    """An arm's recall at the most pairs minus the baseline's."""
+    recall = hardest_recall(run, model)
     return None if recall is None else run.find(model, arm, replace(recall, baseline=run.baseline(model)))
 
 
-def _recall_clauses(run: Run, model: str, baseline: str, recall: Measure | None) -> list[str]:
+def recall_outcome(kind: str, difference: Shown | None) -> Outcome:
+    """Whether an expanded arm gained recall, or, for the kind "control", whether it did not."""
+    if difference is None:
+        return "not run"
+    claimed = claim(difference.interval)
+    if claimed == "undecided":
+        return "undecided"
+    return "met" if (claimed == "gain") == (kind == "statex") else "not met"
+
+
+def text_outcome(relative: Shown | None) -> Outcome:
+    """Whether an arm kept text NLL within `TEXT_MARGIN`."""
+    if relative is None:
+        return "not run"
+    low, high = relative.interval or (-math.inf, math.inf)
+    if math.isnan(relative.result.value) or low > 100 * TEXT_MARGIN:
+        return "not met"
+    return "met" if high <= 100 * TEXT_MARGIN else "undecided"
+
+
+def _recall_clauses(run: Run, model: str, baseline: str) -> list[str]:
+    recall = hardest_recall(run, model)
     if recall is None:
         return ["recall was not run"]
-    differences = {arm: _recall_difference(run, model, arm, recall) for arm in run.arms_of_kind(model, "statex")}
-    groups: dict[str, list[str]] = {"raised": [], "left open": [], "lowered": [], "not run": []}
-    for arm, difference in differences.items():
-        state = {True: "raised", False: "lowered", None: "left open"}[above_zero(difference)]
-        groups["not run" if difference is None else state].append(told(arm, difference))
+    groups: dict[str, list[str]] = {name: [] for name in ("gain", "undecided", "no gain", "loss", "not run")}
+    for arm in run.arms_of_kind(model, "statex"):
+        difference = recall_difference(run, model, arm)
+        group: str = "not run" if difference is None else claim(difference.interval)
+        groups[group].append(arm if difference is None else _with_arm(difference, arm))
     subject, what = "expanding the state", f"recall at {recall.values.get('num_pairs')} pairs"
-    clauses = []
-    if groups["raised"]:
-        clauses.append(f"{subject} raised {what} over post-training alone ({baseline}) by {listing(groups['raised'])}")
-    if groups["left open"]:
-        start = "no change is established for" if clauses else f"{subject} did not change {what} measurably:"
-        clauses.append(f"{start} {listing(groups['left open'])}")
-    if groups["lowered"]:
-        start = "it **lowered** it" if clauses else f"{subject} **lowered** {what}"
-        clauses.append(f"{start} by {listing(groups['lowered'])}")
+    first = {
+        "gain": f"{subject} raised {what} over post-training alone ({baseline}) by ",
+        "undecided": f"whether {subject} raised {what} over post-training alone ({baseline}) is undecided: ",
+        "no gain": f"{subject} did not raise {what} by {RECALL_MARGIN:g} or more: ",
+        "loss": f"{subject} **lowered** {what} by ",
+    }
+    later = {
+        "undecided": "undecided for ",
+        "no gain": f"no gain of {RECALL_MARGIN:g} or more for ",
+        "loss": "recall **fell** by ",
+    }
+    clauses: list[str] = []
+    for group in first:
+        if groups[group]:
+            clauses.append((later if clauses else first)[group] + listing(groups[group]))
     if groups["not run"]:
         clauses.append(f"not run: {listing(groups['not run'])}")
-    return [*(clauses or ["no expanded arm was run"]), _control_clause(run, model, recall, bool(groups["raised"]))]
+    return [*(clauses or ["no expanded arm was run"]), _control_clause(run, model)]
 
 
-def _control_clause(run: Run, model: str, recall: Measure, raised: bool) -> str:
-    controls = {arm: _recall_difference(run, model, arm, recall) for arm in run.arms_of_kind(model, "control")}
+def _control_clause(run: Run, model: str) -> str:
+    controls = {arm: recall_difference(run, model, arm) for arm in run.arms_of_kind(model, "control")}
     measured = {arm: difference for arm, difference in controls.items() if difference is not None}
     if not measured:
         return "no control was run, so a change cannot be put down to the state"
     alone = len(measured) == 1
-    figures = listing([_measured(one) if alone else told(arm, one) for arm, one in measured.items()])
-    if any(above_zero(difference) for difference in measured.values()):
-        return f"the control **rose too** ({figures}), so the gain is not due to the state alone"
-    if any(difference.interval is None for difference in measured.values()):
-        return f"for the control nothing is established ({figures})"
-    return f"the control did not{'' if raised else ' rise'} ({figures})"
+    shown = listing([format_difference(one) if alone else _with_arm(one, arm) for arm, one in measured.items()])
+    claims = {claim(difference.interval) for difference in measured.values()}
+    if "gain" in claims:
+        return f"the control **rose too** ({shown}), so a gain is not due to the state alone"
+    if "undecided" in claims:
+        return f"whether the control rose too is undecided ({shown})"
+    return f"the control did not rise ({shown})"
 
 
-def _recall_aims(run: Run, model: str, baseline: str, recall: Measure | None) -> list[Aim]:
+def _recall_aims(run: Run, model: str, baseline: str) -> list[Aim]:
+    wanted = {"statex": f"recall above {baseline}", "control": f"control not above {baseline}"}
     aims = []
-    for arm in run.arms_of_kind(model, "statex"):
-        difference = _recall_difference(run, model, arm, recall)
-        outcome: Outcome = "met" if above_zero(difference) else "not met"
-        aims.append(Aim(f"recall above {baseline}", arm, _measured(difference), outcome if difference else "not run"))
-    for arm in run.arms_of_kind(model, "control"):
-        difference = _recall_difference(run, model, arm, recall)
-        fine = difference is not None and difference.interval is not None and above_zero(difference) is not True
-        aims.append(
-            Aim(
-                f"control not above {baseline}",
-                arm,
-                _measured(difference),
-                "not run" if difference is None else "met" if fine else "not met",
-            )
-        )
+    for kind, aim in wanted.items():
+        for arm in run.arms_of_kind(model, kind):
+            difference = recall_difference(run, model, arm)
+            outcome = recall_outcome(kind, difference)
+            needed = format_needs(difference.result) if difference and outcome == "undecided" else ""
+            aims.append(Aim(aim, arm, format_difference(difference), outcome, needed))
     return aims
 
 
-def _text_clause(text: dict[str, Estimate | None]) -> str:
+def _text_clause(text: dict[str, Shown | None]) -> str:
     measured = {arm: relative for arm, relative in text.items() if relative is not None}
     if not measured:
         return "text NLL was not run"
@@ -178,25 +209,25 @@ def _text_clause(text: dict[str, Estimate | None]) -> str:
             continue
         word = {True: " worse", False: " better", None: ""}[above_zero(relative)]
         open_end = "" if word else ", no difference established"
-        parts.append(f"{_percent(relative)}{word} ({arm}{open_end})")
+        parts.append(f"{format_percent_difference(relative)}{word} ({arm}{open_end})")
     missing = [arm for arm in text if arm not in measured]
     return f"text NLL is {listing(parts)}" + (f", not run for {listing(missing)}" if missing else "")
 
 
-def _text_aim(baseline: str, text: dict[str, Estimate | None]) -> Aim:
+def _text_aim(baseline: str, text: dict[str, Shown | None]) -> Aim:
+    """One arm is enough: the aim is met if any arm meets it, not met if none does, else undecided."""
     aim = f"text NLL within {100 * TEXT_MARGIN:.0f} % of {baseline} (one arm is enough)"
     measured = {arm: relative for arm, relative in text.items() if relative is not None}
     if not measured:
-        return Aim(aim, "–", "not run", "not run")
-    arm, best = min(measured.items(), key=lambda item: _upper_end(item[1]))
-    if _upper_end(best) <= 100 * TEXT_MARGIN:
-        return Aim(aim, arm, _percent(best), "met")
-    inside = best.interval is not None and best.interval[0] <= 100 * TEXT_MARGIN
-    remark = f" (the interval reaches past {100 * TEXT_MARGIN:.0f} %)" if inside else ""
-    return Aim(aim, arm, _percent(best) + remark, "not met")
+        return Aim(aim, "–", NOT_RUN, "not run")
+    outcomes = {arm: text_outcome(relative) for arm, relative in measured.items()}
+    best: tuple[Outcome, ...] = ("met", "undecided", "not met")
+    outcome = next(one for one in best if one in outcomes.values())
+    arm = min((arm for arm in measured if outcomes[arm] == outcome), key=lambda arm: _upper_end(measured[arm]))
+    return Aim(aim, arm, format_percent_difference(measured[arm]), outcome)
 
 
-def _upper_end(relative: Estimate) -> float:
+def _upper_end(relative: Shown) -> float:
     return relative.interval[1] if relative.interval else math.inf
 
 
@@ -215,7 +246,7 @@ def _plateau(run: Run, model: str) -> str | None:
     if estimate is None or estimate.result.value >= PLATEAU_ACCURACY:
         return None
     return (
-        f"{arm} reaches only {figure(estimate.result.value)} at {easiest.values.get('num_pairs')} pairs "
+        f"{arm} reaches only {format_value(estimate.result.value)} at {easiest.values.get('num_pairs')} pairs "
         f"(n = {estimate.result.n}): where recall is not learnt at the fewest pairs, arms differ in optimisation as "
         "much as in memory."
     )
@@ -232,37 +263,6 @@ def _failures(run: Run, model: str) -> str | None:
     return f"signs of failure: {listing(signs)}; see the [Diagnosis](#Diagnosis)."
 
 
-def told(arm: str, difference: Estimate | None) -> str:
-    """An arm with its difference: "+0.27 [+0.22, +0.31] (reinit)"."""
-    return arm if difference is None else f"{_measured(difference)} ({arm})"
-
-
-def _measured(difference: Estimate | None) -> str:
-    if difference is None:
-        return "not run"
-    if math.isnan(difference.result.value):
-        return "not a number"
-    if difference.interval is None:
-        return f"{_two(difference.result.value)}, no interval"
-    low, high = difference.interval
-    return f"{_two(difference.result.value)} [{_two(low)}, {_two(high)}]"
-
-
-def _two(value: float) -> str:
-    """Two digits after the point, a third where two would hide which side of 0 it is on."""
-    digits = 2 if abs(value) >= 0.005 or value == 0 else 3
-    text = f"{abs(value):.{digits}f}"
-    return ("−" if value < 0 else "+") * (float(text) != 0) + text
-
-
-def _percent(relative: Estimate) -> str:
-    value = f"{_one(relative.result.value)} %"
-    if relative.interval is None:
-        return f"{value}, no interval"
-    low, high = relative.interval
-    return f"{value} [{_one(low)}, {_one(high)}]"
-
-
-def _one(value: float) -> str:
-    text = f"{abs(value):.1f}"
-    return ("−" if value < 0 else "+") * (float(text) != 0) + text
+def _with_arm(difference: Shown, arm: str) -> str:
+    """A difference with its arm: "+0.27 [+0.22, +0.31] (reinit)"."""
+    return f"{format_difference(difference)} ({arm})"

@@ -1,9 +1,11 @@
-"""How figures, metrics and slices are written: the same in tables, figures and sentences."""
+"""How values, metrics and slices are written: the same in tables, figures and sentences."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-from statex.reporting.run import Estimate, Measure
+from statex.reporting.run import Measure, Shown
+from statex.results import Result
 from statex.suite_names import SUITE_TITLES
 
 NOT_RUN = "not run"
@@ -66,7 +68,7 @@ def slice_title(values: dict[str, Any]) -> str:
         parts.append(f"{values.pop('symbols')} symbols")
     for key, value in sorted(values.items(), key=lambda item: item[0] != "length"):
         name = {"stage": ""}.get(key, key.replace("_", " ") + " ")
-        parts.append(name + (STAGES.get(value, value) if isinstance(value, str) else number(value)))
+        parts.append(name + (STAGES.get(value, value) if isinstance(value, str) else format_number(value)))
     return ", ".join(parts)
 
 
@@ -89,13 +91,13 @@ def better(metric: str, difference: float) -> bool | None:
     return (difference < 0) == any(part in metric for part in _LOWER_IS_BETTER)
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """A plain number: 4,096 or 0.25."""
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
-def figure(value: float, unit: str = "", signed: bool = False) -> str:
-    """A figure with as many digits as its unit deserves; bytes, seconds and milliseconds carry their unit."""
+def format_value(value: float, unit: str = "", signed: bool = False) -> str:
+    """A value with as many digits as its unit deserves; bytes, seconds and milliseconds carry their unit."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else ("−" if value < 0 else "") + "∞"
     sign = "−" if value < 0 else "+" if signed and value > 0 else ""
@@ -114,25 +116,66 @@ def figure(value: float, unit: str = "", signed: bool = False) -> str:
     return sign + f"{size:,.4g}"
 
 
-def interval(estimate: Estimate, signed: bool = False) -> str:
+def format_interval(estimate: Shown, signed: bool = False) -> str:
     """The interval "[low, high]", the range of the seeds where they were not combined, else "no interval"."""
     unit = {"ms": ""}.get(estimate.result.unit, estimate.result.unit)
     if estimate.interval is not None:
         low, high = estimate.interval
-        return f"[{figure(low, unit, signed)}, {figure(high, unit, signed)}]"
+        return f"[{format_value(low, unit, signed)}, {format_value(high, unit, signed)}]"
     if estimate.spread is not None:
         low, high = estimate.spread
-        return f"{figure(low, unit, signed)} to {figure(high, unit, signed)} (seeds)"
+        return f"{format_value(low, unit, signed)} to {format_value(high, unit, signed)} (seeds)"
     return "no interval"
 
 
-def with_interval(estimate: Estimate, signed: bool = False) -> str:
-    """A figure and, where it has one, its interval, "+0.270 [+0.225, +0.315]", or "+0.270 (seeds +0.2 to +0.3)"."""
-    value = figure(estimate.result.value, estimate.result.unit, signed)
+def format_with_interval(estimate: Shown, signed: bool = False) -> str:
+    """A value and, where it has one, its interval, "+0.270 [+0.225, +0.315]", or "+0.270 (seeds +0.2 to +0.3)"."""
+    value = format_value(estimate.result.value, estimate.result.unit, signed)
     if estimate.interval is None and estimate.spread is None:
         return value
-    bounds = interval(estimate, signed)
+    bounds = format_interval(estimate, signed)
     return f"{value} {bounds}" if estimate.interval else f"{value} (seeds {bounds.removesuffix(' (seeds)')})"
+
+
+def format_difference(difference: Shown | None) -> str:
+    """A difference of recall with its interval: "+0.27 [+0.22, +0.31]"."""
+    return _format_change(difference, _two_digits)
+
+
+def format_percent_difference(difference: Shown | None) -> str:
+    """A difference in percent with its interval: "+3.8 % [+3.2, +4.3]"."""
+    return _format_change(difference, lambda value: _signed(value, 1), " %")
+
+
+def format_needs(result: Result) -> str:
+    """What would establish a difference of the size that was seen in 4 of 5 runs, "" where that is not known."""
+    power = result.details.get("power") or {}
+    items, seeds = power.get("items"), power.get("seeds")
+    if seeds:
+        return f"more seeds needed: {seeds:,}" + (f", with {items:,} items" if items else "")
+    return f"more items needed: {items:,}" if items and result.n and items > result.n else ""
+
+
+def _format_change(difference: Shown | None, form: Callable[[float], str], unit: str = "") -> str:
+    if difference is None:
+        return NOT_RUN
+    if math.isnan(difference.result.value):
+        return "not a number"
+    value = form(difference.result.value) + unit
+    if difference.interval is None:
+        return f"{value}, no interval"
+    low, high = difference.interval
+    return f"{value} [{form(low)}, {form(high)}]"
+
+
+def _two_digits(value: float) -> str:
+    """Two digits after the point, a third where two would hide which side of 0 it is on."""
+    return _signed(value, 2 if abs(value) >= 0.005 or value == 0 else 3)
+
+
+def _signed(value: float, digits: int) -> str:
+    text = f"{abs(value):.{digits}f}"
+    return ("−" if value < 0 else "+") * (float(text) != 0) + text
 
 
 def seeds(numbers: tuple[int, ...]) -> str:
