@@ -18,7 +18,9 @@ from transformers.models.mamba2.modeling_mamba2 import (
 
 from statex.models.configuration_mamba2 import StatexMamba2Config
 from statex.models.dispatch import REPLACEMENTS, norm_forward
+from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions
 from statex.models.replay import ReplayExpansion
+from statex.ops.segments import one_seq_idx
 
 
 def on_statex_ops(forward: Callable) -> Callable:
@@ -63,6 +65,12 @@ CLASSES: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
+_SELF, *ARGUMENTS, _KWARGS = inspect.signature(Mamba2ForCausalLM.forward).parameters
+"""Of transformers' forward, in their order."""
+KEYWORDS = {*ARGUMENTS, "cache_params", *LOSS_KEYWORDS}
+"""It takes the cache by its older name, too, and hands on what its loss takes."""
+
+
 class StatexMamba2ForCausalLM(ReplayExpansion, Mamba2ForCausalLM):
     """Mamba2 with the state of some layers expanded, as the plan in `config.expansion` says."""
 
@@ -76,12 +84,26 @@ class StatexMamba2ForCausalLM(ReplayExpansion, Mamba2ForCausalLM):
 
     @functools.wraps(Mamba2ForCausalLM.forward, assigned=())  # generate and the Trainer read its signature
     def forward(  # type: ignore[override]
-        self, *args: Any, seq_idx: torch.Tensor | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        seq_idx: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """As transformers'; `seq_idx` [B, T] also reaches the backbone, so that each packed document has its own state.
+        """As transformers', but packed documents keep their states apart, and unknown keywords are refused.
 
-        Such a pass makes no cache.
+        Args:
+            seq_idx: [B, T], which document of a packed row each token belongs to. Such a pass makes no cache.
+            cu_seqlens: the same for a batch of 1, as in FLA: [S + 1] int, the borders of the documents from 0 to T.
+            output_attentions: of the Hugging Face interface; there are none.
         """
+        check_keywords(kwargs, KEYWORDS)
+        check_no_attentions(output_attentions)
+        if cu_seqlens is not None:
+            given = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
+            tokens = [given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None]
+            seq_idx = one_seq_idx(seq_idx, cu_seqlens, *tokens[:1])
         if seq_idx is None:
             return super().forward(*args, **kwargs)
         hook = self.backbone.register_forward_pre_hook(
