@@ -1,6 +1,7 @@
 """The command line: what each verb prints and writes, and its exit status: 0 done, 1 failure, 2 the user's mistake."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from statex.cli import main
 from statex.data.tokenizer import train_tokenizer
+from statex.files import working_in
 from statex.models.scratch import make_model
 from statex.recipe import Data
 from tiny_recipe import CONFIGS, EVALUATION, TRAINING, data_values, environment, write_recipe, write_text
@@ -161,7 +163,7 @@ def test_a_dry_run_reads_no_weights_and_writes_nothing(call, gla, tmp_path, monk
     def no_weights(*args, **kwargs):
         raise AssertionError
 
-    monkeypatch.setattr("safetensors.safe_open", no_weights)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", no_weights)
     monkeypatch.setattr("statex.checkpoint.load", no_weights)
     status, output, _ = call("expand", gla, tmp_path / "out", "--preset", "paper-gla", "--dry-run")
     assert status == 0
@@ -256,9 +258,21 @@ def test_a_full_disk_is_a_failure_that_leaves_nothing(call, gla, tmp_path, monke
     monkeypatch.setattr("statex.models.replay.ReplayExpansion.save_pretrained", full)
     status, output, errors = call("expand", gla, tmp_path / "out", "--json")
     assert (status, output) == (1, "")
-    assert "statex: [Errno 28] No space left on device" in errors
+    message = f"statex: no space left in {tmp_path / 'out'}; make room, the same command resumes"
+    assert errors.splitlines()[-1] == message
     assert "Traceback" not in errors
     assert nothing_new(tmp_path)
+
+
+@pytest.mark.parametrize("verb", ["expand", "eval"])
+def test_a_folder_that_another_process_works_in_is_refused(call, gla, tmp_path, verb):
+    arguments = ("expand", gla, tmp_path / "out") if verb == "expand" else eval_arguments(gla, tmp_path / "out")
+    with working_in(tmp_path / "out", "out"):
+        status, output, errors = call(*arguments)
+        assert (status, output) == (2, "")
+        assert f"= '{tmp_path / 'out'}': another process works in it" in errors
+    assert nothing_new(tmp_path)
+    assert call(*arguments)[0] == 0
 
 
 # train and run
@@ -336,12 +350,17 @@ def test_a_recipe_that_is_not_there(call, tmp_path):
     assert "there is no such file; give the path of a TOML recipe" in errors
 
 
+FULL = "statex: no space left in runs/x; make room, the same command resumes"
+
+
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
         (PermissionError(13, "Permission denied", "runs"), 1, "statex: [Errno 13] Permission denied: 'runs'"),
         (FloatingPointError("the loss is nan"), 1, "statex: the loss is nan"),
-        (KeyboardInterrupt(), 1, "statex: stopped; the same command goes on from here"),
+        (KeyboardInterrupt(), 1, "statex: stopped; the same command resumes"),
+        (OSError(28, "No space left on device", "runs/x"), 1, FULL),
+        (OSError(28, "unexpected pos 12800 vs 12692", "runs/x"), 1, f"{FULL} (unexpected pos 12800 vs 12692)"),
     ],
 )
 def test_failures(call, recipe, monkeypatch, error, status, message):
@@ -352,6 +371,45 @@ def test_failures(call, recipe, monkeypatch, error, status, message):
     found, output, errors = call("run", recipe, "--json")
     assert (found, output) == (status, "")
     assert errors.strip() == message
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_stops_as_the_keyboard_does(call, recipe, monkeypatch, number, rank):
+    """Under torchrun one process says so."""
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr("statex.pipeline.run_recipe", lambda *args, **kwargs: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    status, output, errors = call("run", recipe, "--json")
+    assert (status, output) == (1, "")
+    assert errors.strip() == ("statex: stopped; the same command resumes" if rank == 0 else "")
+    assert signal.getsignal(number) is before
+
+
+def test_what_breaks_because_of_a_signal_is_no_error_of_ours(call, recipe, monkeypatch):
+    """The handler's exception may be lost where another, of a peer that stopped as well, is on its way."""
+
+    def fail(*args, **kwargs):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise RuntimeError("Connection closed by peer") from None
+
+    monkeypatch.setattr("statex.pipeline.run_recipe", fail)
+    status, _, errors = call("run", recipe)
+    assert (status, errors.strip()) == (1, "statex: stopped; the same command resumes")
+
+
+def test_a_signal_that_is_ignored_stays_so(call, recipe, monkeypatch):
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr("statex.pipeline.run_recipe", lambda *args, **kwargs: signal.raise_signal(signal.SIGHUP))
+        status, _, errors = call("train", recipe)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert "stopped" not in errors
+    assert status == 0
 
 
 def test_our_own_errors_are_not_hidden(recipe, monkeypatch):
@@ -389,6 +447,21 @@ def test_eval(call, gla, tmp_path):
     status, output, _ = call(*eval_arguments(gla, tmp_path / "out"))
     assert status == 0
     assert "accuracy" in output
+
+
+def test_eval_in_another_dtype_which_the_results_name(call, gla, tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        arguments = eval_arguments(gla, tmp_path / dtype, f"evaluation.dtype={dtype}")
+        status, output, errors = call(*arguments, "--json")
+        assert status == 0, errors
+        assert {row["dtype"] for row in json.loads(output)["results"]} == {dtype}
+
+
+def test_eval_of_no_suite_is_refused(call, gla, tmp_path):
+    status, output, errors = call("eval", gla, "--out", tmp_path / "out", "--set", "evaluation.suites=[]")
+    assert (status, output) == (2, "")
+    assert "evaluation.suites = []: names nothing to measure; name a suite with --suite" in errors
+    assert nothing_new(tmp_path)
 
 
 def test_eval_of_another_suite_adds_to_what_is_there(call, gla, tmp_path):

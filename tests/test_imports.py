@@ -17,6 +17,7 @@ PARTS = sorted(
 )
 
 ALLOWED = {  # besides "errors" and "files", which all but the first and "ops" may import
+    "compatibility": set(),
     "errors": set(),
     "files": set(),
     "ops": set(),
@@ -29,6 +30,7 @@ ALLOWED = {  # besides "errors" and "files", which all but the first and "ops" m
     "recipe": {"expansion.config"},
     "suite_names": set(),
     "progress": set(),
+    "launch": set(),
     "data": {"recipe"},
     "training": {"recipe", "measure", "data", "ops", "expansion", "families", "models", "checkpoint"},
     "evaluation": {

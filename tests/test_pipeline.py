@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
 from statex.expansion.plan import stored_plan
-from statex.pipeline import _wait_for, run_recipe
+from statex.launch import wait_for
+from statex.pipeline import run_recipe
 from statex.preparation import prepare_run
 from statex.recipe import apply_override, parse_recipe
 from statex.results import Result, read_results
@@ -284,8 +285,8 @@ def test_training_alone_then_the_rest(with_checkpoint):
 def test_a_worker_that_was_killed_is_a_failure_of_the_machine():
     future: Future = Future()
     future.set_exception(BrokenProcessPool())
-    with pytest.raises(OSError, match=r"a worker was killed, perhaps for want of memory; the same command goes on"):
-        _wait_for([future])
+    with pytest.raises(OSError, match=r"a worker was killed, perhaps for want of memory; the same command resumes"):
+        wait_for([future])
 
 
 MISTAKES = {

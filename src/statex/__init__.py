@@ -6,9 +6,11 @@ everything below is imported when it is first used.
 
 import importlib
 import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from statex.compatibility import warn_untested
 from statex.models.registration import register_configurations
 
 if TYPE_CHECKING:
@@ -66,9 +68,15 @@ def __dir__() -> list[str]:
 
 
 def _is_command_line() -> bool:
-    """Whether this is the `statex` command, whose `--help` must not wait for transformers; its verbs register."""
-    return Path((sys.argv or [""])[0]).name == "statex" or sys.orig_argv[1:3] == ["-m", "statex"]
+    """Whether this is our own command, whose `--help` must not wait for transformers; its verbs register.
+
+    A program of the user's may be called statex too, so the installed script must be this environment's.
+    """
+    program = Path((sys.argv or [""])[0])
+    installed = program.stem == "statex" and program.parent == Path(sysconfig.get_path("scripts"))
+    return installed or sys.orig_argv[1:3] == ["-m", "statex"]
 
 
 if not _is_command_line():
+    warn_untested()
     register_configurations()

@@ -1,6 +1,8 @@
 """The command line: verbs to functions. The only place that parses arguments; each verb imports what it needs."""
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -28,8 +30,22 @@ RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file;
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a name on the Hugging Face hub.")]
 
 
+def show_version(wanted: bool) -> None:
+    """Print the version of statex and those it was tested with, and stop."""
+    if wanted:
+        from statex import __version__
+        from statex.compatibility import describe_versions
+
+        print(f"statex {__version__}, {describe_versions()}")
+        raise typer.Exit
+
+
 @app.callback()
-def statex() -> None:
+def statex(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show versions, and those tested.")
+    ] = False,
+) -> None:
     """Enlarge the recurrent state of a pre-trained language model, post-train it, measure what it gained and cost.
 
     A whole comparison from one file:
@@ -44,6 +60,11 @@ def statex() -> None:
 
     Exit status: 0 done, 1 failure, 2 a mistake in what was asked.
     """
+    from statex import __version__
+    from statex.compatibility import describe_versions, warn_untested
+
+    Console(stderr=True).print(f"statex {__version__}, {describe_versions()}", style="dim", highlight=False)
+    warn_untested()
 
 
 @app.command()
@@ -89,7 +110,9 @@ def expand(
     ] = None,
     rank: Annotated[int | None, typer.Option(help="GLA with preserve: new rows as a product of this rank.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the fresh parameters.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; reads no weights.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and stop; reads headers, no weights.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Enlarge the recurrent state of some layers and write the model, with its tokenizer, to OUT.
@@ -101,6 +124,7 @@ def expand(
     from statex.checkpoint import load, load_config, save_with_companions
     from statex.expansion.plan import plan_expansion
     from statex.expansion.state import state_report
+    from statex.files import check_new_folder, working_in
     from statex.models.expanded import expand as expand_model
 
     fields = {
@@ -108,15 +132,15 @@ def expand(
         "init": init, "rank": rank, "seed": seed,
     }  # fmt: skip
     config = expansion_config(preset, {name: value for name, value in fields.items() if value is not None})
-    if out.exists():
-        raise UserError("OUT", str(out), "exists already", "choose another folder or remove this one")
+    check_new_folder(out)
     if dry_run:
         plan = plan_expansion(load_config(model), config)
         print_json(plan.to_dict()) if as_json else print(plan)
         return
-    network = load(model)
-    plan = expand_model(network, config)
-    save_with_companions(network, model, out)
+    with working_in(out, "OUT"):
+        network = load(model)
+        plan = expand_model(network, config)
+        save_with_companions(network, model, out)
     report = state_report(network)
     if as_json:
         print_json({"out": str(out), "plan": plan.to_dict(), "state": report.to_dict()})
@@ -126,7 +150,7 @@ def expand(
 
 @app.command()
 def train(recipe: RecipePath, overrides: Override = None, as_json: Json = False) -> None:
-    """Pre-train, expand and post-train all arms and seeds of a recipe; goes on where an earlier call stopped.
+    """Pre-train, expand and post-train all arms and seeds of a recipe; resumes where an earlier call stopped.
 
     Example: `statex train recipes/demo.toml --set training.steps=200`
 
@@ -141,11 +165,12 @@ def train(recipe: RecipePath, overrides: Override = None, as_json: Json = False)
 
 @app.command()
 def run(recipe: RecipePath, overrides: Override = None, as_json: Json = False) -> None:
-    """Run all stages of a recipe: train every arm and seed, evaluate, compare, report. Goes on where it stopped.
+    """Run all stages of a recipe: train every arm and seed, evaluate, compare, report. Resumes where it stopped.
 
     Example: `statex run recipes/demo.toml --set seeds=[0,1,2]`
     """
-    from statex.pipeline import is_main_process, run_recipe
+    from statex.launch import is_main_process
+    from statex.pipeline import run_recipe
     from statex.recipe import load_recipe
 
     folder = run_recipe(load_recipe(recipe, overrides or []))
@@ -174,7 +199,7 @@ def evaluate(
     overrides: Override = None,
     as_json: Json = False,
 ) -> None:
-    """Measure recall, text and cost of a model; goes on where it stopped.
+    """Measure recall, text and cost of a model; resumes where it stopped.
 
     Suites, which need no network and no recipe; `offline` stands for all of them: mqar, passkey, ar_hits,
     nll_by_position, niah_single_1, niah_single_2, niah_single_3, niah_multikey, variable_tracking, symbol_icl, cost.
@@ -201,9 +226,12 @@ def evaluate(
     """
     from dataclasses import asdict
 
+    import torch
+
     from statex.checkpoint import load, load_tokenizer
     from statex.evaluation import check_names, measure_model
     from statex.expansion.state import state_report
+    from statex.files import working_in
     from statex.measure import default_device
     from statex.progress import Display
     from statex.recipe import evaluation_sections
@@ -212,14 +240,22 @@ def evaluate(
     settings = evaluation_overrides(limit, lengths, batch_size)
     sections = evaluation_sections([*settings, *(overrides or [])], suites=suite or ["offline"])
     check_names(sections.evaluation.suites)
-    network: Any = load(model)
+    if not sections.evaluation.suites:
+        raise UserError("evaluation.suites", [], "names nothing to measure", "name a suite with --suite")
+    tokenizer = load_tokenizer(model)
+    dtype = sections.evaluation.dtype
+    network: Any = load(model, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
     network = network.to(device=default_device()).eval()
     folder = out or Path("runs") / "eval" / model_name(model)
-    identity = {"model": model, "state_bytes": state_report(network).total_bytes}
-    with Display() as display:
+    identity = {
+        "model": model,
+        "state_bytes": state_report(network).total_bytes,
+        "dtype": str(network.dtype).removeprefix("torch."),
+    }
+    with working_in(folder, "output"), Display() as display:
         measured = measure_model(
             network,
-            load_tokenizer(model),
+            tokenizer,
             sections.evaluation,
             output=folder,
             text=sections.evaluation.text or sections.data.text,
@@ -227,7 +263,7 @@ def evaluate(
             progress=lambda name, finished, total: display.update(Path(model).name, name, finished, total),
             identity=identity,
         )
-    merge_results(folder / "results.jsonl", measured.results)
+        merge_results(folder / "results.jsonl", measured.results)
     if as_json:
         rows, missing = ([asdict(one) for one in some] for some in (measured.results, measured.not_run))
         print_json({"results": rows, "not_run": missing})
@@ -359,7 +395,7 @@ def model_name(model: str) -> str:
 
 def done(folder: Path, as_json: bool, message: str) -> None:
     """Say where the result is; under torchrun once."""
-    from statex.pipeline import is_main_process
+    from statex.launch import is_main_process
 
     if is_main_process():
         print_json({"folder": str(folder)}) if as_json else print(message)
@@ -407,21 +443,38 @@ INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Entry point: runs a verb and turns errors into exit status 1 (failure) or 2 (the user's mistake)."""
+    from statex.launch import is_main_process, stop_signals
+
     status = 0
     try:
-        app(prog_name="statex")
-    except SystemExit as end:
-        if end.code != INTERRUPTED:
+        try:
+            with stop_signals():
+                app(prog_name="statex")
+        except SystemExit as end:
+            if end.code == INTERRUPTED:
+                raise KeyboardInterrupt from None
             raise
-        complain("stopped; the same command goes on from here")
+    except KeyboardInterrupt:
+        if is_main_process():
+            complain("stopped; the same command resumes")
         status = 1
     except UserError as error:
         complain(error)
         status = 2
-    except (OSError, FloatingPointError) as error:
+    except OSError as error:
+        complain(no_space(error) if error.errno == errno.ENOSPC else error)
+        status = 1
+    except FloatingPointError as error:
         complain(error)
         status = 1
     sys.exit(status)
+
+
+def no_space(error: OSError) -> str:
+    """What to do where the disk is full; the words of the error are added where they are not the usual ones."""
+    where = error.filename if error.filename is not None else "a folder that the error does not name"
+    words = f" ({error.strerror})" if error.strerror != os.strerror(errno.ENOSPC) else ""
+    return f"no space left in {where}; make room, the same command resumes{words}"
 
 
 def complain(error: object) -> None:

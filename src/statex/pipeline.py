@@ -12,14 +12,8 @@ Every stage writes under another name and renames; what is there already is not 
 """
 
 import json
-import multiprocessing
-import os
-import queue
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +21,8 @@ from typing import Any
 import torch
 
 from statex.errors import UserError
+from statex.files import name_full_disk, working_in
+from statex.launch import Report, is_main_process, main_process_first, run_in_processes, world_size
 from statex.measure import Stopwatch, default_device, device_name, source_commit, versions
 from statex.preparation import prepare_run
 from statex.progress import Display
@@ -34,22 +30,13 @@ from statex.recipe import Arm, Recipe
 from statex.results import Result, read_results, write_results
 from statex.training import SUMMARY
 
-Report = Callable[[str, str, int, int], None]
-"""Called with chain, stage, done, total."""
-
 CHANGED_KINDS = ("statex", "control")
 """The kinds of arms whose mixers are changed before they are trained."""
 DIAGNOSTICS = "diagnostics.jsonl"
 
-KEEP_FREED_MEMORY = {  # glibc would give each step's tensors back and have them zeroed anew: up to a quarter of a step
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "67108864",
-}
-
 
 def run_recipe(recipe: Recipe, *, evaluation: bool = True) -> Path:
-    """Run all stages of all models, arms and seeds of a recipe; go on where an earlier run of it stopped.
+    """Run all stages of all models, arms and seeds of a recipe; resume where an earlier run of it stopped.
 
     Args:
         recipe: the resolved recipe.
@@ -59,37 +46,46 @@ def run_recipe(recipe: Recipe, *, evaluation: bool = True) -> Path:
         The run's folder.
 
     Raises:
-        UserError: the folder belongs to another recipe, or a stage refuses its input.
+        UserError: the folder belongs to another recipe, another process works in it, or a stage refuses its input.
     """
     if recipe.workers > 1 and world_size() > 1:
         problem = "does not go with torchrun, whose processes train one model together"
         raise UserError("workers", recipe.workers, problem, "start one process, or --set workers=1")
+    with working_in(recipe.folder, "output") if is_main_process() else nullcontext():
+        _run_stages(recipe, evaluation)
+        if evaluation and is_main_process():
+            from statex.reporting.page import write_report
+
+            write_results(recipe.folder / "results.jsonl", collect_results(recipe))
+            write_report(recipe.folder)
+    return recipe.folder
+
+
+def _run_stages(recipe: Recipe, evaluation: bool) -> None:
+    """Prepare the run, then its chains: together under torchrun, else one after the other or in worker processes."""
     chains = [(model, seed) for model in recipe.models for seed in recipe.seeds]
     with Display() as display:
         report = display.update if is_main_process() else _silent
-        with _main_process_first():
+        with main_process_first():
             if is_main_process():
                 prepare_run(recipe)
         if world_size() > 1:
             _run_under_torchrun(recipe, chains, evaluation, report)
         elif recipe.workers > 1 and len(chains) > 1:
-            _run_in_processes(recipe, chains, evaluation, report)
+            calls = [(recipe, *chain, evaluation) for chain in chains]
+            threads = max(1, torch.get_num_threads() // recipe.workers)
+            run_in_processes(run_chain, calls, recipe.workers, threads, report)
         else:
             for chain in chains:
                 run_chain(recipe, *chain, evaluation, report)
-    if evaluation and is_main_process():
-        from statex.reporting.page import write_report
-
-        write_results(recipe.folder / "results.jsonl", collect_results(recipe))
-        write_report(recipe.folder)
-    return recipe.folder
 
 
 def run_chain(recipe: Recipe, model: str, seed: int, evaluation: bool, report: Report) -> None:
     """All stages of one model and seed, one after the other."""
-    train_chain(recipe, model, seed, report)
-    if evaluation:
-        evaluate_chain(recipe, model, seed, report)
+    with name_full_disk(recipe.folder):  # in a worker too
+        train_chain(recipe, model, seed, report)
+        if evaluation:
+            evaluate_chain(recipe, model, seed, report)
 
 
 def train_chain(recipe: Recipe, model: str, seed: int, report: Report) -> None:
@@ -109,12 +105,12 @@ def train_chain(recipe: Recipe, model: str, seed: int, report: Report) -> None:
         start = base
         if arm.kind in CHANGED_KINDS:
             start = folder / "expanded"
-            with _main_process_first():
+            with main_process_first():
                 if not start.exists():
                     stage_report(f"expand {arm_name}")
                     expand_folder(base, start, arm, seed)
         if arm.kind != "base" and not _is_trained(folder):
-            _train_arm(recipe, arm_name, seed, start, folder, stage_report(f"train {arm_name}"))
+            _train_arm(recipe, arm_name, seed, base, start, folder, stage_report(f"train {arm_name}"))
     report(name, "trained", 1, 1)
 
 
@@ -170,6 +166,7 @@ def collect_results(recipe: Recipe) -> list[Result]:
         rows = [row for path in files if path.exists() for row in read_results(path)]
         device = next((row.device for row in rows if row.device), "")
         evaluated = {key: folder / "evaluation" for key, folder in folders.items()}
+        evaluated = {key: folder for key, folder in evaluated.items() if (folder / "items").is_dir()}
         baseline = next((arm for arm, settings in recipe.arms_of(model).items() if settings.kind == "lpt"), "lpt")
         expanded = [arm for arm, settings in recipe.arms_of(model).items() if settings.kind == "statex"]
         compared = compare_arms(evaluated, baseline=baseline, model=model, device=device, commit=commit)
@@ -190,30 +187,40 @@ def _base_model(recipe: Recipe, model: str, seed: int) -> Path:
 
 def _pretrain(recipe: Recipe, model: str, seed: int, progress: Callable[[int, int], None]) -> None:
     """Make a model of the recipe's configuration and train it."""
-    from transformers import AutoTokenizer, set_seed
+    from transformers import set_seed
 
+    from statex.checkpoint import read_tokenizer
     from statex.models.scratch import make_model
     from statex.training.trainer import train
 
     section, folder = recipe.models[model], _base_model(recipe, model, seed).parent
     assert section.pretraining is not None
-    tokenizer = AutoTokenizer.from_pretrained(recipe.folder / "tokenizer")
+    tokenizer = read_tokenizer(recipe.folder / "tokenizer")
     set_seed(seed)
     network = make_model(section.family, section.config, tokenizer)
     train(network, tokenizer, recipe.data, section.pretraining, folder, seed=seed, progress=progress)
 
 
 def _train_arm(
-    recipe: Recipe, arm: str, seed: int, start: Path, folder: Path, progress: Callable[[int, int], None]
+    recipe: Recipe, arm: str, seed: int, base: Path, start: Path, folder: Path, progress: Callable[[int, int], None]
 ) -> None:
-    from transformers import AutoTokenizer
-
-    from statex.checkpoint import load
+    """Train from `start` in fp32; it is saved in the dtype of `start`, under a card that names `base`."""
+    from statex.checkpoint import base_name, load, load_tokenizer, stored_dtype
     from statex.training.trainer import train
 
     network = load(start, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(start)
-    train(network, tokenizer, recipe.data, recipe.arm_training(arm), folder, seed=seed, progress=progress)
+    tokenizer = load_tokenizer(start)
+    train(
+        network,
+        tokenizer,
+        recipe.data,
+        recipe.arm_training(arm),
+        folder,
+        seed=seed,
+        progress=progress,
+        base=base_name(base),
+        dtype=stored_dtype(start),
+    )
 
 
 def _evaluate_arm(
@@ -230,7 +237,7 @@ def _evaluate_arm(
     from statex.expansion.plan import stored_plan
     from statex.expansion.state import state_report
 
-    network, tokenizer = _load_to_measure(trained)
+    network, tokenizer = _load_to_measure(recipe, trained)
     state = state_report(network)
     facts = _facts(network, model, arm, seed)
     note = "of the last call alone: an earlier one had done a part" if (folder / "evaluation").exists() else ""
@@ -271,6 +278,7 @@ def _evaluate_arm(
     results.append(
         Result("cost", "seconds", watch.seconds(), "s", n=1, slice={"stage": "evaluate"}, note=note, **facts)
     )
+    folder.mkdir(parents=True, exist_ok=True)  # nothing made it where nothing was trained and no suite was run
     write_results(folder / "results.jsonl", results)
 
 
@@ -279,27 +287,35 @@ def _diagnose_arm(recipe: Recipe, model: str, arm: str, seed: int, folder: Path)
     from statex.checkpoint import load
     from statex.evaluation.diagnostics import diagnose
 
-    network, tokenizer = _load_to_measure(folder / "trained")
+    network, tokenizer = _load_to_measure(recipe, folder / "trained")
     results = diagnose(
         network,
         tokenizer,
         recipe.evaluation,
         text=recipe.evaluation.text or recipe.data.text,
-        start=load(folder / "expanded").state_dict(),
+        start=load(folder / "expanded", dtype=network.dtype).state_dict(),
         training_length=recipe.training.sequence_length,
         identity=_facts(network, model, arm, seed),
     )
     write_results(folder / DIAGNOSTICS, results)
 
 
-def _load_to_measure(trained: Path) -> tuple[Any, Any]:
-    """A trained model on the device at hand, and its tokenizer."""
-    from transformers import AutoTokenizer
+def _load_to_measure(recipe: Recipe, trained: Path) -> tuple[Any, Any]:
+    """A trained model on the device at hand, in the dtype of all arms however they are stored, and its tokenizer."""
+    from statex.checkpoint import load, load_tokenizer
 
-    from statex.checkpoint import load
+    network: Any = load(trained, dtype=measured_dtype(recipe))
+    return network.to(device=default_device()).eval(), load_tokenizer(trained)
 
-    network: Any = load(trained)
-    return network.to(device=default_device()).eval(), AutoTokenizer.from_pretrained(trained)
+
+def measured_dtype(recipe: Recipe) -> torch.dtype:
+    """What all arms of a recipe are measured in: were one coarser, its rounding would count as a difference of arms."""
+    from statex.training.arguments import compute_in_bf16
+
+    if recipe.evaluation.dtype != "auto":
+        return getattr(torch, recipe.evaluation.dtype)
+    in_bf16 = default_device().type == "cuda" and compute_in_bf16(recipe.training.precision)
+    return torch.bfloat16 if in_bf16 else torch.float32
 
 
 def _facts(network: Any, model: str, arm: str, seed: int) -> dict[str, Any]:
@@ -312,6 +328,7 @@ def _facts(network: Any, model: str, arm: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "state_bytes": state_report(network).total_bytes,
         "device": device_name(network.device),
+        "dtype": str(network.dtype).removeprefix("torch."),
         "commit": source_commit(),
     }
 
@@ -330,6 +347,7 @@ def _cost_results(folder: Path, facts: dict[str, Any]) -> Iterator[Result]:
     """What training cost, from its summary; nothing for an arm that was not trained."""
     if not _is_trained(folder):
         return
+    facts = facts | {"dtype": ""}  # of training, not of measuring
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     yield Result("cost", "training_tokens_per_second", summary["tokens_per_second"], "tokens/s", n=1, **facts)
     yield Result("cost", "training_peak_memory", summary["peak_memory"], "bytes", n=1, **facts)
@@ -344,80 +362,6 @@ def _run_under_torchrun(recipe: Recipe, chains: list[tuple[str, int]], evaluatio
     torch.distributed.destroy_process_group()
     for chain in chains if evaluation and is_main_process() else []:
         evaluate_chain(recipe, *chain, report)
-
-
-def _run_in_processes(recipe: Recipe, chains: list[tuple[str, int]], evaluation: bool, report: Report) -> None:
-    """Run the chains `workers` at a time, each with its share of the threads; what they report is shown here."""
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, torch.get_num_threads() // recipe.workers)
-    with context.Manager() as manager, _environment(KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(threads)}):
-        events = manager.Queue()
-        with ProcessPoolExecutor(min(recipe.workers, len(chains)), mp_context=context) as pool:
-            futures = [pool.submit(_chain_in_process, recipe, *chain, evaluation, events) for chain in chains]
-            stop = threading.Event()
-            reader = threading.Thread(target=_show, args=(events, report, stop), daemon=True)
-            reader.start()
-            try:
-                _wait_for(futures)
-            finally:
-                stop.set()
-                reader.join()
-
-
-def _wait_for(futures: list[Future]) -> None:
-    """Wait until all are done; at the first failure drop those that have not begun, and raise it."""
-    done, pending = wait(futures, return_when=FIRST_EXCEPTION)
-    for future in pending:
-        future.cancel()
-    try:
-        for future in done:
-            future.result()
-    except BrokenProcessPool:
-        raise ChildProcessError("a worker was killed, perhaps for want of memory; the same command goes on") from None
-
-
-def _chain_in_process(recipe: Recipe, model: str, seed: int, evaluation: bool, events: Any) -> None:
-    run_chain(recipe, model, seed, evaluation, lambda *event: events.put(event))
-
-
-def _show(events: Any, report: Report, stop: threading.Event) -> None:
-    while not (stop.is_set() and events.empty()):
-        try:
-            report(*events.get(timeout=0.2))
-        except queue.Empty:
-            continue
-
-
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Within it, processes that are started have these environment variables, unless the user has set them."""
-    added = {name: value for name, value in variables.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]
-
-
-def world_size() -> int:
-    """How many processes torchrun has started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that writes and reports."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def _main_process_first() -> AbstractContextManager:
-    """Within it, the others wait for the main process."""
-    if world_size() == 1:
-        return nullcontext()
-    from accelerate import PartialState
-
-    # Told nothing, accelerate takes processes without a GPU for strangers, and none waits
-    return PartialState(cpu=not torch.cuda.is_available()).main_process_first()
 
 
 def _silent(*event: Any) -> None:

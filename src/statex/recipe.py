@@ -83,7 +83,7 @@ class Data(Section):
         default=False, description="start a fresh state at each document border of a packed sequence"
     )
     shuffle_buffer: int = Field(default=1000, ge=1, description="documents that shuffling looks at")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the data's order, which each of the run's seeds changes too")
 
 
 class Weights(Section):
@@ -131,7 +131,7 @@ class Training(Section):
     report_to: list[str] = Field(default=[], description='for example ["tensorboard"] or ["wandb"]')
     trainer: dict[str, Any] = Field(
         default={},
-        description="further fields of transformers.TrainingArguments, for example fsdp or deepspeed, but none that "
+        description="further fields of transformers.TrainingArguments, for example fsdp, but none that "
         "has a key of its own here",
     )
 
@@ -288,6 +288,11 @@ class Evaluation(Section):
         description="suites, groups of them, and lm-eval's tasks: those of `statex eval --suite`",
     )
     batch_size: int = Field(default=16, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="of all arms while they are measured; auto: bfloat16 where training.precision computes in it on a "
+        "GPU, else float32; of `statex eval`: as the model is stored",
+    )
     seed: int = Field(default=1234, ge=0, description="of the items; all arms and seeds see the same ones")
     text: TextSource | None = Field(default=None, description="default: the held-out share of data.text")
     mqar: MqarSuite = MqarSuite()

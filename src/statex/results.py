@@ -27,6 +27,7 @@ class Result:
         baseline: the arm that was subtracted, for a paired difference; None for a plain figure.
         state_bytes: recurrent state of the measured model at batch 1, in bytes.
         device: the device's own name.
+        dtype: of the measured model's weights, "float32" for example; "" where none was measured.
         commit: commit of the source tree, or the version of the package.
         note: a remark the report prints beside the figure, for example "past the training length".
         details: anything else a program may want, for example the hash of the items.
@@ -46,6 +47,7 @@ class Result:
     baseline: str | None = None
     state_bytes: int | None = None
     device: str = ""
+    dtype: str = ""
     commit: str = ""
     note: str = ""
     details: dict[str, Any] = field(default_factory=dict)

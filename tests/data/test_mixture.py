@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from statex.data.mixture import TrainingBatches, gradient_accumulation_steps
+from statex.data.mixture import TrainingBatches, combined_seed, gradient_accumulation_steps
 from statex.errors import UserError
 from statex.recipe import Data, Recall, TextSource, Training
 
@@ -69,6 +69,16 @@ def test_the_same_recipe_gives_the_same_batches_and_another_seed_others(data, to
     other = take(TrainingBatches(reseeded, training(), tokenizer), 12)
     assert any(a["input_ids"].shape != b["input_ids"].shape or (a["input_ids"] != b["input_ids"]).any()
                for a, b in zip(first, other, strict=True))  # fmt: skip
+
+
+def test_each_seed_of_the_run_gives_another_order_of_the_same_text(data, tokenizer):
+    settings = training(weights={"text": 1})
+    runs = [take(TrainingBatches(data, settings, tokenizer, seed=seed), 4) for seed in (0, 0, 1, 2)]
+    assert_equal(runs[0], runs[1])
+    for one, other in ((0, 2), (0, 3), (2, 3)):
+        assert not torch.equal(runs[one][0]["input_ids"], runs[other][0]["input_ids"])
+    pairs = {combined_seed(data_seed, seed) for data_seed in range(20) for seed in range(20)}
+    assert len(pairs) == 400  # data.seed = 1 with seed 0 is no data.seed = 0 with seed 1
 
 
 def test_iterating_again_begins_again(data, tokenizer):

@@ -178,7 +178,7 @@ def test_a_plan_of_a_newer_version():
     refused("expansion.version = 2", ExpansionPlan.from_dict, plan.to_dict() | {"version": 2})
     damaged = plan.to_dict()
     del damaged["layers"][0]["after"]
-    with pytest.raises(statex.UserError, match="is no stored plan") as caught:
+    with pytest.raises(statex.UserError, match=r"expansion.layers.0.after = None: is missing") as caught:
         ExpansionPlan.from_dict(damaged)
     assert len(str(caught.value)) < 300
 

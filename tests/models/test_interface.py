@@ -80,10 +80,20 @@ def test_a_keyword_that_it_does_not_know_is_a_type_error(make, name):
         model(ids, labels=ids, **{name: ids})
 
 
+@ours
 @pytest.mark.parametrize("name", ["cu_seqlen", "num_items_in_batch", "labels"])
-def test_so_it_is_for_the_base_model(name):
+def test_so_it_is_for_the_base_model(make, name):
     with pytest.raises(TypeError, match=name):
-        make_gla().model(tokens(), **{name: tokens()})
+        make().base_model(tokens(), **{name: tokens()})
+
+
+@ours
+def test_the_base_model_keeps_documents_apart(make):
+    model, ids = make().base_model, tokens(batch=1)
+    with torch.no_grad():
+        packed = model(ids, cu_seqlens=torch.tensor([0, 7, 20])).last_hidden_state
+        apart = [model(part, use_cache=False).last_hidden_state for part in (ids[:, :7], ids[:, 7:])]
+    assert distance(packed, torch.cat(apart, dim=1)) < 1e-5
 
 
 @ours
@@ -233,7 +243,8 @@ def test_the_end_of_text_is_initialised_and_trained_where_it_is_the_padding_too(
     assert float(embedding.grad[2].norm()) > 0
 
 
-def test_the_signature_names_what_it_takes():
+@ours
+def test_the_signature_names_what_it_takes(make):
     """The Trainer drops the columns of a data set that are not named."""
-    named = set(inspect.signature(make_gla().forward).parameters)
+    named = set(inspect.signature(make().forward).parameters)
     assert {"input_ids", "attention_mask", "labels", "seq_idx", "cu_seqlens", "inputs_embeds"} <= named

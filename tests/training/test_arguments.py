@@ -55,6 +55,21 @@ def test_further_fields_reach_transformers(settings, tmp_path):
     assert made.seed == 3
 
 
+@pytest.mark.parametrize("value", ["ds_config.json", {"zero_optimization": {"stage": 3}}, {}])
+def test_deepspeed_is_refused(settings, tmp_path, value):
+    with pytest.raises(UserError) as caught:
+        training_arguments(settings(trainer={"deepspeed": value}), tmp_path, seed=0)
+    assert caught.value.field == "training.trainer.deepspeed"
+    assert "where ZeRO-3 has released it" in caught.value.problem
+    assert "fsdp = true shards the same" in caught.value.problem
+
+
+def test_deepspeed_by_its_launcher_is_refused(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UserError, match=r"ACCELERATE_USE_DEEPSPEED = 'true': cannot be used: .*; use torchrun\."):
+        training_arguments(settings(), tmp_path, seed=0)
+
+
 def test_the_section_reaches_transformers(settings, tmp_path):
     section = settings(
         steps=30, learning_rate=2e-3, betas=[0.8, 0.9], weight_decay=0.3, max_grad_norm=0.5, save_every=None,

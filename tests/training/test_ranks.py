@@ -13,7 +13,7 @@ from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
 from statex.pipeline import run_recipe
 from statex.recipe import load_recipe, parse_recipe
-from tiny_recipe import EVALUATION, data_values, environment, write_recipe
+from tiny_recipe import CONFIGS, EVALUATION, data_values, environment, write_recipe
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "statex"]
 
@@ -63,6 +63,41 @@ def test_two_ranks_train_what_one_does(values, tokenizer, tmp_path):
         difference = (ours[name] - theirs[name]).norm()
         assert difference <= 1e-6 * theirs[name].norm(), name
         assert not torch.equal(theirs[name], before[name])
+
+
+@pytest.mark.slow
+def test_sharded_ranks_resume_and_train_what_one_process_does(make, tokenizer, data, settings, tmp_path):
+    """FSDP2 with a multiplier for fresh tensors and activation checkpointing, both ranks killed and started again."""
+    values = {
+        "models": {family: {"checkpoint": str(tmp_path / family)} for family in CONFIGS}, "output": str(tmp_path),
+        "arms": {"preserve": {"kind": "statex", "expansion": {"layers": [1], "init": "preserve"}}},
+        "data": data_values(data.text.files[0]), "evaluation": EVALUATION,
+    }  # fmt: skip
+    for family in CONFIGS:
+        make(family).save_pretrained(tmp_path / family)
+        tokenizer.save_pretrained(tmp_path / family)
+    section = settings(steps=5, sequences_per_device=1, fresh_learning_rate_multiplier=3.0, gradient_checkpointing=True)
+    sharded = section.model_copy(update={"trainer": {"fsdp": "full_shard"}})
+    recipes = [
+        write_recipe(
+            tmp_path / f"{name}.toml", values | {"name": name, "training": training.model_dump(exclude_none=True)}
+        )
+        for name, training in (("whole", sharded), ("killed", sharded), ("alone", section))
+    ]
+    command = [sys.executable, Path(__file__).with_name("sharded.py"), *recipes, "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) == len(CONFIGS)
+    for family in CONFIGS:
+        whole, killed, alone = (tmp_path / path.stem / family / "preserve-seed0" for path in recipes)
+        assert json.loads((whole / "training.json").read_text())["num_processes"] == 2
+        assert json.loads((killed / "training.json").read_text())["steps"] == 3  # after the checkpoint of step 2
+        assert files(whole / "trained") == files(alone / "trained")
+        ours, resumed, theirs = (load_file(each / "trained" / "model.safetensors") for each in (whole, killed, alone))
+        assert ours.keys() == theirs.keys()
+        for name in theirs:
+            assert torch.equal(ours[name], resumed[name]), name
+            assert (ours[name] - theirs[name]).norm() <= 1e-5 * theirs[name].norm(), name
 
 
 def files(folder: Path) -> set[str]:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
-from statex.training.trainer import StatexTrainer, last_checkpoint, step_of, train
+from statex.training.checkpoints import last_checkpoint, step_of
+from statex.training.trainer import StatexTrainer, train
 from tiny_recipe import CONFIGS, EVALUATION, data_values, environment, run_statex, write_recipe
 
 
@@ -115,25 +116,69 @@ def test_a_checkpoint_half_written_is_not_seen(stopped):
     assert go_on().steps == 4
 
 
+DAMAGES = {
+    "is missing": lambda path: path.unlink(),
+    "is cut off": lambda path: path.write_bytes(path.read_bytes()[:-10]),
+    "is not what was written": lambda path: flip_a_bit(path),
+}
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"])
-@pytest.mark.parametrize("damage", ["missing", "cut off"])
-def test_a_checkpoint_that_is_not_whole_is_refused(stopped, name, damage):
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(stopped, caplog, name, damage):
+    """Training resumes from the one before, says so, and writes the damaged one anew."""
+    checkpoints, _ = stopped
+    DAMAGES[damage](checkpoints / "checkpoint-4" / name)
+    found = last_checkpoint(checkpoints)
+    assert found == str(checkpoints / "checkpoint-2")
+    reason = f"{checkpoints / 'checkpoint-4'} is damaged (its file {name} {damage}); training resumes from checkpoint-2"
+    assert [record.getMessage() for record in caplog.records] == [reason]
+
+
+@pytest.mark.parametrize("damage", ["zeroed", "listing"])
+def test_training_resumes_from_the_one_before_a_damaged_checkpoint(stopped, make, tokenizer, data, settings, damage):
     checkpoints, go_on = stopped
-    path = checkpoints / "checkpoint-4" / name
-    path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(UserError) as caught:
-        go_on()
-    assert f"checkpoint = '{path.parent}': its file {name} is {damage}; remove this checkpoint" in str(caught.value)
-    if name == "optimizer.pt":
-        shutil.rmtree(path.parent)
-        assert go_on().steps == 6
+    if damage == "zeroed":
+        path = checkpoints / "checkpoint-4" / "optimizer.pt"
+        path.write_bytes(bytes(path.stat().st_size))
+    else:
+        (checkpoints / "checkpoint-4" / "files.json").write_text('{"optimizer.pt": ')
+    with pytest.raises(KeyboardInterrupt):
+        go_on(progress=stopped_at(5))
+    assert last_checkpoint(checkpoints) == str(checkpoints / "checkpoint-4")  # written anew
+    assert go_on().steps == 4
+    train(make("mamba2"), tokenizer, data, settings(steps=8), checkpoints.parents[1] / "whole")
+    assert_bitwise_equal(checkpoints.parent / "trained", checkpoints.parents[1] / "whole" / "trained")
 
 
-def test_a_checkpoint_without_its_list_is_refused(stopped):
+def test_checkpoints_that_are_all_damaged_are_refused(stopped):
     checkpoints, go_on = stopped
     (checkpoints / "checkpoint-4" / "files.json").unlink()
-    with pytest.raises(UserError, match=r"its file files\.json is missing"):
+    flip_a_bit(checkpoints / "checkpoint-2" / "model.safetensors")
+    with pytest.raises(UserError) as caught:
         go_on()
+    message = f"checkpoint = '{checkpoints / 'checkpoint-4'}': its file files.json is missing, and there is no other"
+    assert message in str(caught.value)
+    assert f"remove {checkpoints} to train this stage from its beginning" in str(caught.value)
+
+
+def test_a_list_of_sizes_alone_still_serves(stopped):
+    """As earlier versions wrote it."""
+    checkpoints, _ = stopped
+    listing = checkpoints / "checkpoint-4" / "files.json"
+    sizes = {name: entry["size"] for name, entry in json.loads(listing.read_text()).items()}
+    listing.write_text(json.dumps(sizes))
+    assert last_checkpoint(checkpoints) == str(listing.parent)
+    (listing.parent / "optimizer.pt").write_bytes(b"")
+    assert last_checkpoint(checkpoints) == str(checkpoints / "checkpoint-2")
+    listing.write_text(json.dumps(sizes | {"optimizer.pt": 0}))
+    assert last_checkpoint(checkpoints) == str(listing.parent)
 
 
 def test_the_list_names_all_files_and_is_about_the_last_checkpoint(stopped):

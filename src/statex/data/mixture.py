@@ -1,8 +1,9 @@
 """The batches of a training stage: text, MQAR and passkey steps, mixed by weight.
 
-All of a step follows from the recipe and the step's number: its kind, its shape, every random draw, and through the
-number of text steps before it the place in the text. So arms with the same data see the same batches, training goes
-on from a step by constructing the batches with it, and the global batch does not depend on the number of ranks.
+All of a step follows from the recipe, the run's seed and the step's number: its kind, its shape, every random draw, and
+through the number of text steps before it the place in the text. So arms with the same data and seed see the same
+batches, training resumes at a step by constructing the batches with it, and the global batch does not depend on the
+number of ranks.
 """
 
 import itertools
@@ -43,6 +44,7 @@ class TrainingBatches(IterableDataset):
     Args:
         data, training: sections of the recipe.
         tokenizer: of the model; it gives the ids of text and, by `recall_vocabulary`, of recall data.
+        seed: of the run; with `data.seed` it gives the order of the text and every random draw.
         rank, world_size: this process among those that train together.
         start_step: the optimizer step to begin with.
 
@@ -57,11 +59,13 @@ class TrainingBatches(IterableDataset):
         training: Training,
         tokenizer: "PreTrainedTokenizerBase",
         *,
+        seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         start_step: int = 0,
     ):
         super().__init__()
+        data = data.model_copy(update={"seed": combined_seed(data.seed, seed)})
         self.data, self.training, self.tokenizer = data, training, tokenizer
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
         self.gradient_accumulation_steps = gradient_accumulation_steps(training, world_size)
@@ -135,6 +139,11 @@ class TrainingBatches(IterableDataset):
                 problem = f"tokens_per_step gives fewer than {needed} sequences, one for each rank and micro-batch"
                 remedy = "use shorter shapes or more tokens_per_step"
                 raise UserError("data.recall.shapes", length, problem, remedy)
+
+
+def combined_seed(data_seed: int, run_seed: int) -> int:
+    """The seed of everything random in the data of one run, another one for each pair of seeds."""
+    return int(np.random.SeedSequence([data_seed, run_seed]).generate_state(1, np.uint64)[0])
 
 
 def gradient_accumulation_steps(training: Training, world_size: int = 1) -> int:

@@ -8,6 +8,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from statex.models.caches import cache_argument, cache_of
+from statex.models.padding import zero_padding
 
 logger = logging.getLogger(__name__)
 
@@ -282,7 +284,8 @@ class Reader:
             arguments["position_ids"] = positions.to(self.device)
         if self.keeps_logits and not all_logits:
             arguments["logits_to_keep"] = 1
-        output = self.model(**arguments)
+        with zero_padding() if whole is not None else nullcontext():
+            output = self.model(**arguments)
         return output.logits, State(cache_of(output), past + T, whole if self.has_attention else None)
 
     def _mask_so_far(self, mask: torch.Tensor | None, state: State | None, B: int, T: int) -> torch.Tensor | None:

@@ -106,7 +106,7 @@ def _scores(
 def settings_of(context: Context) -> dict[str, Any]:
     """Everything the scores depend on, but for the choice of suites: each suite's do not depend on the others."""
     return {
-        "evaluation": context.evaluation.model_dump(mode="json", exclude={"suites", "text", "harness"}),
+        "evaluation": context.evaluation.model_dump(mode="json", exclude={"suites", "text", "harness", "dtype"}),
         "text": context.text.model_dump(mode="json"),
         "count_text": context.count_text.model_dump(mode="json"),
         "training_length": context.training_length,

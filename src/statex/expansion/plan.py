@@ -1,18 +1,28 @@
 """The plan of an expansion: every edit listed before any tensor is touched; stored in config.json, replayed on load."""
 
+import functools
+import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from statex.errors import UserError
-from statex.expansion.config import ExpansionConfig
+from statex.expansion.config import ExpansionConfig, Initialization, user_error
 from statex.expansion.initializers import INITIALIZERS, RESETS_PRE_NORM
+from statex.expansion.preconditions import require_expandable, require_mixer
 from statex.families import Family, StateGeometry, TensorRows, family_of
 
 PLAN_VERSION = 1
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+_AS_STORED = ConfigDict(extra="forbid", strict=True)
+
+
+RESTORE = "restore the model's config.json"
 
 
 @dataclass(frozen=True)
@@ -20,9 +30,11 @@ class TensorEdit:
     """What becomes of one tensor: its full name, shapes before (None: it is new) and after, and the edit in words."""
 
     name: str
-    before: list[int] | None
-    after: list[int]
+    before: list[Count] | None
+    after: list[Count]
     edit: str
+
+    __pydantic_config__ = _AS_STORED
 
     @property
     def is_fresh(self) -> bool:
@@ -34,10 +46,12 @@ class TensorEdit:
 class LayerEdit:
     """One expanded (or re-initialised) layer."""
 
-    index: int
+    index: NonNegativeInt
     before: StateGeometry
     after: StateGeometry
     tensors: list[TensorEdit]
+
+    __pydantic_config__ = _AS_STORED
 
 
 @dataclass(frozen=True)
@@ -46,12 +60,14 @@ class ExpansionPlan:
 
     kind: Literal["expand", "reinitialize"]
     model_type: str
-    init: str
-    factor: int
-    rank: int | None
-    seed: int
-    layers: list[LayerEdit]
+    init: Initialization
+    factor: Count
+    rank: Count | None
+    seed: NonNegativeInt
+    layers: Annotated[list[LayerEdit], Field(min_length=1)]
     version: int = PLAN_VERSION
+
+    __pydantic_config__ = _AS_STORED
 
     @property
     def fresh_tensors(self) -> set[str]:
@@ -67,7 +83,7 @@ class ExpansionPlan:
         """Read a stored plan.
 
         Raises:
-            UserError: it was written by a newer statex, or is damaged.
+            UserError: it was written by a newer statex, or a value is missing, unknown or of another type.
         """
         if values.get("version") != PLAN_VERSION:
             raise UserError(
@@ -77,19 +93,10 @@ class ExpansionPlan:
                 "update statex, or restore config.json",
             )
         try:
-            layers = [
-                LayerEdit(
-                    index=layer["index"],
-                    before=StateGeometry(**layer["before"]),
-                    after=StateGeometry(**layer["after"]),
-                    tensors=[TensorEdit(**tensor) for tensor in layer["tensors"]],
-                )
-                for layer in values["layers"]
-            ]
-            return cls(**{**values, "layers": layers})
-        except (KeyError, TypeError) as error:
-            problem = f"is no stored plan ({type(error).__name__}: {error})"
-            raise UserError("expansion", sorted(values), problem, "restore the model's config.json") from None
+            return _stored_form().validate_json(json.dumps(values))
+        except ValidationError as error:
+            found = user_error(error)
+            raise UserError(f"expansion.{found.field}", found.value, found.problem, RESTORE) from None
 
     def __str__(self) -> str:
         lines = [f"{self.kind} {self.model_type}: init {self.init}, factor {self.factor}, seed {self.seed}"]
@@ -107,10 +114,75 @@ class ExpansionPlan:
         return "\n".join(lines)
 
 
+@functools.cache
+def _stored_form() -> TypeAdapter[ExpansionPlan]:
+    return TypeAdapter(ExpansionPlan)
+
+
 def stored_plan(config: PreTrainedConfig) -> ExpansionPlan | None:
-    """The plan in a model's configuration, None where there is none."""
+    """The plan in a model's configuration, None where there is none.
+
+    Raises:
+        UserError: it is damaged, or cannot be a plan for this model.
+    """
     values = getattr(config, "expansion", None)
-    return ExpansionPlan.from_dict(values) if values else None
+    if values is None:
+        return None
+    plan = ExpansionPlan.from_dict(values)
+    _check_plan(plan, config)
+    return plan
+
+
+def _check_plan(plan: ExpansionPlan, config: PreTrainedConfig) -> None:
+    """Raise UserError unless the plan says what an expansion of this configuration would."""
+    family = family_of(config)
+    if plan.model_type != family.model_type:
+        raise UserError("expansion.model_type", plan.model_type, f"is not {family.model_type}, the model's", RESTORE)
+    indices = [layer.index for layer in plan.layers]
+    for index in indices:
+        if index not in family.recurrent_layers(config) or indices.count(index) > 1:
+            problem = "is there twice" if indices.count(index) > 1 else "is no recurrent layer of this model"
+            raise UserError("expansion.layers", index, problem, RESTORE)
+    before = family.geometry(config)
+    if plan.kind == "expand":
+        after = family.expanded_geometry(config, plan.factor, plan.init)
+    else:
+        after = before
+        if (plan.init, plan.factor, plan.rank) != ("reinit", 1, None):
+            raise UserError("expansion.kind", plan.kind, "does not go with its init, factor and rank", RESTORE)
+    if plan.rank is not None and plan.init != "preserve":
+        raise UserError("expansion.rank", plan.rank, f"does not go with init {plan.init!r}", RESTORE)
+    for layer in plan.layers:
+        for name, geometry in (("before", before), ("after", after)):
+            if (stored := getattr(layer, name)) != geometry:
+                field = f"expansion.layers.{layer.index}.{name}"
+                raise UserError(field, asdict(stored), f"is not the model's, {asdict(geometry)}", RESTORE)
+
+
+def check_plan_tensors(model: Any, plan: ExpansionPlan) -> None:
+    """Raise UserError unless the plan lists exactly the tensors of `model`, which has this plan, and their shapes."""
+    family = family_of(model.config)
+    for layer in plan.layers:
+        mixer, norm = (path.format(layer.index) for path in (family.mixer_path, family.norm_path))
+        with torch.device("meta"):
+            mixer_class = type(model.get_submodule(mixer))
+            old = dict(
+                family.build_mixer(mixer_class, model.config, layer.index, layer.before, None).named_parameters()
+            )
+        shapes = {
+            f"{mixer}.{name}": (list(old[name].shape) if name in old else None, list(tensor.shape))
+            for name, tensor in model.get_submodule(mixer).named_parameters()
+        }
+        if plan.init in RESETS_PRE_NORM:
+            norms = model.get_submodule(norm).named_parameters()
+            shapes |= {f"{norm}.{name}": (list(tensor.shape), list(tensor.shape)) for name, tensor in norms}
+        stored = {edit.name: (edit.before, edit.after) for edit in layer.tensors}
+        if stored != shapes or len(layer.tensors) != len(shapes):
+            wrong = next(
+                (name for name in [*shapes, *stored] if stored.get(name) != shapes.get(name)), "a tensor twice"
+            )
+            field = f"expansion.layers.{layer.index}.tensors"
+            raise UserError(field, stored.get(wrong), f"does not say what the model has for {wrong}", RESTORE)
 
 
 def layer_geometry(config: PreTrainedConfig) -> dict[int, StateGeometry]:
@@ -128,6 +200,7 @@ def plan_expansion(model_or_config: nn.Module | PreTrainedConfig, expansion: Exp
     """
     model = model_of(model_or_config)
     family = family_of(model.config)
+    family.check(model.config)
     refuse_second_plan(model.config)
     layers = select_layers(family.recurrent_layers(model.config), expansion)
     factor = expansion.factor if expansion.factor is not None else family.default_factor(model.config)
@@ -146,6 +219,7 @@ def plan_reinitialization(
     """
     model = model_of(model_or_config)
     family = family_of(model.config)
+    family.check(model.config)
     refuse_second_plan(model.config)
     geometry = family.geometry(model.config)
     chosen = select_layers(family.recurrent_layers(model.config), ExpansionConfig(layers=layers))
@@ -184,8 +258,13 @@ def refuse_second_plan(config: PreTrainedConfig) -> None:
 
 
 def model_of(model_or_config: nn.Module | PreTrainedConfig) -> Any:
-    """The model itself, or one on the meta device made from a configuration."""
+    """The model itself, or one on the meta device made from a configuration.
+
+    Raises:
+        UserError: a model that cannot be changed in place as it stands.
+    """
     if isinstance(model_or_config, nn.Module):
+        require_expandable(model_or_config)
         return model_or_config
     family_of(model_or_config)
     with torch.device("meta"):
@@ -195,6 +274,7 @@ def model_of(model_or_config: nn.Module | PreTrainedConfig) -> Any:
 def _plan_layer(model: Any, family: Family, index: int, after: StateGeometry, init: str, rank: int | None) -> LayerEdit:
     mixer = model.get_submodule(family.mixer_path.format(index))
     with torch.device("meta"):
+        require_mixer(mixer, family.build_mixer(type(mixer), model.config, index, family.geometry(model.config), None))
         expanded = family.build_mixer(type(mixer), model.config, index, after, rank)
     start = INITIALIZERS[init](family, model.config, after, rank)
     old_shapes = {name: list(tensor.shape) for name, tensor in mixer.named_parameters()}

@@ -1,6 +1,8 @@
 """Apply a plan to a model's tensors; build and fill all mixers first, then put them in."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,17 +19,37 @@ LAYER_SEED_STRIDE = 1_000_003  # layers must not share their random numbers
 def apply_plan(model: Any, plan: ExpansionPlan) -> None:
     """Expand the mixers of `model` in place as the plan says, and store the plan in its configuration.
 
-    The model keeps device and dtype of every tensor; on the meta device only shapes change. Nothing is changed
-    when anything fails.
+    The model keeps device and dtype of every tensor; on the meta device only shapes change.
     """
     family = family_of(model.config)
     mixers = {layer.index: _expanded_mixer(model, family, plan, layer.index) for layer in plan.layers}
     norms = [model.get_submodule(family.norm_path.format(i)) for i in mixers if plan.init in RESETS_PRE_NORM]
     for norm in norms:
-        for parameter in norm.parameters():
-            nn.init.ones_(parameter)
+        for name, parameter in list(norm.named_parameters()):
+            _set_parameter(norm, name, torch.ones_like(parameter))
     put_mixers(model, family, mixers)
     _own_config(model).expansion = plan.to_dict()
+
+
+@contextmanager
+def unchanged_on_error(model: nn.Module) -> Iterator[None]:
+    """Within it, whatever fails leaves every module of the model with its class, submodules, tensors and attributes.
+
+    Tensors must be exchanged and not written to.
+    """
+    before = [
+        (module, type(module), dict(vars(module)), dict(module._modules), dict(module._parameters))
+        for module in model.modules()
+    ]
+    try:
+        yield
+    except BaseException:
+        for module, cls, attributes, modules, parameters in before:
+            module.__class__ = cls
+            for own, old in ((vars(module), attributes), (module._modules, modules), (module._parameters, parameters)):
+                own.clear()
+                own.update(old)
+        raise
 
 
 def _own_config(model: Any) -> Any:
@@ -40,7 +62,12 @@ def _own_config(model: Any) -> Any:
 
 
 def replay_plan(model: Any, plan: ExpansionPlan) -> None:
-    """Give a model under construction the shapes of a stored plan; the weights are loaded afterwards."""
+    """Give a model under construction the shapes of a stored plan; the weights are loaded afterwards.
+
+    Args:
+        model: a language model, or its base model.
+        plan: an expansion.
+    """
     family = family_of(model.config)
     mixers = {
         layer.index: family.build_mixer(
@@ -55,11 +82,17 @@ def put_mixers(model: Any, family: Family, mixers: dict[int, nn.Module]) -> None
     """Replace the mixers of some layers."""
     for index, mixer in mixers.items():
         mixer.train(model.training)
-        model.set_submodule(family.mixer_path.format(index), mixer)
+        model.set_submodule(_mixer_path(model, family, index), mixer)
 
 
 def _mixer(model: Any, family: Family, index: int) -> nn.Module:
-    return model.get_submodule(family.mixer_path.format(index))
+    return model.get_submodule(_mixer_path(model, family, index))
+
+
+def _mixer_path(model: Any, family: Family, index: int) -> str:
+    """Where a layer's mixer is, seen from a language model or from its base model."""
+    path = family.mixer_path.format(index)
+    return path.removeprefix(f"{model.base_model_prefix}.") if model.base_model is model else path
 
 
 @torch.no_grad()
@@ -73,7 +106,7 @@ def _expanded_mixer(model: Any, family: Family, plan: ExpansionPlan, index: int)
             return family.build_mixer(type(old), model.config, index, after, plan.rank)
     seed = plan.seed * LAYER_SEED_STRIDE + index
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every other device's, too
         new = family.build_mixer(type(old), model.config, index, after, plan.rank).float()
         new.apply(model._init_weights)
     generator = torch.Generator().manual_seed(seed)

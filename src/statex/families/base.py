@@ -4,8 +4,11 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import ConfigDict
 from torch import nn
 from transformers import PreTrainedConfig
+
+from statex.families.fields import ConfigFields
 
 Fill = Literal["fresh", "zero", "copy"]
 
@@ -17,6 +20,8 @@ class StateGeometry:
     num_heads: int
     key_dim: int
     value_dim: int
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # where a stored plan is read
 
     @property
     def elements(self) -> int:
@@ -60,14 +65,25 @@ class Family(ABC):
     """One architecture. Modules are named from the language model (`AutoModelForCausalLM`) down."""
 
     model_type: str
+    fields: type[ConfigFields]
+    """What the values of its configuration may be."""
     mixer_path: str
     """Path of a layer's token mixer, with {} for its index."""
     norm_path: str
     """Path of the norm before it, likewise."""
     keys_last: bool
     """Whether the model's cache holds a layer's state as [B, H, V, K] instead of [B, H, K, V]."""
+    expanded_class: str
+    """Full name of the model class that replays a stored plan."""
     kept_by_reinit: tuple[str, ...] = ()
     """Tensors of the mixer that a re-initialisation leaves alone."""
+
+    def check(self, config: PreTrainedConfig) -> None:
+        """Refuse what cannot be expanded, whatever the layers and the factor.
+
+        Raises:
+            UserError: the changed mixers could not run under this configuration.
+        """
 
     @abstractmethod
     def recurrent_layers(self, config: PreTrainedConfig) -> list[int]:

@@ -3,24 +3,44 @@
 Letters: H heads, K and V key and value dimension of a head, f factor.
 """
 
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
 from torch import nn
 
 from statex.errors import UserError
 from statex.families.base import Family, Segment, StateGeometry, TensorRows
+from statex.families.fields import ConfigFields, PositiveFloat, Share, Size
 
 # Feature maps with f(0) = 0 and f'(0) != 0: zero query rows then add nothing at step 0 and still learn
 PRESERVABLE_FEATURE_MAPS = (None, "silu", "swish", "gelu")
+
+
+class GLAFields(ConfigFields):
+    """Fields of a GLA configuration."""
+
+    tensor_sizes: ClassVar = (*ConfigFields.tensor_sizes, "num_heads", "num_kv_heads", "conv_size", "intermediate_size")
+
+    num_heads: Size
+    num_kv_heads: Size | None
+    expand_k: Share
+    expand_v: Share
+    conv_size: Size
+    hidden_ratio: Size | None
+    intermediate_size: Size | None
+    norm_eps: PositiveFloat
+    clamp_min: Annotated[float, Field(le=0)] | None
 
 
 class GLAFamily(Family):
     """Gated linear attention, arXiv 2312.06635; merging: arXiv 2509.22630, section 3."""
 
     model_type = "statex_gla"
+    fields = GLAFields
     mixer_path = "model.layers.{}.attn"
     norm_path = "model.layers.{}.attn_norm"
     keys_last = False
+    expanded_class = "statex.models.gla.modeling.GLAForCausalLM"
 
     def recurrent_layers(self, config: Any) -> list[int]:
         return list(range(config.num_hidden_layers))

@@ -4,25 +4,79 @@ Letters: H heads, P head dim, N state size, G groups, f factor.
 """
 
 import copy
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from statex.errors import UserError
 from statex.families.base import Family, Segment, StateGeometry, TensorRows
+from statex.families.fields import ConfigFields, PositiveFloat, Size
 
 INHERIT_NOISE = 0.3
 """Bare copies of rows get equal gradients and never diverge; with this share of noise they do."""
+
+ACTIVATIONS = ("silu", "swish")
+"""Those of the convolution that statex's ops have."""
+
+
+LONGEST_CHUNK = 1024
+"""Any sequence is padded to whole chunks, and work and memory inside one grow with the square of its length."""
+
+
+class Mamba2Fields(ConfigFields):
+    """Fields of a Mamba2 configuration."""
+
+    tensor_sizes: ClassVar = (
+        *ConfigFields.tensor_sizes, "num_heads", "head_dim", "state_size", "n_groups", "conv_kernel",
+    )  # fmt: skip
+
+    num_heads: Size
+    head_dim: Size
+    state_size: Size
+    n_groups: Size
+    conv_kernel: Size
+    expand: Size
+    chunk_size: Annotated[int, Field(ge=1, le=LONGEST_CHUNK)]
+    layer_norm_epsilon: PositiveFloat
+    time_step_min: PositiveFloat
+    time_step_max: PositiveFloat
+    time_step_floor: PositiveFloat
+    time_step_limit: Any
+
+    @field_validator("time_step_limit")
+    @classmethod
+    def _is_a_range(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and len(value) == 2:
+            # transformers writes infinity as an object
+            low, high = (float(one["__float__"]) if isinstance(one, dict) else one for one in value)
+            if all(type(one) in (int, float) for one in (low, high)) and 0 <= low < high:
+                return value
+        raise ValueError("is no range of time steps; use two numbers, the first at least 0 and below the second")
+
+    @model_validator(mode="after")
+    def _groups_have_heads(self):
+        if self.num_heads % self.n_groups:
+            problem = f"does not divide num_heads = {self.num_heads}"
+            raise UserError("n_groups", self.n_groups, problem, "use a divisor")
+        return self
 
 
 class Mamba2Family(Family):
     """Mamba2, arXiv 2405.21060; expansion of its key dimension: arXiv 2509.22630, section 3."""
 
     model_type = "mamba2"
+    fields = Mamba2Fields
     mixer_path = "backbone.layers.{}.mixer"
     norm_path = "backbone.layers.{}.norm"
     keys_last = True
+    expanded_class = "statex.models.mamba2.StatexMamba2ForCausalLM"
     kept_by_reinit = ("dt_bias", "A_log", "D")  # time scales: made fresh they cost recall, 0.825 against 0.928
+
+    def check(self, config: Any) -> None:
+        if config.hidden_act not in ACTIVATIONS:
+            problem = "is an activation that statex's convolution lacks"
+            raise UserError("hidden_act", config.hidden_act, problem, f"it has {' and '.join(ACTIVATIONS)}")
 
     def recurrent_layers(self, config: Any) -> list[int]:
         return list(range(config.num_hidden_layers))

@@ -23,3 +23,14 @@ class StatexMamba2Config(FoundThroughShim, Mamba2Config):
     def __post_init__(self, **kwargs):
         register_models()
         super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Refuse what our mixer cannot compute; called by transformers whenever a configuration is made."""
+        from statex.families.mamba2 import ACTIVATIONS
+
+        super().validate_architecture()
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(
+                f"hidden_act = {self.hidden_act!r}: statex's convolution has SiLU only; use one of "
+                f"{', '.join(ACTIVATIONS)}."
+            )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import transformers
 
 from statex.errors import UserError
+from statex.models.padding import zero_padding
 from statex.ops import gated_rms_norm, short_convolution, short_convolution_step, ssd, ssd_step
 from statex.ops.segments import cu_seqlens_of
 
@@ -170,7 +171,8 @@ def statex_ops() -> Iterator[None]:
         for owner, name, function in replacements:
             replaced.append((owner, name, getattr(owner, name)))
             setattr(owner, name, function)
-        yield
+        with zero_padding():
+            yield
     finally:
         for owner, name, original in reversed(replaced):
             setattr(owner, name, original)
@@ -180,13 +182,13 @@ def _replacements(model: str) -> Iterator[tuple[Any, str, Any]]:
     """What is replaced of a model of transformers: owner, name, and by what. Its module is loaded if it was not."""
     module = import_module(f"transformers.models.{model}.modeling_{model}")
     for name, function in REPLACEMENTS.items():
-        _find(module, name)
+        find_member(module, name)
         yield module, name, function
     for name in MAMBA2_NORMS[model]:
-        yield _find(module, name), "forward", norm_forward
+        yield find_member(module, name), "forward", norm_forward
 
 
-def _find(module: Any, name: str) -> Any:
+def find_member(module: Any, name: str) -> Any:
     """The member of a module, under its present or an earlier name."""
     for candidate in (name, EARLIER_NAMES.get(name, name)):
         if hasattr(module, candidate):

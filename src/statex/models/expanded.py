@@ -7,7 +7,8 @@ from torch import nn
 from statex.errors import UserError
 from statex.expansion.config import ExpansionConfig
 from statex.expansion.plan import ExpansionPlan, plan_expansion, plan_reinitialization
-from statex.expansion.surgery import apply_plan
+from statex.expansion.surgery import apply_plan, unchanged_on_error
+from statex.models.registration import register_models
 from statex.models.replay import ReplayExpansion
 
 
@@ -24,14 +25,18 @@ def expand(model: nn.Module, config: ExpansionConfig | None = None, **fields: An
 
     Raises:
         UserError: unknown family, layer out of range, factor that does not fit, a model expanded before, or fields
-            out of range. The model is unchanged then.
+            out of range; or a model that cannot be changed in place: inside a wrapper (adapters, compiled code,
+            parallel training), quantised, partly on disk, or of a class of the user's own that cannot hold an
+            expanded state. Whatever fails, the model is unchanged then.
     """
     if config is not None and fields:
         raise UserError("config", config, "excludes further fields", "give an ExpansionConfig or its fields, not both")
     plan = plan_expansion(model, config or ExpansionConfig(**fields))
-    apply_plan(model, plan)
-    if not isinstance(model, ReplayExpansion):
-        _expanded_class(plan.model_type).adopt(model)
+    register_models()  # the configuration changes its class without being built, which would do it
+    with unchanged_on_error(model):
+        apply_plan(model, plan)
+        if not isinstance(model, ReplayExpansion):
+            _expanded_class(plan.model_type).adopt(model)
     return plan
 
 
@@ -45,9 +50,13 @@ def reinitialize(model: nn.Module, layers: list[int], seed: int = 0) -> Expansio
 
     Returns:
         The plan, also recorded in `model.config`.
+
+    Raises:
+        UserError: as `expand`.
     """
     plan = plan_reinitialization(model, layers, seed)
-    apply_plan(model, plan)
+    with unchanged_on_error(model):
+        apply_plan(model, plan)
     return plan
 
 

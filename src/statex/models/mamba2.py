@@ -1,7 +1,8 @@
 """The expanded Mamba2: transformers' own class, a stored plan replayed, mixers and norms on statex's ops."""
 
-import functools
+import builtins
 import inspect
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +13,32 @@ from transformers.integrations.accelerate import force_accelerate_hooks
 from transformers.models.mamba2.modeling_mamba2 import (
     Mamba2ForCausalLM,
     Mamba2Mixer,
+    Mamba2Model,
     Mamba2RMSNorm,
     MambaRMSNormGated,
 )
 
 from statex.models.configuration_mamba2 import StatexMamba2Config
-from statex.models.dispatch import REPLACEMENTS, norm_forward
+from statex.models.dispatch import REPLACEMENTS, find_member, norm_forward
 from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions
+from statex.models.padding import padding_stays_zero
 from statex.models.replay import ReplayExpansion
 from statex.ops.segments import one_seq_idx
+
+
+def _module_on_statex_ops(original: types.ModuleType) -> types.ModuleType:
+    """A module with the names of transformers' own, its recurrent functions exchanged for ours.
+
+    It is a module of its own, in `sys.modules`, because torch.compile looks up a function's names in the module that
+    its globals name.
+    """
+    module = types.ModuleType(f"{__name__}.on_statex_ops", "transformers' modeling_mamba2 on statex's ops.")
+    own = vars(module) | {"__builtins__": builtins}
+    for name in REPLACEMENTS:
+        find_member(original, name)  # or transformers' own would stay in its place
+    vars(module).update(vars(original) | REPLACEMENTS | own)
+    sys.modules[module.__name__] = module
+    return module
 
 
 def on_statex_ops(forward: Callable) -> Callable:
@@ -29,21 +47,19 @@ def on_statex_ops(forward: Callable) -> Callable:
     Decorators of `forward` are lost.
     """
     inner: Any = inspect.unwrap(forward)
-    rebound = types.FunctionType(
-        inner.__code__, inner.__globals__ | REPLACEMENTS, inner.__name__, inner.__defaults__, inner.__closure__
-    )
+    module = _module_on_statex_ops(sys.modules[inner.__module__])
+    rebound = types.FunctionType(inner.__code__, module.__dict__, inner.__name__, inner.__defaults__, inner.__closure__)
     rebound.__kwdefaults__ = inner.__kwdefaults__
     return rebound
 
 
 class StatexMamba2Mixer(Mamba2Mixer):
-    """transformers' mixer; its scan, step and convolution are statex's.
+    """transformers' mixer; its scan, step and convolution are statex's, and padding stays 0 where `use_bias` is set.
 
-    The forward stays transformers' own, with its limits: where `use_bias` is set, left padding reaches the convolution
-    as the bias, and a `time_step_limit` is not applied to single cached steps.
+    The forward stays transformers' own, with its limit: a `time_step_limit` is not applied to single cached steps.
     """
 
-    forward = force_accelerate_hooks("conv1d")(on_statex_ops(Mamba2Mixer.forward))  # decorated as transformers' own
+    forward = padding_stays_zero(force_accelerate_hooks("conv1d")(on_statex_ops(Mamba2Mixer.forward)))
 
 
 class StatexMamba2RMSNorm(Mamba2RMSNorm):
@@ -58,31 +74,38 @@ class StatexMambaRMSNormGated(MambaRMSNormGated):
     forward = norm_forward
 
 
-CLASSES: dict[type[nn.Module], type[nn.Module]] = {
-    Mamba2Mixer: StatexMamba2Mixer,
-    Mamba2RMSNorm: StatexMamba2RMSNorm,
-    MambaRMSNormGated: StatexMambaRMSNormGated,
-}
+def _with_arguments_of(original: Callable) -> Callable[[Callable], Callable]:
+    """Show the arguments of transformers' forward beside those of ours: generate and the Trainer read the signature."""
+
+    def decorate(forward: Callable) -> Callable:
+        theirs, ours = (inspect.signature(one) for one in (original, forward))
+        *parameters, last = theirs.parameters.values()
+        assert last.kind is last.VAR_KEYWORD, "transformers' forward takes further keywords"
+        own = [parameter for parameter in ours.parameters.values() if parameter.kind is parameter.KEYWORD_ONLY]
+        forward.__signature__ = theirs.replace(parameters=[*parameters, *own, last])  # type: ignore[attr-defined]
+        return forward
+
+    return decorate
 
 
-_SELF, *ARGUMENTS, _KWARGS = inspect.signature(Mamba2ForCausalLM.forward).parameters
-"""Of transformers' forward, in their order."""
-KEYWORDS = {*ARGUMENTS, "cache_params", *LOSS_KEYWORDS}
-"""It takes the cache by its older name, too, and hands on what its loss takes."""
+_, *MODEL_ARGUMENTS, _ = inspect.signature(Mamba2Model.forward).parameters
+MODEL_KEYWORDS = {*MODEL_ARGUMENTS, "cache_params"}  # the older name of the cache
+_, *LM_ARGUMENTS, _ = inspect.signature(Mamba2ForCausalLM.forward).parameters
+LM_KEYWORDS = {*LM_ARGUMENTS, "cache_params", *LOSS_KEYWORDS}
 
 
-class StatexMamba2ForCausalLM(ReplayExpansion, Mamba2ForCausalLM):
-    """Mamba2 with the state of some layers expanded, as the plan in `config.expansion` says."""
+class StatexMamba2Model(ReplayExpansion, Mamba2Model):
+    """The backbone of Mamba2, as AutoModel gives it, with the state of some layers expanded."""
 
     config_class = StatexMamba2Config
 
     def __init__(self, config: StatexMamba2Config):
         super().__init__(config)
         self.replay_expansion()
-        self.use_statex_modules()
+        use_statex_modules(self)
         self.post_init()
 
-    @functools.wraps(Mamba2ForCausalLM.forward, assigned=())  # generate and the Trainer read its signature
+    @_with_arguments_of(Mamba2Model.forward)
     def forward(  # type: ignore[override]
         self,
         *args: Any,
@@ -98,30 +121,68 @@ class StatexMamba2ForCausalLM(ReplayExpansion, Mamba2ForCausalLM):
             cu_seqlens: the same for a batch of 1, as in FLA: [S + 1] int, the borders of the documents from 0 to T.
             output_attentions: of the Hugging Face interface; there are none.
         """
-        check_keywords(kwargs, KEYWORDS)
+        check_keywords(kwargs, MODEL_KEYWORDS)
         check_no_attentions(output_attentions)
-        if cu_seqlens is not None:
-            given = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
-            tokens = [given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None]
-            seq_idx = one_seq_idx(seq_idx, cu_seqlens, *tokens[:1])
-        if seq_idx is None:
+        if seq_idx is None and cu_seqlens is None:
             return super().forward(*args, **kwargs)
+        given = dict(zip(MODEL_ARGUMENTS, args, strict=False)) | kwargs
+        tokens = [given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None]
+        if tokens:  # else transformers says that they are missing
+            seq_idx = one_seq_idx(seq_idx, cu_seqlens, tokens[0])
+        return super().forward(*args, **{"use_cache": False} | kwargs, seq_idx=seq_idx)
+
+
+CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    Mamba2Mixer: StatexMamba2Mixer,
+    Mamba2Model: StatexMamba2Model,
+    Mamba2RMSNorm: StatexMamba2RMSNorm,
+    MambaRMSNormGated: StatexMambaRMSNormGated,
+}
+
+
+def use_statex_modules(model: nn.Module) -> None:
+    """Put all mixers, expanded or not, and all norms of a Mamba2 on statex's ops, in place."""
+    for module in model.modules():
+        module.__class__ = CLASSES.get(type(module), type(module))
+
+
+class StatexMamba2ForCausalLM(ReplayExpansion, Mamba2ForCausalLM):
+    """Mamba2 with the state of some layers expanded, as the plan in `config.expansion` says."""
+
+    config_class = StatexMamba2Config
+
+    def __init__(self, config: StatexMamba2Config):
+        super().__init__(config)
+        self.replay_expansion()
+        use_statex_modules(self)
+        self.post_init()
+
+    @_with_arguments_of(Mamba2ForCausalLM.forward)
+    def forward(  # type: ignore[override]
+        self,
+        *args: Any,
+        seq_idx: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers'; `seq_idx` and `cu_seqlens` also reach the backbone (StatexMamba2Model.forward)."""
+        check_keywords(kwargs, LM_KEYWORDS)
+        check_no_attentions(output_attentions)
+        if seq_idx is None and cu_seqlens is None:
+            return super().forward(*args, **kwargs)
+        documents = {"seq_idx": seq_idx, "cu_seqlens": cu_seqlens}
         hook = self.backbone.register_forward_pre_hook(
-            lambda module, args, kwargs: (args, kwargs | {"seq_idx": seq_idx}), with_kwargs=True
+            lambda module, args, kwargs: (args, kwargs | documents), with_kwargs=True
         )
         try:
             return super().forward(*args, **{"use_cache": False} | kwargs)
         finally:
             hook.remove()
 
-    def use_statex_modules(self) -> None:
-        """Put all mixers, expanded or not, and all norms on statex's ops."""
-        for module in self.modules():
-            module.__class__ = CLASSES.get(type(module), type(module))
-
     @classmethod
     def adopt(cls, model: nn.Module) -> None:
         """Turn a Mamba2ForCausalLM with a plan in its configuration into this class, in place."""
         model.__class__ = cls
         model.config.__class__ = StatexMamba2Config  # type: ignore[assignment]
-        model.use_statex_modules()  # type: ignore[operator]
+        use_statex_modules(model)

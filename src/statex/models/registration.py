@@ -16,13 +16,15 @@ def register_configurations() -> None:
 
 
 def register_models() -> None:
-    """Add the model classes of those configurations to AutoModelForCausalLM."""
-    from transformers import AutoModelForCausalLM
+    """Add the model classes of those configurations to AutoModel and AutoModelForCausalLM."""
+    from transformers import AutoModel, AutoModelForCausalLM
 
     from statex.models.configuration_mamba2 import StatexMamba2Config
     from statex.models.gla.configuration import GLAConfig
-    from statex.models.gla.modeling import GLAForCausalLM
-    from statex.models.mamba2 import StatexMamba2ForCausalLM
+    from statex.models.gla.modeling import GLAForCausalLM, GLAModel
+    from statex.models.mamba2 import StatexMamba2ForCausalLM, StatexMamba2Model
 
+    AutoModel.register(GLAConfig, GLAModel, exist_ok=True)
+    AutoModel.register(StatexMamba2Config, StatexMamba2Model, exist_ok=True)
     AutoModelForCausalLM.register(GLAConfig, GLAForCausalLM, exist_ok=True)
     AutoModelForCausalLM.register(StatexMamba2Config, StatexMamba2ForCausalLM, exist_ok=True)

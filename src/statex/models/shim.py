@@ -1,11 +1,13 @@
 """The small module in a saved folder through which `trust_remote_code=True` finds our classes."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 SHIM = "modeling_statex"
 
 
-class FoundThroughShim:
+class SourcesStayHere:
     """Mixin of configuration and model classes; put it before the transformers classes."""
 
     @classmethod
@@ -13,23 +15,44 @@ class FoundThroughShim:
         """Nothing: after it, transformers would save a copy of this package's sources instead of the shim."""
 
 
-def auto_map(config_class: type, model_class: type) -> dict[str, str]:
-    """The entry of config.json that leads to the shim."""
+class FoundThroughShim(SourcesStayHere):
+    """Mixin of configuration classes: wherever config.json is written, the shim that it names is written beside it."""
+
+    model_type: str
+    auto_map: dict[str, str]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As transformers', which a model calls before it uploads its folder, plus the shim."""
+        classes = auto_classes(self.model_type)
+        self.auto_map = {auto_class: f"{SHIM}.{ours.__name__}" for auto_class, ours in classes.items()}
+        super().save_pretrained(save_directory)  # type: ignore[misc]
+        write_shim(Path(save_directory), list(classes.values()))
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+            self.push_to_hub(repo_id, **kwargs)  # type: ignore[attr-defined]
+
+
+def auto_classes(model_type: str) -> dict[str, type]:
+    """Our classes of a model type, by the Auto class that gives them."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+
+    config_class = CONFIG_MAPPING[model_type]
     return {
-        "AutoConfig": f"{SHIM}.{config_class.__name__}",
-        "AutoModelForCausalLM": f"{SHIM}.{model_class.__name__}",
+        "AutoConfig": config_class,
+        "AutoModel": MODEL_MAPPING[config_class],
+        "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING[config_class],
     }
 
 
-def write_shim(folder: Path, config_class: type, model_class: type) -> None:
+def write_shim(folder: Path, classes: list[type]) -> None:
     """Write the module that `auto_map` names."""
+    names = ", ".join(f'"{one.__name__}"' for one in sorted(classes, key=lambda one: one.__name__))
     lines = [
         '"""Lets transformers load this folder with trust_remote_code=True; needs the package statex."""',
         "",
-        f"from {config_class.__module__} import {config_class.__name__}",
-        f"from {model_class.__module__} import {model_class.__name__}",
+        *(f"from {one.__module__} import {one.__name__}" for one in classes),
         "",
-        f'__all__ = ["{config_class.__name__}", "{model_class.__name__}"]',
+        f"__all__ = [{names}]",
         "",
     ]
     (folder / f"{SHIM}.py").write_text("\n".join(lines), encoding="utf-8")

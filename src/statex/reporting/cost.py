@@ -160,11 +160,13 @@ def devices(run: Run) -> list[str]:
 def origin_section(run: Run) -> Section:
     """Seeds, versions, device and commit: what is needed to repeat the run."""
     commits = list(dict.fromkeys(row.commit for row in run.results if row.commit))
+    dtypes = list(dict.fromkeys(row.dtype for row in run.results if row.dtype))
     trained = [] if run.evaluation_only else [("training seeds", seeds(tuple(run.recipe.seeds)))]
     facts = [
         *trained,
         ("seed of the evaluation items", str(run.recipe.evaluation.seed)),
         ("device", listing(devices(run)) or "not recorded"),
+        ("dtype of the measured models", listing(dtypes) or "not recorded"),
         ("commit", listing(commits) or "not recorded"),
     ]
     methods = {str(row.details["interval"]) for row in run.results if row.details.get("interval")}
@@ -179,8 +181,9 @@ def origin_section(run: Run) -> Section:
         facts.append(("versions", "not recorded"))
     rows = [[Cell(name), Cell(value)] for name, value in facts]
     blocks: list[Block] = [Table("Origin of the figures.", [Column("", words=True), Column("", words=True)], rows)]
-    if len(commits) > 1:
-        blocks.append(Text("The figures are from more than one commit.", "note"))
+    for name, found in (("commit", commits), ("dtype of the models", dtypes)):
+        if len(found) > 1:
+            blocks.append(Text(f"The figures are from more than one {name}.", "note"))
     return Section("Seeds, versions and device", blocks)
 
 

@@ -14,6 +14,7 @@ from statex.reporting.needles import long_context_section
 from statex.reporting.quality import (
     icl_section,
     not_run_section,
+    nothing_measured,
     other_section,
     paired_section,
     recall_section,
@@ -93,7 +94,9 @@ def summary_section(run: Run) -> Section:
 def verdict_section(run: Run) -> Section:
     """A sentence for each model, the aims it rests on, and what limits it."""
     verdicts = [verdict(run, model) for model in run.models]
-    blocks: list[Block] = [Text(one.sentence, "lead") for one in verdicts]
+    nothing = nothing_measured(run)
+    blocks: list[Block] = [Text(nothing, "lead")] if nothing else []
+    blocks += [Text(one.sentence, "lead") for one in verdicts]
     aims = [(one.model, aim) for one in verdicts for aim in one.aims]
     if aims:
         blocks += [Text(_summary(verdicts)), _aims_table(verdicts)]

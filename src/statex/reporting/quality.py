@@ -14,6 +14,8 @@ from statex.reporting.wording import (
 
 NOTHING = Text("Not run.")
 OWN_SECTIONS = {"mqar", "ar_hits", "nll_by_position", "state", "cost", "run", "diagnostics"}
+NO_SUITES = {"state", "cost", "run", "diagnostics"}
+"""What has results whether a suite was run or not."""
 ICL = "symbol_icl"
 
 
@@ -224,6 +226,15 @@ def other_section(run: Run) -> Section | None:
         caption = f"Other measures of {model}, with 95 % intervals."
         blocks.append(by_measure(run, model, measures, caption, suite_measure_title))
     return Section("Other measures", blocks) if blocks else None
+
+
+def nothing_measured(run: Run) -> str:
+    """A sentence where no suite has a figure, "" where one has."""
+    if "cost" in run.asked or any(row.suite not in NO_SUITES for row in run.results):
+        return ""
+    if not run.recipe.evaluation.suites:
+        return "Nothing was measured: the recipe's evaluation.suites names no suite."
+    return "Nothing was measured: none of the suites and tasks that were asked for could be run."
 
 
 def not_run_section(run: Run) -> Section | None:

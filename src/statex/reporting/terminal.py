@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from statex.reporting.quality import nothing_measured
 from statex.reporting.run import Estimate, Measure, Run, read_run
 from statex.reporting.verdict import hardest_recall, text_measure, verdict
 from statex.reporting.wording import figure, interval
@@ -28,7 +29,8 @@ def show_run(folder: Path) -> tuple[Table, list[str]]:
             ]
             table.add_row(model, arm, *columns)
         table.add_section()
-    sentences = []
+    nothing = nothing_measured(run)
+    sentences = [nothing] if nothing else []
     for one in (verdict(run, model) for model in run.models):
         remarks = [f"{one.model}: {remark}" for remark in one.reservations]
         sentences += [_plain(text) for text in (one.sentence, *remarks)]

@@ -37,6 +37,10 @@ OWN_FIELDS = {
 }  # fmt: skip
 """Fields of transformers.TrainingArguments that a recipe sets by a key of its own: that key."""
 
+NO_DEEPSPEED = (
+    "the loss reads the head's weight outside the head's forward, where ZeRO-3 has released it, and no other of "
+    "DeepSpeed's stages was tried; fsdp = true shards the same"
+)
 FIXED_FIELDS = {
     "dataloader_": "batches come ready-made and in order, in the process that trains",
     "ignore_data_skip": "batches begin at the step that is asked for",
@@ -47,7 +51,8 @@ FIXED_FIELDS = {
     "use_liger_kernel": "the loss is computed in chunks already",
     "eval_": "models are measured after training", "do_eval": "models are measured after training",
     "load_best_model_at_end": "models are measured after training",
-    "resume_from_checkpoint": "the same command goes on by itself", "save_only_model": "training could not go on",
+    "resume_from_checkpoint": "the same command resumes by itself", "save_only_model": "training could not resume",
+    "deepspeed": NO_DEEPSPEED,
 }  # fmt: skip
 """Fields, or their beginnings, that no recipe can set, and why."""
 
@@ -120,6 +125,9 @@ def training_arguments(training: Training, output: Path, seed: int, quiet: bool 
     if missing := [name for name in training.report_to if name not in loggers]:
         remedy = f"install it, or use one that is: {', '.join(loggers) or 'there is none'}"
         raise UserError("training.report_to", missing[0], "is unknown or not installed", remedy)
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
+        problem = f"cannot be used: {NO_DEEPSPEED}"
+        raise UserError("ACCELERATE_USE_DEEPSPEED", os.environ["ACCELERATE_USE_DEEPSPEED"], problem, "use torchrun")
     try:
         arguments = TrainingArguments(**(fields | training.trainer))
     except (ValueError, TypeError, ImportError) as error:

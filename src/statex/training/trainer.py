@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import rotate_checkpoints
 
+from statex.checkpoint import write_card
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
 from statex.expansion.plan import ExpansionPlan, stored_plan
@@ -26,13 +28,11 @@ from statex.models.dispatch import statex_ops
 from statex.recipe import Data, Training
 from statex.training import CHECKPOINTS, SUMMARY
 from statex.training.arguments import training_arguments
+from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loss import chunked_loss
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
-
-LISTING = "files.json"
-"""In each checkpoint: its files and their sizes."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,10 @@ def train(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    base: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> TrainingSummary:
-    """Train a model; go on from the last checkpoint in `output` where there is one.
+    """Train a model; resume from the last checkpoint in `output` where there is one.
 
     The model is left in `output/trained`, and what its training cost in `output/training.json`. While it trains,
     checkpoints are in `output/checkpoints`. TensorBoard's events go to `output/logs`.
@@ -72,12 +74,14 @@ def train(
         tokenizer: saved with the model; it makes tokens of the recipe's text.
         data, training: sections of the recipe.
         output: folder of this arm.
-        seed: of the run. Data order comes from `data.seed`, so that all seeds and arms see the same tokens.
+        seed: of the run. With `data.seed` it gives the order of the data, which is the same for all arms of a seed.
         progress: called after each step.
+        base: name of the checkpoint that the model was made from, for its card; None for a model made from scratch.
+        dtype: of the saved weights; by default the model's own.
 
     Raises:
         UserError: data or settings that do not fit (see TrainingBatches), a model in bf16, `train_only_expanded`
-            without a plan, or a checkpoint of which a part is missing.
+            without a plan, or checkpoints that are all damaged.
     """
     require_master_weights(model)
     plan = stored_plan(model.config)
@@ -96,7 +100,7 @@ def train(
     )
     if progress:
         trainer.remove_callback(PrinterCallback)
-    resume_from = last_checkpoint(output / CHECKPOINTS)
+    resume_from = trainer.checkpoint_to_resume()
     trainer.start_step = step_of(resume_from) if resume_from else 0
     reset_peak_memory(trainer.args.device)
     with statex_ops():
@@ -113,7 +117,7 @@ def train(
         final_loss=next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
         num_processes=trainer.args.world_size,
     )
-    trainer.save_trained(summary)
+    trainer.save_trained(summary, base, dtype)
     return summary
 
 
@@ -123,30 +127,6 @@ def require_master_weights(model: PreTrainedModel) -> None:
     if narrow:
         problem = "is too coarse for the weights that an optimizer updates"
         raise UserError("model.dtype", str(narrow.pop()), problem, "load the model with dtype=torch.float32")
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The checkpoint of most steps in `folder`, None where there is none.
-
-    Raises:
-        UserError: files of it are missing or cut off. transformers would go on with a fresh optimizer, say.
-    """
-    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if found is None:
-        return None
-    listing = Path(found, LISTING)
-    sizes = json.loads(listing.read_text(encoding="utf-8")) if listing.exists() else {LISTING: None}
-    for name, size in sizes.items():
-        path = Path(found, name)
-        if not path.is_file() or path.stat().st_size != size:
-            problem = f"its file {name} is {'cut off' if path.is_file() else 'missing'}"
-            raise UserError("checkpoint", found, problem, "remove this checkpoint to go on from the one before it")
-    return found
-
-
-def step_of(checkpoint: str) -> int:
-    """The optimizer steps that were done when a checkpoint was written."""
-    return int(checkpoint.rpartition("-")[2])
 
 
 def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | None) -> None:
@@ -171,6 +151,7 @@ class StatexTrainer(Trainer):
     def __init__(self, *, output: Path, data: Data, training: Training, fresh_tensors: set[str], **kwargs: Any):
         self.output, self.data, self.training, self.fresh_tensors = output, data, training, fresh_tensors
         self.start_step = 0
+        self.use_cache = kwargs["model"].config.use_cache  # transformers.Trainer sets it to False and leaves it so
         super().__init__(**kwargs)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
@@ -188,6 +169,7 @@ class StatexTrainer(Trainer):
             self.data,
             self.training,
             self.processing_class,  # type: ignore[arg-type]
+            seed=self.args.seed,
             rank=self.args.process_index,
             world_size=self.args.world_size,
             start_step=self.start_step,
@@ -255,6 +237,11 @@ class StatexTrainer(Trainer):
             self._last_log = (self.state.global_step, now)
         super().log(logs, start_time)
 
+    def checkpoint_to_resume(self) -> str | None:
+        """What `last_checkpoint` finds, looked for by the main process alone: reading the files takes its time."""
+        found = [last_checkpoint(self.output / CHECKPOINTS) if self.args.process_index == 0 else None]
+        return broadcast_object_list(found)[0]
+
     def _get_output_dir(self, trial: Any) -> str:
         """Where transformers writes a checkpoint: a folder beside the finished ones, which none of its readers sees."""
         return os.path.join(super()._get_output_dir(trial), "unfinished")
@@ -274,26 +261,63 @@ class StatexTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            files = sorted(path for path in (staging / name).rglob("*") if path.is_file())
-            sizes = {path.relative_to(staging / name).as_posix(): path.stat().st_size for path in files}
-            write_whole(staging / name / LISTING, json.dumps(sizes, indent=2) + "\n")
+            write_listing(staging / name)
+            shutil.rmtree(folder / name, ignore_errors=True)  # damaged, or training would have resumed from it
             os.replace(staging / name, folder / name)
             rotate_checkpoints(str(folder), save_total_limit=self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
-    def save_trained(self, summary: TrainingSummary) -> None:
-        """Write the finished model with its tokenizer, whole or not at all, then the summary; drop the checkpoints."""
+    def save_trained(self, summary: TrainingSummary, base: str | None = None, dtype: torch.dtype | None = None) -> None:
+        """Write the finished model with its tokenizer and card, whole or not at all, then the summary; drop the
+        checkpoints. `base` and `dtype` are those of `train`."""
         state = self.accelerator.get_state_dict(self.model_wrapped)
         if self.args.should_save:
+            model = self.accelerator.unwrap_model(self.model)
+            model.config.use_cache = self.use_cache
+            outline = _without_weights(model, dtype or model.dtype)
             folder = self.output / "trained"
             shutil.rmtree(folder, ignore_errors=True)  # left there by a call that was killed before its summary
             with new_folder(folder) as temporary:
-                self.accelerator.unwrap_model(self.model).save_pretrained(temporary, state_dict=state)
+                outline.save_pretrained(temporary, state_dict=_in_dtype(state, outline.dtype))
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(temporary)
+                write_card(temporary, outline, base, self._settings())
             write_whole(self.output / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
             shutil.rmtree(self.output / CHECKPOINTS, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+    def _settings(self) -> dict[str, Any]:
+        """What the model card says about this training."""
+        training = self.training
+        settings: dict[str, Any] = {
+            "steps": training.steps,
+            "tokens": training.steps * training.tokens_per_step,
+            "tokens per step": training.tokens_per_step,
+            "sequence length": training.sequence_length,
+            "learning rate": training.learning_rate,
+            "schedule": training.schedule,
+            "seed": self.args.seed,
+        }
+        if self.fresh_tensors:
+            settings["learning rate of fresh tensors, times"] = training.fresh_learning_rate_multiplier
+        return settings
+
+
+def _without_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The same model on the meta device, in another dtype: what save_pretrained writes besides the weights."""
+    with torch.device("meta"):
+        outline = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+    outline.generation_config = model.generation_config
+    return outline
+
+
+def _in_dtype(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Tensors in another dtype; those that share memory, as tied weights do, go on sharing it."""
+    done: dict[tuple, torch.Tensor] = {}
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            done.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
+    return {name: done.get((tensor.data_ptr(), tensor.shape), tensor) for name, tensor in state.items()}
 
 
 class _ReportProgress(TrainerCallback):

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from statex.errors import UserError
 from statex.models.caches import CACHE_NAMES
 from statex.models.registration import register_models
 from statex.models.shim import FoundThroughShim
@@ -82,23 +83,19 @@ class GLAConfig(FoundThroughShim, PreTrainedConfig):
         assert self.num_kv_heads is not None
         for name in ("num_heads", "num_kv_heads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: there must be heads; use 1 or more.")
+                raise UserError(name, getattr(self, name), "there must be heads", "use 1 or more")
         for name in ("expand_k", "expand_v"):
             size = self.hidden_size * getattr(self, name)
             if size != round(size) or round(size) % self.num_heads:
-                raise ValueError(
-                    f"{name} = {getattr(self, name)!r}: hidden_size * {name} = {size} is not divisible by num_heads = "
-                    f"{self.num_heads}; change {name} or num_heads."
-                )
+                problem = f"hidden_size * {name} = {size} is not divisible by num_heads = {self.num_heads}"
+                raise UserError(name, getattr(self, name), problem, f"change {name} or num_heads")
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads = {self.num_kv_heads!r}: does not divide num_heads = {self.num_heads}; use a divisor."
-            )
-        if self.attn is not None or getattr(self, "attnres_block_size", None) is not None:
-            raise ValueError(
-                "attn: layers of softmax attention and attention residuals are not supported; only purely recurrent "
-                "GLA checkpoints can be used."
-            )
+            problem = f"does not divide num_heads = {self.num_heads}"
+            raise UserError("num_kv_heads", self.num_kv_heads, problem, "use a divisor")
+        for name in ("attn", "attnres_block_size"):
+            if getattr(self, name, None) is not None:
+                problem = "layers of softmax attention and attention residuals are not supported"
+                raise UserError(name, getattr(self, name), problem, "use a purely recurrent GLA checkpoint")
 
     @property
     def layer_types(self) -> list[str]:

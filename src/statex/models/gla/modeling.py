@@ -70,8 +70,8 @@ class GLAPreTrainedModel(PreTrainedModel):
             nn.init.uniform_(module.weight, -(module.weight.shape[-1] ** -0.5), module.weight.shape[-1] ** -0.5)
 
 
-class GLAModel(GLAPreTrainedModel):
-    """Embeddings, blocks and the last norm."""
+class GLAModel(ReplayExpansion, GLAPreTrainedModel):
+    """Embeddings, blocks and the last norm. A plan in `config.expansion` is replayed when the model is built."""
 
     def __init__(self, config: GLAConfig):
         super().__init__(config)
@@ -80,6 +80,7 @@ class GLAModel(GLAPreTrainedModel):
         self.layers = nn.ModuleList([GLABlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.gradient_checkpointing = False
+        self.replay_expansion()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -167,7 +168,7 @@ class StaticStates(StaticCache):
 
 
 class GLAForCausalLM(ReplayExpansion, GLAPreTrainedModel, GenerationMixin):
-    """GLA with its language-model head. A plan in `config.expansion` is replayed when the model is built."""
+    """GLA with its language-model head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012
 
@@ -175,7 +176,6 @@ class GLAForCausalLM(ReplayExpansion, GLAPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = GLAModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.replay_expansion()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

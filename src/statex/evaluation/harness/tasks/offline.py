@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from statex.checkpoint import read_tokenizer
 from statex.evaluation import niah_multikey, niah_single, passkey, symbol_icl, variable_tracking
 from statex.evaluation.context import Cell, Context
 from statex.evaluation.lengths import grid_depths
@@ -21,9 +22,7 @@ DEFAULT_ITEMS = 20
 
 def _context(metadata: dict[str, Any], suite: str, settings: dict[str, Any]) -> Context:
     """A context that builds prompts only: it has no model."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(metadata.get("tokenizer") or metadata["pretrained"])
+    tokenizer = read_tokenizer(metadata.get("tokenizer") or metadata["pretrained"])
     text = TextSource.model_validate(metadata.get("text") or {"standard_library": True})
     values = {suite: settings | ({"num_items": metadata["num_items"]} if "num_items" in metadata else {})}
     evaluation = Evaluation.model_validate(values | ({"seed": metadata["seed"]} if "seed" in metadata else {}))

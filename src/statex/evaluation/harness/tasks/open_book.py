@@ -38,9 +38,10 @@ triviaqa.DATASET_PATH, nq.DATASET_PATH, drop.DATASET_PATH = TRIVIAQA, NQ, DROP  
 def build(path: str, metadata: dict[str, Any]) -> dict:
     """{"test": documents} of a data set with `context`, `question` and `answers`; each question at each length."""
     import datasets
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(metadata.get("tokenizer") or metadata["pretrained"])
+    from statex.checkpoint import read_tokenizer
+
+    tokenizer = read_tokenizer(metadata.get("tokenizer") or metadata["pretrained"])
     rows = datasets.load_dataset(metadata.get("data") or path, split="validation")
     lengths = metadata.get("max_seq_lengths") or DEFAULT_LENGTHS
     return {"test": datasets.Dataset.from_list([one for row in rows for one in documents_of(row, tokenizer, lengths)])}

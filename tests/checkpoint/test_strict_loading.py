@@ -1,4 +1,4 @@
-"""Strict loading: every damage to a model folder is one clear error, and nothing is left half-written."""
+"""Strict loading: every damage to a model folder is one clear error."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import statex
 from common import Case, logits, make_gla, make_mamba2, tokens
-from statex.checkpoint import load_config, new_folder, read_headers, save_with_companions
+from statex.checkpoint import load_config, read_headers
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -98,7 +98,7 @@ class TestDamagedFolders:
     @pytest.mark.parametrize("header", [b"{damaged", b"[1, 2, 3]", b'{"a": 3}', b'{"a": {"shape": [1]}}', b"\xff\xff"])
     def test_damaged_header(self, folder, call, header):
         (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header)
-        refused(folder, "header is damaged", call)
+        refused(folder, "truncated or damaged", call)
 
     def test_pickled_weights_only(self, folder, call):
         torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
@@ -141,7 +141,7 @@ class TestDamagedFolders:
 
     def test_config_of_another_size(self, folder, call):
         change_config(folder, num_hidden_layers=3)
-        refused(folder, r"layers\.2.* is missing", call)
+        refused(folder, "config.json: num_hidden_layers = 3: the weights have 2 layers", call)
 
     def test_folder_that_is_not_there(self, folder, call):
         refused(folder / "nowhere", "is no folder here", call)
@@ -170,7 +170,7 @@ class TestDamagedFolders:
 def test_damaged_plan(tmp_path, values):
     Case("gla", "conv", "preserve", factor=2).expanded().save_pretrained(tmp_path)
     change_config(tmp_path, expansion=values)
-    refused(tmp_path, "expansion" if values else "has shape")
+    refused(tmp_path, "config.json: expansion")
 
 
 def test_a_tied_head_may_be_stored_or_not(tmp_path):
@@ -216,64 +216,6 @@ def test_inspect_says_what_was_done(tmp_path):
     assert found["expansion"] == "expand, init preserve, factor 3"
     assert found["num_parameters"] == model.num_parameters()
     assert json.loads(json.dumps(found)) == found
-
-
-def fail_half_way(out):
-    with new_folder(out) as folder:
-        (folder / "half").write_text("")
-        raise RuntimeError("half-way")
-
-
-def test_a_new_folder_is_whole_or_absent(tmp_path):
-    out = tmp_path / "deep" / "out"
-    with pytest.raises(RuntimeError, match="half-way"):
-        fail_half_way(out)
-    assert list(out.parent.iterdir()) == []
-    with new_folder(out) as folder:
-        assert not out.exists()
-        (folder / "whole").write_text("")
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
-    with pytest.raises(statex.UserError, match=r"OUT = .*exists already"), new_folder(out):
-        pass
-    assert [path.name for path in out.iterdir()] == ["whole"]
-
-
-COMPANIONS = {
-    "tokenizer.json": "{}", "tokenizer_config.json": "{}", "chat_template.jinja": "{{ x }}", "vocab.txt": "a",
-    "generation_config.json": '{"max_new_tokens": 7}', "LICENSE": "free",
-}  # fmt: skip
-NOT_COPIED = {
-    "README.md": "the card of the source", "pytorch_model.bin": "pickle", "optimizer.pt": "pickle",
-    "scheduler.pt": "pickle", "rng_state.pth": "pickle", "training_args.bin": "pickle", "trainer_state.json": "{}",
-    "pytorch_model.bin.index.json": "{}", "other.safetensors": "", "modeling_x.py": "",
-}  # fmt: skip
-
-
-def test_companions_of_a_model_are_kept(tmp_path):
-    source, out = tmp_path / "source", tmp_path / "out"
-    model = make_gla()
-    model.save_pretrained(source)
-    for name, text in (COMPANIONS | NOT_COPIED).items():
-        (source / name).write_text(text)
-    statex.expand(model, layers=[0], factor=2)
-    save_with_companions(model, source, out)
-    for name, text in COMPANIONS.items():
-        assert (out / name).read_text() == text
-    ours = {CONFIG, WEIGHTS, "modeling_statex.py", "README.md"}
-    assert {path.name for path in out.iterdir()} == set(COMPANIONS) | ours
-    assert "expanded" in (out / "README.md").read_text()
-    with pytest.raises(statex.UserError, match="exists already"):
-        save_with_companions(model, source, out)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
-
-
-def test_a_failure_while_saving_leaves_nothing(tmp_path, monkeypatch):
-    model = make_gla()
-    model.save_pretrained(tmp_path / "source")
-    monkeypatch.setattr(shutil, "copyfile", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        save_with_companions(model, tmp_path / "source", tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_other_models_load_nowhere(tmp_path):

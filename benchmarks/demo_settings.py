@@ -1,0 +1,104 @@
+"""Which settings of the demo make its pre-training learn recall, over many seeds: the trials behind recipes/demo.toml.
+
+Each trial is a run of the demo's recipe with one model, one seed and some changed keys, in a process of its own with
+one thread. `--pretraining` stops after it and measures recall of the pre-trained model; without it all arms are
+post-trained too. A table goes to standard output, all numbers as JSON lines to `--out`.
+
+    python benchmarks/demo_settings.py --seeds 100-109 --processes 2 --pretraining --variant "mamba2" \
+        --variant "mamba2 models.mamba2.config.initializer_range=0.2"
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import tomllib
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "demo.toml"
+
+
+def trial(variant: str, seed: int, pretraining: bool, folder: str) -> dict:
+    """Run the demo's recipe with one model and seed; recall by arm and number of pairs, text NLL, and seconds."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    import torch
+
+    from statex.pipeline import collect_results, run_chain
+    from statex.preparation import prepare_run
+    from statex.recipe import apply_override, parse_recipe
+
+    torch.set_num_threads(1)
+    model, *changes = variant.split()
+    values = tomllib.loads(RECIPE.read_text(encoding="utf-8"))
+    values |= {"seeds": [seed], "workers": 1, "output": tempfile.mkdtemp(dir=folder), "name": "trial"}
+    values["models"] = {model: copy.deepcopy(values["models"][model])}
+    values["evaluation"] |= {"suites": ["mqar", "nll_by_position"]}
+    if pretraining:
+        values["arms"] = {"base": {"kind": "base"}}
+    for change in changes:
+        apply_override(values, change)
+    start = time.perf_counter()
+    recipe = parse_recipe(values)
+    prepare_run(recipe)
+    run_chain(recipe, model, seed, True, lambda *_: None)
+    rows = [row for row in collect_results(recipe) if row.seed == seed]
+    recall: dict[str, dict[int, float]] = {}
+    text = {}
+    for row in rows:
+        if row.suite == "mqar" and row.metric == "accuracy":
+            recall.setdefault(row.arm, {})[row.slice["num_pairs"]] = row.value
+        if row.suite == "nll_by_position" and not row.slice:
+            text[row.arm] = row.value
+    seconds = time.perf_counter() - start
+    return {"variant": variant, "seed": seed, "recall": recall, "text": text, "seconds": round(seconds)}
+
+
+def show(trials: list[dict]) -> None:
+    """Per variant and arm: recall at the fewest and at 32 pairs, seed by seed, and how many seeds left the plateau."""
+    for variant in dict.fromkeys(one["variant"] for one in trials):
+        some = sorted((one for one in trials if one["variant"] == variant), key=lambda one: one["seed"])
+        print(f"\n{variant}    ({statistics.mean(one['seconds'] for one in some):.0f} s a trial)")
+        for arm in some[0]["recall"]:
+            cells = [(one["recall"][arm][4], one["recall"][arm][32]) for one in some]
+            learnt = sum(easy >= 0.9 for easy, _ in cells)
+            text = statistics.mean(one["text"].get(arm, float("nan")) for one in some)
+            listed = "  ".join(f"{easy:.2f}/{hard:.2f}" for easy, hard in cells)
+            hard = statistics.mean(hard for _, hard in cells)
+            print(f"  {arm:9} {learnt}/{len(cells)} at 0.9, mean at 32 {hard:.3f}, text {text:.3f}   {listed}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", action="append", required=True, help="a model and changed keys, key=value")
+    parser.add_argument("--seeds", default="100-109", help="first-last")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--pretraining", action="store_true", help="no arms: the pre-trained model alone")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo-settings.jsonl"))
+    options = parser.parse_args()
+    first, last = map(int, options.seeds.split("-"))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    trials = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(options.processes, max_tasks_per_child=1) as pool,
+        options.out.open("a", encoding="utf-8") as out,
+    ):
+        waiting = [
+            pool.submit(trial, variant, seed, options.pretraining, folder)
+            for variant in options.variant
+            for seed in range(first, last + 1)
+        ]
+        for future in as_completed(waiting):
+            trials.append(future.result())
+            print(json.dumps(trials[-1]), file=out, flush=True)
+            print(f"{len(trials)}/{len(waiting)}", end="\r", file=sys.stderr)
+    show(trials)
+
+
+if __name__ == "__main__":
+    main()

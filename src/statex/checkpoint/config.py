@@ -1,0 +1,106 @@
+"""Read the configuration of a model folder, and check it against the headers of the weights."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig
+
+from statex.checkpoint.fla import FLA_MODEL_TYPE, from_fla
+from statex.checkpoint.folder import check_plain, model_folder, read_json
+from statex.checkpoint.headers import TensorHeader, read_headers
+from statex.checkpoint.tensors import check_tensors
+from statex.errors import UserError, explained
+from statex.families import Family, family_of, unknown_family
+from statex.models.fields import check_fields
+from statex.models.gla.configuration import GLAConfig
+from statex.models.registration import register_configurations
+
+ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model folder says about itself without its weights: configuration and headers, which agree."""
+
+    folder: Path
+    config: Any
+    headers: dict[str, TensorHeader]
+
+
+def load_config(folder: str | os.PathLike) -> Any:
+    """The configuration of a model folder; FLA's `gla` becomes our `statex_gla`.
+
+    Raises:
+        UserError: as `describe`.
+    """
+    return describe(folder).config
+
+
+def describe(folder: str | os.PathLike) -> Description:
+    """Read a folder's configuration and headers, no weights, and refuse it unless they describe one model.
+
+    Sizes are compared before anything is built, so that a number of a damaged file costs neither time nor memory.
+
+    Raises:
+        UserError: no config.json, damaged JSON, an unknown family, a value that the family refuses, weights that are
+            not safetensors, a truncated file, a tensor that is missing, unexpected, of another shape or of no
+            floating type, or a stored plan that is not this model's.
+    """
+    register_configurations()
+    folder = model_folder(folder)
+    if (folder / ADAPTER).exists():  # transformers would load the model that it names instead
+        raise UserError("model", str(folder), f"holds an adapter ({ADAPTER})", "merge it (PEFT's merge_and_unload)")
+    values = read_json(folder / "config.json")
+    is_fla = values.get("model_type") == FLA_MODEL_TYPE
+    if is_fla:
+        values = from_fla(values)
+    config_class = _config_class(values)
+    family: Family = family_of(config_class)
+    headers = read_headers(folder)
+    with _named_by_file():
+        check_plain(values)
+        check_fields(family, config_class, values)
+        _check_sizes(family, {"num_hidden_layers": config_class.num_hidden_layers} | values, headers)
+        with explained("config.json", str(folder / "config.json"), "is refused", "correct the configuration"):
+            if is_fla:
+                config = GLAConfig.from_dict(values)
+            else:
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        check_tensors(config, headers, folder)
+    return Description(folder, config, headers)
+
+
+def _config_class(values: dict[str, Any]) -> Any:
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in list(CONFIG_MAPPING):
+        raise unknown_family(model_type)
+    return CONFIG_MAPPING[model_type]
+
+
+@contextmanager
+def _named_by_file() -> Iterator[None]:
+    """Say of an error's field that it is one of config.json."""
+    try:
+        yield
+    except UserError as error:
+        in_file = error.field in ("config.json", "model")
+        field = error.field if in_file else f"config.json: {error.field}"
+        raise UserError(field, error.value, error.problem, error.remedy) from error
+
+
+def _check_sizes(family: Family, values: dict[str, Any], headers: dict[str, TensorHeader]) -> None:
+    """Raise UserError for more (or fewer) layers than the weights have, or a size longer than any of their tensors."""
+    remedy = "correct config.json, or fetch the weights that belong to it"
+    prefix = family.mixer_path.partition("{}")[0]
+    layers = {name.removeprefix(prefix).partition(".")[0] for name in headers if name.startswith(prefix)}
+    if layers and values["num_hidden_layers"] != len(layers):
+        problem = f"the weights have {len(layers)} layers"
+        raise UserError("num_hidden_layers", values["num_hidden_layers"], problem, remedy)
+    longest = max((size for header in headers.values() for size in header.shape), default=0)
+    for name in family.fields.tensor_sizes:
+        if (value := values.get(name)) is not None and value > longest:
+            raise UserError(name, value, f"no tensor of the weights is longer than {longest}", remedy)

@@ -1,0 +1,46 @@
+"""FLA's `gla` folders: their configuration under our model_type, and ours in their format."""
+
+import json
+import os
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from statex.errors import UserError
+from statex.expansion.plan import stored_plan
+from statex.files import new_folder
+from statex.models.gla.configuration import GLAConfig
+from statex.models.shim import SHIM
+
+FLA_MODEL_TYPE = "gla"
+NOT_IN_FLA = ("expansion", "auto_map")
+
+
+def from_fla(values: dict[str, Any]) -> dict[str, Any]:
+    """FLA's configuration under our model_type; fields of theirs that mean nothing here are carried along."""
+    kept = {key: value for key, value in values.items() if key not in ("architectures", "auto_map")}
+    return kept | {"model_type": GLAConfig.model_type}
+
+
+def export_fla(model: PreTrainedModel, out: str | os.PathLike) -> None:
+    """Write an un-expanded GLA as a `gla` folder that flash-linear-attention loads.
+
+    Raises:
+        UserError: the model is no GLA, is expanded (FLA's configuration cannot say so), or `out` exists.
+    """
+    if not isinstance(model.config, GLAConfig):
+        raise UserError("model", model.config.model_type, "is no GLA", "FLA's format is for statex_gla models only")
+    plan = stored_plan(model.config)
+    if plan is not None and plan.kind == "expand":
+        raise UserError(
+            "model", model.config.name_or_path or "statex_gla", "is expanded, which FLA's format cannot express",
+            "keep it in its own format, with save_pretrained",
+        )  # fmt: skip
+    with new_folder(out) as folder:
+        model.save_pretrained(folder)
+        (folder / f"{SHIM}.py").unlink()
+        path = folder / "config.json"
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values = {key: value for key, value in values.items() if key not in NOT_IN_FLA}
+        values |= {"model_type": FLA_MODEL_TYPE, "architectures": ["GLAForCausalLM"]}
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

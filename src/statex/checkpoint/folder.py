@@ -1,0 +1,82 @@
+"""Find a model folder, here or on the hub, and read its JSON files."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from statex.errors import UserError, explained
+
+MOST_BYTES = 2**26
+"""Of a JSON file that is read here: an index of a million tensors is smaller."""
+DEEPEST = 32
+"""Objects and lists of a config.json in one another."""
+MAY_BE_INFINITE = "time_step_limit"
+
+
+def model_folder(folder: str | os.PathLike) -> Path:
+    """The folder itself, or the local copy of what the hub has under that name.
+
+    Raises:
+        UserError: there is none, or it has no config.json.
+    """
+    name = os.fspath(folder)
+    if name and os.path.isfile(os.path.join(name, "config.json")):
+        return Path(folder)
+    if os.path.isdir(name):
+        raise UserError("model", name, "has no config.json", "give a folder that save_pretrained wrote")
+    from huggingface_hub import snapshot_download
+
+    remedy = "give the path of a model folder, or a hub name while the hub can be reached"
+    with explained("model", name, "is no folder here, and the hub gave none", remedy):
+        patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: larger than any such file, no UTF-8, no JSON, nested too deep to be read, or no object.
+    """
+    remedy = "restore it from the source"
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise UserError(path.name, str(path), f"is damaged ({size:,} bytes)", remedy)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(path.name, str(path), f"is damaged ({error})", remedy) from None
+    if not isinstance(values, dict):
+        raise UserError(path.name, str(path), "is damaged (no JSON object)", remedy)
+    return values
+
+
+def check_plain(values: dict[str, Any]) -> None:
+    """Refuse what no field of a config.json can mean, at any depth.
+
+    Raises:
+        UserError: a number that is not finite or has more than 64 bits, text that is no Unicode, or objects and
+            lists nested deeper than DEEPEST.
+    """
+    pending: list[tuple[tuple[str, ...], Any]] = [((), values)]
+    while pending:
+        keys, value = pending.pop()
+        if isinstance(value, dict | list):
+            if len(keys) > DEEPEST:
+                raise UserError(".".join(keys[:2]), "...", f"is nested deeper than {DEEPEST}", "restore the file")
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            pending += [((*keys, str(key)), item) for key, item in items]
+        elif problem := _not_plain(value, keys):
+            raise UserError(".".join(keys), value, problem, "correct the value")
+
+
+def _not_plain(value: Any, keys: tuple[str, ...]) -> str | None:
+    """What is wrong with a number or a text, if anything."""
+    if isinstance(value, float) and not math.isfinite(value) and keys[0] != MAY_BE_INFINITE:
+        return "is not finite"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "has more than 64 bits"
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        return "is no Unicode text"
+    return None

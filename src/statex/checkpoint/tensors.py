@@ -1,0 +1,34 @@
+"""Compare the tensors of a folder with those of the model that its configuration describes."""
+
+import os
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from statex.checkpoint.headers import TensorHeader
+from statex.errors import UserError, explained
+from statex.expansion.plan import check_plan_tensors, stored_plan
+
+
+def check_tensors(config: Any, headers: dict[str, TensorHeader], folder: str | os.PathLike) -> None:
+    """Raise UserError unless the tensors in `headers` are exactly those of the model that `config` describes."""
+    with explained("config.json", str(folder), "makes no model", "correct the configuration"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
+    missing = [name for name in expected if name not in headers and name not in tied]
+    unexpected = [name for name in headers if name not in expected]
+    remedy = "the folder does not belong to this config.json, or is incomplete; fetch or save it again"
+    if missing:
+        raise UserError("model", str(folder), f"the tensor {missing[0]} is missing ({len(missing)} in all)", remedy)
+    if unexpected:
+        raise UserError(
+            "model", str(folder), f"the tensor {unexpected[0]} is unexpected ({len(unexpected)} in all)", remedy
+        )
+    for name, header in headers.items():
+        if header.shape != expected[name]:
+            problem = f"the tensor {name} has shape {list(header.shape)}, the configuration says {list(expected[name])}"
+            raise UserError("model", str(folder), problem, remedy)
+    if (plan := stored_plan(config)) is not None:
+        check_plan_tensors(model, plan)

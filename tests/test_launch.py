@@ -1,0 +1,54 @@
+"""Worker processes: what they report, how failures reach their parent, and that none outlives it."""
+
+import os
+import signal
+import sys
+
+import pytest
+
+from trials import signals
+from trials.common import end_all, processes, start, wait_until
+
+WORK = """
+import sys, time
+from statex.launch import run_in_processes, stop_signals
+
+def work(name, report):
+    report(name, "begun", 0, 1)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    try:
+        with stop_signals():
+            show = lambda *event: print(*event, file=sys.stderr, flush=True)
+            run_in_processes(work, [("a",), ("b",), ("c",)], 2, 1, show)
+    except KeyboardInterrupt:
+        sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "to_all"),
+    [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, True), (signal.SIGINT, True),
+     (signal.SIGKILL, False)],
+)  # fmt: skip
+def test_no_worker_outlives_its_parent(tmp_path, number, to_all):
+    (tmp_path / "work.py").write_text(WORK)
+    process, mark = start([sys.executable], tmp_path / "work.py")
+    try:
+        assert [process.stderr.readline() for _ in range(2)] != ["", ""]  # both workers are at work
+        assert len(processes(mark)) >= 3
+        os.killpg(process.pid, number) if to_all else os.kill(process.pid, number)
+        errors = process.communicate(timeout=30)[1]
+        assert wait_until(lambda: not processes(mark), 10)
+        assert process.returncode == (-number if number == signal.SIGKILL else 1)
+        assert "c begun" not in errors
+        assert "Traceback" not in errors
+    finally:
+        end_all(mark)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["SIGTERM, workers", "SIGTERM, torchrun"])
+def test_training_that_a_signal_stops(tmp_path, kind):
+    assert signals.stopped(kind, tmp_path) == []

@@ -1,0 +1,65 @@
+"""Trains a recipe in two FSDP2 ranks: `sharded.py WHOLE KILLED ALONE DIE_AT`.
+
+First both ranks train the recipe WHOLE; then they train KILLED, which says the same, and are killed (SIGKILL) in each
+of its stages as they begin step DIE_AT, counted from 0, and started again; then one process trains ALONE, which says
+the same without FSDP. Prints how often the ranks were killed.
+
+Processes are forked, for importing torch and transformers takes longer than the training.
+"""
+
+import os
+import signal
+import socket
+import sys
+
+from statex.pipeline import run_recipe
+from statex.recipe import load_recipe
+from statex.training.trainer import StatexTrainer
+
+
+def die_at(step: int) -> None:
+    """Have this process killed as it begins a step of a stage that has not been resumed."""
+    original = StatexTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.start_step == 0 and self.state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, *args, **kwargs)
+
+    StatexTrainer.training_step = training_step
+
+
+def train(path: str, ranks: int, step: int | None = None) -> list[int]:
+    """Train a recipe in forked processes; their exit codes, negative where a signal ended one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            if ranks > 1:
+                os.environ |= {
+                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
+                    "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                }  # fmt: skip
+            if step is not None:
+                die_at(step)
+            run_recipe(load_recipe(path), evaluation=False)
+            os._exit(0)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def main(whole: str, killed: str, alone: str, step: str) -> None:
+    assert train(whole, 2) == [0, 0]
+    kills = 0
+    while (ended := train(killed, 2, int(step))) == [-signal.SIGKILL] * 2:
+        kills += 1
+    assert ended == [0, 0]
+    assert train(alone, 1) == [0]
+    print(kills)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
