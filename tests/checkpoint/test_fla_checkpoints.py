@@ -11,7 +11,7 @@ import statex
 from common import distance, logits, make_mamba2, tokens
 from naive_models import gla_logits
 from statex.models.gla.configuration import GLAConfig
-from statex.models.gla.modeling import FEATURE_MAPS
+from statex.models.gla.mixer import FEATURE_MAPS
 
 D, VOCABULARY, LAYERS, MLP = 32, 48, 2, 48
 

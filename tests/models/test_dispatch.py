@@ -1,15 +1,20 @@
 """transformers' own Mamba2 on statex's ops: the same function, reversibly."""
 
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from transformers.models.bamba import modeling_bamba
 from transformers.models.mamba2 import modeling_mamba2
 
 import statex
 from common import MAMBA2, distance, logits, make_mamba2, tokens
+from statex.errors import UserError
 from statex.models.caches import cache_argument, cache_of
-from statex.models.dispatch import MAMBA2_MODULES, NORMS, REPLACEMENTS, norm_forward
+from statex.models.dispatch import MAMBA2_NORMS, REPLACEMENTS, norm_forward
 from statex.models.mamba2 import StatexMamba2Mixer
 
 OURS = REPLACEMENTS | {"MambaRMSNormGated": norm_forward, "Mamba2RMSNorm": norm_forward}
@@ -104,13 +109,32 @@ def test_an_activation_that_our_convolution_lacks_is_refused():
         logits(model, tokens())
 
 
-def test_the_modules_it_knows_are_transformers_own():
-    """Each offers the functions that are replaced: a renamed one would silently stay transformers' own."""
-    from importlib import import_module
+def test_it_knows_every_model_of_transformers_that_has_these_functions():
+    folder = Path(transformers.__file__).parent / "models"
+    found = {
+        file.parent.name for file in folder.glob("*/modeling_*.py") if b"\ndef mamba2_chunk_scan(" in file.read_bytes()
+    }
+    assert found == set(MAMBA2_NORMS)
 
-    for name in MAMBA2_MODULES:
-        module = import_module(name)
-        assert hasattr(module, "mamba2_chunk_scan"), name
-        assert hasattr(module, "mamba2_selective_state_update"), name
-        assert "falcon" in name or any(hasattr(module, norm) for norm in NORMS), name
-        assert name in sys.modules
+
+@pytest.mark.parametrize("model", MAMBA2_NORMS)
+def test_a_module_that_is_loaded_within_it_is_on_our_ops(model, monkeypatch):
+    path = f"transformers.models.{model}.modeling_{model}"
+    monkeypatch.delitem(sys.modules, path, raising=False)
+    with statex.statex_ops():
+        module = import_module(path)
+        assert {name: getattr(module, name) for name in REPLACEMENTS} == REPLACEMENTS
+        norms = [name for name in vars(module) if name.endswith("RMSNormGated") and "Falcon" not in name]
+        assert norms or model == "falcon_h1"
+        assert all(getattr(module, name).forward is norm_forward for name in norms)
+    assert not any(getattr(module, name) is function for name, function in REPLACEMENTS.items())
+
+
+@pytest.mark.parametrize("name", ["mamba2_chunk_scan", "causal_conv1d_update", "MambaRMSNormGated", "Mamba2RMSNorm"])
+def test_a_name_that_transformers_has_renamed_is_an_error(name, monkeypatch):
+    monkeypatch.setattr(modeling_mamba2, f"new_{name}", getattr(modeling_mamba2, name), raising=False)
+    monkeypatch.delattr(modeling_mamba2, name)
+    scan = modeling_bamba.mamba2_chunk_scan
+    with pytest.raises(UserError, match=f"modeling_mamba2 has no {name}"), statex.statex_ops():
+        pass
+    assert modeling_bamba.mamba2_chunk_scan is scan

@@ -39,7 +39,7 @@ def cache_field(output_class: Any) -> str:
 
 def cache_of(output: Any) -> Any:
     """The cache in the output of a model, None where there is none."""
-    return next((cache for name in CACHE_NAMES if (cache := getattr(output, name, None)) is not None), None)
+    return next((getattr(output, name) for name in CACHE_NAMES if hasattr(output, name)), None)
 
 
 def one_cache(cache: Any, past_key_values: Any) -> Any:

@@ -3,22 +3,29 @@
 Shape letters: B batch, T time, H heads, P head dim, N state size, G groups, D channels, W taps.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 
+from statex.errors import UserError
 from statex.models.padding import zero_padding
 from statex.ops import gated_rms_norm, short_convolution, short_convolution_step, ssd, ssd_step
 from statex.ops.segments import cu_seqlens_of
 
-MAMBA2_MODULES = tuple(
-    f"transformers.models.{name}.modeling_{name}"
-    for name in ("mamba2", "bamba", "granitemoehybrid", "zamba2", "nemotron_h", "falcon_h1")
-)
+MAMBA2_NORMS = {  # of transformers' modules; FalconH1RMSNormGated has a switch of its own and is left as it is
+    "mamba2": ("MambaRMSNormGated", "Mamba2RMSNorm"),
+    "bamba": ("BambaRMSNormGated",),
+    "granitemoehybrid": ("GraniteMoeHybridRMSNormGated",),
+    "zamba2": ("Zamba2RMSNormGated",),
+    "nemotron_h": ("NemotronHRMSNormGated",),
+    "falcon_h1": (),
+}
+EARLIER_NAMES = {"NemotronHRMSNormGated": "Zamba2RMSNormGated"}
 NO_PACKED_CACHE = "seq_idx: packed documents cannot be continued from a cache; pass use_cache=False."
 
 
@@ -148,40 +155,47 @@ REPLACEMENTS = {
 }
 
 
-NORMS = (  # FalconH1RMSNormGated has a switch of its own and is left as it is
-    "MambaRMSNormGated",
-    "Mamba2RMSNorm",
-    "BambaRMSNormGated",
-    "GraniteMoeHybridRMSNormGated",
-    "Zamba2RMSNormGated",
-    "NemotronHRMSNormGated",
-)
-
-
 @contextmanager
 def statex_ops() -> Iterator[None]:
     """Within it, every Mamba2-type model of transformers runs on statex's ops, whatever its device; reversible.
 
-    It works on the modules of transformers that are loaded when it is entered: make the model before. Training with
-    gradient checkpointing must run its backward pass within it, too. Packed documents: give `seq_idx` to the base
-    model (`model.backbone`), for transformers' `Mamba2ForCausalLM` drops it.
+    Training with gradient checkpointing must run its backward pass within it, too. Packed documents: give `seq_idx`
+    to the base model (`model.backbone`), for transformers' `Mamba2ForCausalLM` drops it.
+
+    Raises:
+        UserError: the installed transformers has another name for something that is replaced.
     """
-    replaced: list[tuple[Any, str, Any]] = []
-
-    def replace(owner: Any, name: str, function: Any) -> None:
-        replaced.append((owner, name, getattr(owner, name)))
-        setattr(owner, name, function)
-
-    for module in filter(None, map(sys.modules.get, MAMBA2_MODULES)):
-        for name, function in REPLACEMENTS.items():
-            if hasattr(module, name):
-                replace(module, name, function)
-        for name in NORMS:
-            if hasattr(module, name):
-                replace(getattr(module, name), "forward", norm_forward)
+    replacements = [replacement for model in MAMBA2_NORMS for replacement in _replacements(model)]
+    replaced = []
     try:
+        for owner, name, function in replacements:
+            replaced.append((owner, name, getattr(owner, name)))
+            setattr(owner, name, function)
         with zero_padding():
             yield
     finally:
         for owner, name, original in reversed(replaced):
             setattr(owner, name, original)
+
+
+def _replacements(model: str) -> Iterator[tuple[Any, str, Any]]:
+    """What is replaced of a model of transformers: owner, name, and by what. Its module is loaded if it was not."""
+    module = import_module(f"transformers.models.{model}.modeling_{model}")
+    for name, function in REPLACEMENTS.items():
+        find_member(module, name)
+        yield module, name, function
+    for name in MAMBA2_NORMS[model]:
+        yield find_member(module, name), "forward", norm_forward
+
+
+def find_member(module: Any, name: str) -> Any:
+    """The member of a module, under its present or an earlier name."""
+    for candidate in (name, EARLIER_NAMES.get(name, name)):
+        if hasattr(module, candidate):
+            return getattr(module, candidate)
+    raise UserError(
+        "transformers",
+        transformers.__version__,
+        f"its {module.__name__} has no {name}, which statex's ops replace",
+        "use a version of transformers that statex was tested with",
+    )

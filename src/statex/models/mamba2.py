@@ -19,9 +19,11 @@ from transformers.models.mamba2.modeling_mamba2 import (
 )
 
 from statex.models.configuration_mamba2 import StatexMamba2Config
-from statex.models.dispatch import REPLACEMENTS, norm_forward
+from statex.models.dispatch import REPLACEMENTS, find_member, norm_forward
+from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions
 from statex.models.padding import padding_stays_zero
 from statex.models.replay import ReplayExpansion
+from statex.ops.segments import one_seq_idx
 
 
 def _module_on_statex_ops(original: types.ModuleType) -> types.ModuleType:
@@ -32,6 +34,8 @@ def _module_on_statex_ops(original: types.ModuleType) -> types.ModuleType:
     """
     module = types.ModuleType(f"{__name__}.on_statex_ops", "transformers' modeling_mamba2 on statex's ops.")
     own = vars(module) | {"__builtins__": builtins}
+    for name in REPLACEMENTS:
+        find_member(original, name)  # or transformers' own would stay in its place
     vars(module).update(vars(original) | REPLACEMENTS | own)
     sys.modules[module.__name__] = module
     return module
@@ -70,6 +74,26 @@ class StatexMambaRMSNormGated(MambaRMSNormGated):
     forward = norm_forward
 
 
+def _with_arguments_of(original: Callable) -> Callable[[Callable], Callable]:
+    """Show the arguments of transformers' forward beside those of ours: generate and the Trainer read the signature."""
+
+    def decorate(forward: Callable) -> Callable:
+        theirs, ours = (inspect.signature(one) for one in (original, forward))
+        *parameters, last = theirs.parameters.values()
+        assert last.kind is last.VAR_KEYWORD, "transformers' forward takes further keywords"
+        own = [parameter for parameter in ours.parameters.values() if parameter.kind is parameter.KEYWORD_ONLY]
+        forward.__signature__ = theirs.replace(parameters=[*parameters, *own, last])  # type: ignore[attr-defined]
+        return forward
+
+    return decorate
+
+
+_, *MODEL_ARGUMENTS, _ = inspect.signature(Mamba2Model.forward).parameters
+MODEL_KEYWORDS = {*MODEL_ARGUMENTS, "cache_params"}  # the older name of the cache
+_, *LM_ARGUMENTS, _ = inspect.signature(Mamba2ForCausalLM.forward).parameters
+LM_KEYWORDS = {*LM_ARGUMENTS, "cache_params", *LOSS_KEYWORDS}
+
+
 class StatexMamba2Model(ReplayExpansion, Mamba2Model):
     """The backbone of Mamba2, as AutoModel gives it, with the state of some layers expanded."""
 
@@ -80,6 +104,32 @@ class StatexMamba2Model(ReplayExpansion, Mamba2Model):
         self.replay_expansion()
         use_statex_modules(self)
         self.post_init()
+
+    @_with_arguments_of(Mamba2Model.forward)
+    def forward(  # type: ignore[override]
+        self,
+        *args: Any,
+        seq_idx: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As transformers', but packed documents keep their states apart, and unknown keywords are refused.
+
+        Args:
+            seq_idx: [B, T], which document of a packed row each token belongs to. Such a pass makes no cache.
+            cu_seqlens: the same for a batch of 1, as in FLA: [S + 1] int, the borders of the documents from 0 to T.
+            output_attentions: of the Hugging Face interface; there are none.
+        """
+        check_keywords(kwargs, MODEL_KEYWORDS)
+        check_no_attentions(output_attentions)
+        if seq_idx is None and cu_seqlens is None:
+            return super().forward(*args, **kwargs)
+        given = dict(zip(MODEL_ARGUMENTS, args, strict=False)) | kwargs
+        tokens = [given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None]
+        if tokens:  # else transformers says that they are missing
+            seq_idx = one_seq_idx(seq_idx, cu_seqlens, tokens[0])
+        return super().forward(*args, **{"use_cache": False} | kwargs, seq_idx=seq_idx)
 
 
 CLASSES: dict[type[nn.Module], type[nn.Module]] = {
@@ -96,16 +146,6 @@ def use_statex_modules(model: nn.Module) -> None:
         module.__class__ = CLASSES.get(type(module), type(module))
 
 
-def _with_full_signature(forward: Callable) -> Callable:
-    """Show the arguments of transformers' forward and those of ours: generate and the Trainer read the signature."""
-    theirs, ours = (inspect.signature(one) for one in (Mamba2ForCausalLM.forward, forward))
-    *parameters, last = theirs.parameters.values()
-    assert last.kind is last.VAR_KEYWORD, "transformers' forward takes further keywords"
-    own = [parameter for parameter in ours.parameters.values() if parameter.kind is parameter.KEYWORD_ONLY]
-    forward.__signature__ = theirs.replace(parameters=[*parameters, *own, last])  # type: ignore[attr-defined]
-    return forward
-
-
 class StatexMamba2ForCausalLM(ReplayExpansion, Mamba2ForCausalLM):
     """Mamba2 with the state of some layers expanded, as the plan in `config.expansion` says."""
 
@@ -117,18 +157,23 @@ class StatexMamba2ForCausalLM(ReplayExpansion, Mamba2ForCausalLM):
         use_statex_modules(self)
         self.post_init()
 
-    @_with_full_signature
+    @_with_arguments_of(Mamba2ForCausalLM.forward)
     def forward(  # type: ignore[override]
-        self, *args: Any, seq_idx: torch.Tensor | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        seq_idx: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """As transformers'; `seq_idx` [B, T] also reaches the backbone, so that each packed document has its own state.
-
-        Such a pass makes no cache.
-        """
-        if seq_idx is None:
+        """As transformers'; `seq_idx` and `cu_seqlens` also reach the backbone (StatexMamba2Model.forward)."""
+        check_keywords(kwargs, LM_KEYWORDS)
+        check_no_attentions(output_attentions)
+        if seq_idx is None and cu_seqlens is None:
             return super().forward(*args, **kwargs)
+        documents = {"seq_idx": seq_idx, "cu_seqlens": cu_seqlens}
         hook = self.backbone.register_forward_pre_hook(
-            lambda module, args, kwargs: (args, kwargs | {"seq_idx": seq_idx}), with_kwargs=True
+            lambda module, args, kwargs: (args, kwargs | documents), with_kwargs=True
         )
         try:
             return super().forward(*args, **{"use_cache": False} | kwargs)

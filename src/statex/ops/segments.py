@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from statex.ops.validation import check_segments
+
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """fp64 for fp64 inputs, fp32 for all others: the dtype of the arithmetic and of the states."""
@@ -105,3 +107,25 @@ def cu_seqlens_of(seq_idx: Tensor) -> Tensor:
     begins = torch.ones_like(seq_idx, dtype=torch.bool)
     begins[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
     return F.pad(begins.flatten().nonzero().squeeze(1), (0, 1), value=seq_idx.numel())
+
+
+def one_seq_idx(seq_idx: Tensor | None, cu_seqlens: Tensor | None, tokens: Tensor) -> Tensor | None:
+    """Which document each token belongs to, as one of two arguments of a model says; None where neither is given.
+
+    Args:
+        seq_idx: [B, T] int.
+        cu_seqlens: [S + 1] int, the borders of the S documents of one row; B must be 1.
+        tokens: [B, T, ...], of which they are.
+
+    Raises:
+        ValueError: both are given, or the borders do not rise from 0 to T.
+    """
+    if cu_seqlens is None:
+        return seq_idx
+    if seq_idx is not None:
+        raise ValueError("cu_seqlens says the same as seq_idx; give one of them")
+    batch, num_tokens = tokens.shape[:2]
+    check_segments(cu_seqlens.cpu(), batch, num_tokens)  # where the borders are read
+    positions = torch.arange(num_tokens, device=tokens.device)
+    ends = cu_seqlens[1:].to(positions)
+    return torch.searchsorted(ends, positions, right=True, out_int32=True)[None]

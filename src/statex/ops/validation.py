@@ -18,7 +18,7 @@ def check_gla(
     _check_shape("k", k, tuple(q.shape))
     _check_shape("log_decay", log_decay, tuple(q.shape))
     _check_shape("v", v, (batch, num_tokens, num_heads, value_dim))
-    num_states = _check_segments(cu_seqlens, batch, num_tokens)
+    num_states = check_segments(cu_seqlens, batch, num_tokens)
     _check_shape("initial_state", initial_state, (num_states, num_heads, key_dim, value_dim))
 
 
@@ -53,7 +53,7 @@ def check_ssd(
     _check_shape("B", B, (batch, num_tokens, num_groups, state_size))
     _check_shape("C", C, tuple(B.shape))
     _check_shape("D", D, (num_heads,))
-    num_states = _check_segments(cu_seqlens, batch, num_tokens)
+    num_states = check_segments(cu_seqlens, batch, num_tokens)
     _check_shape("initial_state", initial_state, (num_states, num_heads, head_dim, state_size))
 
 
@@ -130,7 +130,7 @@ def _check_groups(num_heads: int, num_groups: int) -> None:
         raise ValueError(f"B has {num_groups} groups, expected a divisor of the {num_heads} heads of x")
 
 
-def _check_segments(cu_seqlens: Tensor | None, batch: int, num_tokens: int) -> int:
+def check_segments(cu_seqlens: Tensor | None, batch: int, num_tokens: int) -> int:
     """The number of states: one a row, or one a segment. The borders are read only where that needs no GPU sync."""
     if cu_seqlens is None:
         return batch

@@ -1,0 +1,28 @@
+"""Keywords of a forward that nobody would read: refused, where transformers drops them."""
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+LOSS_KEYWORDS = ("num_items_in_batch", "ignore_index", "shift_labels")
+"""What transformers' causal language-model loss takes beside logits and labels; it drops all others."""
+
+
+def check_keywords(given: Mapping[str, Any], known: Container[str] = LOSS_KEYWORDS) -> None:
+    """Refuse keywords of a forward that are not `known`.
+
+    Raises:
+        TypeError: as Python does for a function without `**kwargs`.
+    """
+    for name in given:
+        if name not in known:
+            raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
+
+
+def check_no_attentions(output_attentions: bool | None) -> None:
+    """Refuse attention weights of a model that has none; wrappers such as PEFT's give the argument as None.
+
+    Raises:
+        ValueError: they are asked for.
+    """
+    if output_attentions:
+        raise ValueError("output_attentions: a recurrent model has no attention weights; leave it out")
