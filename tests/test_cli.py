@@ -207,7 +207,7 @@ def test_expand_leaves_what_exists(call, gla, tmp_path):
     assert nothing_new(tmp_path / "out")
 
 
-@pytest.mark.parametrize("out", ["a\0b", "x" * 300, "file/out"])
+@pytest.mark.parametrize("out", ["x" * 300, "file/out", "none/" + "x" * 300])
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
 def test_expand_refuses_an_impossible_out_before_it_loads(call, gla, tmp_path, monkeypatch, out, dry_run):
     (tmp_path / "file").write_text("")
