@@ -2,6 +2,7 @@
 
 import json
 import signal
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,53 @@ def test_expand_leaves_what_exists(call, gla, tmp_path):
     assert status == 2
     assert f"OUT = '{tmp_path / 'out'}': exists already; choose another folder or remove this one" in errors
     assert nothing_new(tmp_path / "out")
+
+
+@pytest.mark.parametrize("out", ["x" * 300, "file/out", "none/" + "x" * 300])
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_expand_refuses_an_impossible_out_before_it_loads(call, gla, tmp_path, monkeypatch, out, dry_run):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("statex.checkpoint.load", None)
+    monkeypatch.setattr("statex.checkpoint.load_config", None)
+    status, output, errors = call("expand", gla, f"{tmp_path}/{out}", *dry_run)
+    assert (status, output) == (2, "")
+    assert "OUT = " in errors
+    assert "cannot be made" in errors
+    assert nothing_new(tmp_path, "file")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_hidden_layers": 10**9}, {"dtype": "nonsense"}, {"expansion": {"version": 1}}]
+)
+def test_a_damaged_configuration_is_the_user_s_mistake(call, gla, tmp_path, changes):
+    model = shutil.copytree(gla, tmp_path / "model")
+    (model / "config.json").write_text(json.dumps(json.loads((model / "config.json").read_text()) | changes))
+    for arguments in (
+        ("inspect", model),
+        ("expand", model, tmp_path / "out"),
+        ("expand", model, tmp_path / "out", "--dry-run"),
+        ("eval", model, "--out", tmp_path / "out"),
+    ):
+        status, output, errors = call(*arguments)
+        assert (status, output) == (2, "")
+        assert f"config.json: {next(iter(changes))}" in errors
+    assert nothing_new(tmp_path, "model")
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused_before_the_start(call, gla, recipe, tmp_path):
+    model = shutil.copytree(gla, tmp_path / "model")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    token = max(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    tokenizer["model"]["vocab"][token] += 1000
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for arguments in (
+        ("eval", model, "--out", tmp_path / "out"),
+        ("train", recipe, "--set", f'models.gla.checkpoint="{model}"'),
+    ):
+        status, output, errors = call(*arguments)
+        assert (status, output) == (2, ""), errors
+        assert "its tokenizer has ids up to" in errors
+    assert nothing_new(tmp_path, "model", "recipe.toml")
 
 
 def test_expanding_twice_is_refused(call, gla, tmp_path):

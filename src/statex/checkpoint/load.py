@@ -76,8 +76,8 @@ def load_tokenizer(folder: str | os.PathLike) -> Any:
     folder = model_folder(folder)
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return None
+    vocabulary = describe(folder).config.vocab_size  # first: transformers reads the configuration for a tokenizer too
     tokenizer = read_tokenizer(folder)
-    vocabulary = describe(folder).config.vocab_size
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= vocabulary:
         problem = f"its tokenizer has ids up to {highest}, the model only {vocabulary} embeddings"
