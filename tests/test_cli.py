@@ -1,8 +1,8 @@
 """The command line: what each verb prints and writes, and its exit status: 0 done, 1 failure, 2 the user's mistake."""
 
 import json
-import signal
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path

@@ -297,7 +297,7 @@ MISTAKES = {
     "control's layer": ("arms.control.expansion={ layers = [7] }", "arms.control.expansion.layers = 7: is not a rec"),
     "rank": ("arms.preserve.expansion.rank=1000", "arms.preserve.expansion.rank = 1000: "),
     "family": ("models.gla.family=lstm", "models.gla.family = 'lstm': is unknown; known families: "),
-    "configuration": ("models.gla.config.hidden=3", "models.gla.config.hidden = 3: is no field of the configuration"),
+    "configuration": ("models.gla.config.hidden=3", "models.gla.config.hidden = 3: is no field of the architecture of"),
     "vocabulary": ("models.gla.config.vocab_size=9", "models.gla.config.vocab_size = 9: follows from the tokenizer"),
     "sizes": ("models.mamba2.config.num_heads=3", "models.mamba2.config = {"),
     "type of a size": ('models.mamba2.config.hidden_size="x"', "models.mamba2.config = {"),
@@ -342,6 +342,24 @@ MISTAKES = {
     "arm's trainer": ("arms.lpt.training.trainer.max_steps=2", "arms.lpt.training.trainer.max_steps = 2: has a key of"),
     "logger": ('training.report_to=["x"]', "training.report_to = 'x': is unknown or not installed; install it"),
     "divisor": ("training.sequences_per_device=3", "training.sequences_per_device = 3: does not divide the 4"),
+    "sharding of one process": ("training.trainer.fsdp=full_shard", "training.trainer.fsdp = 'full_shard': shares a"),
+    "optimizer": (
+        "training.trainer.optim=adamw_bnb_8bit",
+        "training.trainer = {'optim': 'adamw_bnb_8bit'}: can",
+    ),
+    "optimizer of an arm": (
+        "arms.lpt.training.trainer.optim_args=x",
+        "arms.lpt.training.trainer = {'optim_args': ",
+    ),
+    "numbers of a model": ("models.gla.config.norm_eps=-1.0", "models.gla.config = {"),
+    "groups": ("models.mamba2.config.n_groups=3", "makes a model that fails (B has 3 groups"),
+    "weights": ("models.gla.config.hidden_size=100000", "weights; to train them takes at least"),
+    "weights of an arm": ("arms.preserve.expansion.factor=1000000000", "arms.preserve.expansion = {'every': 1, "),
+    "keys": ("data.recall.num_keys=1000000", "data.tokenizer.vocab_size = 300: 256 bytes, <|endoftext|> and 1000008"),
+    "folder that is a file": (
+        "output=/dev/null/x",
+        "output = '/dev/null/x/tiny': /dev/null is no folder; change",
+    ),
     "no pre-training": ("models.x={ family = 'mamba2' }", "models.x.pretraining = None: is missing; say how the model"),
     "no checkpoint": ("models.x={ checkpoint = '/none' }", "models.x.model = '/none': is no folder here, and the hub"),
 }
@@ -354,6 +372,26 @@ def test_a_mistake_is_told_before_anything_is_written(text, tmp_path, mistake):
         run_recipe(parse_recipe(changed(recipe_values(text, tmp_path), override)))
     assert message in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("{}/file/x", "/file is no folder; change output or name"),
+        ("{}/" + "x" * 250, "has a part longer than"),
+        ("{}/loop/x", "cannot be the folder of a run ("),
+        ("/proc/none", "cannot be the folder of a run ("),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_told(text, tmp_path, output, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    before = times(tmp_path)
+    values = recipe_values(text, Path(output.format(tmp_path)), ["statex_gla"])
+    with pytest.raises(UserError, match="output = ") as caught:
+        prepare_run(parse_recipe(values))
+    assert message in str(caught.value)
+    assert times(tmp_path) == before
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import tomli_w
@@ -43,16 +44,19 @@ def prepare_run(recipe: Recipe) -> None:
 
 
 def _check_place(folder: Path) -> None:
-    """Raise UserError where no folder can be made, before anything is."""
+    """Raise UserError where no folder can be made, before anything is.
+
+    The system is asked by making one and removing it again: no test of permissions knows all that may be in the way.
+    """
     with explained("output", str(folder), "cannot be the folder of a run", "change output or name"):
         place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         if not place.is_dir():
             raise UserError("output", str(folder), f"{place} is no folder", "change output or name")
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise UserError("output", str(folder), f"{place} cannot be written to", "change output")
         longest = os.pathconf(place, "PC_NAME_MAX") - len("..lock")
         if any(len(os.fsencode(part)) > longest for part in folder.parts):
             raise UserError("output", str(folder), f"has a part longer than {longest} bytes", "shorten it")
+        if place != folder.absolute():
+            TemporaryDirectory(prefix=".statex-", dir=place).cleanup()
 
 
 def refuse_other_recipe(made_by: Recipe, recipe: Recipe) -> None:

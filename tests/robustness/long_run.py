@@ -36,8 +36,24 @@ def model_folders(place: Path) -> tuple[SearchStrategy, Callable]:
     return model_folders.damages(folders), lambda damage: model_folders.try_damage(folders, damage, place)
 
 
-KINDS: dict[str, Callable[[Path], tuple[SearchStrategy, Callable]]] = {"model folders": model_folders}
+def odd_recipes(place: Path) -> tuple[SearchStrategy, Callable]:
+    """Recipes and overrides with odd values."""
+    import recipes
+
+    place.mkdir(parents=True, exist_ok=True)
+    recipes.try_recipe(place, ("warm-up", "gla", [], False, True))  # which imports all that a run does
+    return recipes.odd_recipes(), lambda case: recipes.try_recipe(place, case)
+
+
+KINDS: dict[str, Callable[[Path], tuple[SearchStrategy, Callable]]] = {
+    "model folders": model_folders,
+    "recipes": odd_recipes,
+}
 """Each makes, in a folder of its own, a strategy of inputs and the function that says what becomes of one."""
+
+
+SLOWEST = [0.0]
+"""Seconds that an input took at most."""
 
 
 def peak_bytes() -> int:
@@ -54,6 +70,7 @@ def try_one(call: Callable, case: object, counts: Counter[str]) -> None:
         found = f"FAILED: {type(error).__name__}"
         print(f"--- {case!r:.2000}\n{traceback.format_exc()[-3000:]}", file=sys.stderr)
     seconds = time.monotonic() - begin
+    SLOWEST[0] = max(SLOWEST[0], seconds)
     if seconds > SECONDS:
         found = f"FAILED: more than {SECONDS:g} s"
         print(f"--- {seconds:.1f} s: {case!r:.2000}", file=sys.stderr)
@@ -102,7 +119,7 @@ def main() -> int:
         for outcome, number in sorted(counts.items()):
             print(f"| {kind} | {outcome} | {number} |")
             failed |= outcome.startswith("FAILED")
-    print(f"\npeak memory {peak_bytes() / 2**20:.0f} MiB, seed {arguments.seed}")
+    print(f"\nat most {SLOWEST[0]:.1f} s, peak memory {peak_bytes() / 2**20:.0f} MiB, seed {arguments.seed}")
     return int(failed)
 
 

@@ -35,6 +35,12 @@ ODD_VALUES: list[Any] = [
 ]  # fmt: skip
 OPTIMIZERS = ["adafactor", "sgd", "adamw_bnb_8bit", "galore_adamw", "adamw_torch_fused", "no_such"]
 FAMILIES = {family.removeprefix("statex_"): family for family in CONFIGS}
+values = (
+    st.sampled_from(ODD_VALUES)
+    | st.integers(-4, 64)
+    | st.floats()
+    | st.sampled_from([True, False, 1, 2, 4, 8, 0.5, 1.0])
+)
 GENERAL = ["dtype", "id2label", "num_labels", "quantization_config", "text_config", "return_dict", "model_type"]
 """Fields that transformers knows of every configuration."""
 SLOW = ("torch_compile", "deepspeed")
@@ -77,7 +83,7 @@ def odd_recipes(draw: Any) -> tuple[str, str, list[tuple[str, Any]], bool, bool]
     }[kind]
     changes = []
     for _ in range(draw(st.integers(1, 2))):
-        key, value = draw(st.sampled_from(keys)), draw(st.sampled_from(ODD_VALUES) | st.integers(-4, 64) | st.floats())
+        key, value = draw(st.sampled_from(keys)), draw(values)
         if "{}" in key:
             key, value = key.format(draw(st.sampled_from([v for v in ODD_VALUES if isinstance(v, str)]))), "lpt"
         if key.endswith("trainer.optim"):

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from recipes import odd_recipes, try_recipe
 
-from robustness.recipes import odd_recipes, try_recipe
 from statex.errors import UserError
 from statex.recipe import load_recipe
 

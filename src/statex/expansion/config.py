@@ -33,12 +33,12 @@ class ExpansionConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers: list[int] | None = None
-    every: int | None = Field(default=None, ge=1)
-    num_layers: int | None = Field(default=None, ge=1)
-    factor: int | None = Field(default=None, ge=2)
+    every: int | None = Field(default=None, ge=1, lt=2**31)
+    num_layers: int | None = Field(default=None, ge=1, lt=2**31)
+    factor: int | None = Field(default=None, ge=2, lt=2**31)
     init: Initialization = "reinit"
-    rank: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
+    rank: int | None = Field(default=None, ge=1, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     def __init__(self, **values: Any):
         try:

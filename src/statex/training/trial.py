@@ -41,7 +41,7 @@ def try_training(training: Training, with_documents: bool) -> None:
         UserError: a value that transformers, accelerate or torch refuse, or a step that leaves no numbers.
     """
     fields = training.trainer
-    with TemporaryDirectory() as folder, torch.random.fork_rng(), _kept_environment():
+    with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), _kept_environment():
         training_arguments(training, Path(folder), seed=0)
         miniature = training.model_copy(update=MINIATURE)
         arguments = training_arguments(miniature, Path(folder), seed=0, quiet=True)
