@@ -6,12 +6,17 @@ import sys
 
 import pytest
 
+from statex import launch
 from trials import signals
 from trials.common import end_all, processes, start, wait_until
 
 WORK = """
-import sys, time
-from statex.launch import run_in_processes, stop_signals
+import importlib.util, sys, time
+
+spec = importlib.util.spec_from_file_location("launch", sys.argv[1])  # alone: importing statex takes seconds
+launch = importlib.util.module_from_spec(spec)
+sys.modules["launch"] = launch
+spec.loader.exec_module(launch)
 
 def work(name, report):
     report(name, "begun", 0, 1)
@@ -19,9 +24,9 @@ def work(name, report):
 
 if __name__ == "__main__":
     try:
-        with stop_signals():
+        with launch.stop_signals():
             show = lambda *event: print(*event, file=sys.stderr, flush=True)
-            run_in_processes(work, [("a",), ("b",), ("c",)], 2, 1, show)
+            launch.run_in_processes(work, [("a",), ("b",), ("c",)], 2, 1, show)
     except KeyboardInterrupt:
         sys.exit(1)
 """
@@ -34,7 +39,7 @@ if __name__ == "__main__":
 )  # fmt: skip
 def test_no_worker_outlives_its_parent(tmp_path, number, to_all):
     (tmp_path / "work.py").write_text(WORK)
-    process, mark = start([sys.executable], tmp_path / "work.py")
+    process, mark = start([sys.executable], tmp_path / "work.py", launch.__file__)
     try:
         assert [process.stderr.readline() for _ in range(2)] != ["", ""]  # both workers are at work
         assert len(processes(mark)) >= 3
