@@ -68,41 +68,43 @@ def __dir__() -> list[str]:
 
 
 _TABLE = "transformers.models.auto.configuration_auto"
-_MAMBA2 = "transformers.models.mamba2.configuration_mamba2"
-"""Of it one of our configurations is derived; while it is imported, it may import the table itself."""
 
 
 class _AfterTransformers(importlib.abc.MetaPathFinder):
     """Registers our configurations as soon as transformers' table of them is imported, by whatever program.
 
-    So `import statex` does not wait for transformers.
+    So `import statex` does not wait for transformers. Ours import modules of transformers in their turn; therefore they
+    are registered when the outermost import of transformers ends.
     """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in (_TABLE, _MAMBA2):
+        if not fullname.startswith("transformers."):
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        sys.meta_path.insert(0, self)
-        assert spec is not None and spec.loader is not None, "transformers' own package says where it is"
-        load = spec.loader.exec_module
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            sys.meta_path.insert(0, self)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
 
-        def load_and_register(module: ModuleType) -> None:
-            load(module)
-            if self in sys.meta_path and _can_register():
-                sys.meta_path.remove(self)
-                _register()
+            def load_and_register(module: ModuleType) -> None:
+                load(module)
+                if self in sys.meta_path and _TABLE in sys.modules and not _half_imported(but=module):
+                    sys.meta_path.remove(self)
+                    _register()
 
-        spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
+            spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec
 
 
-def _can_register() -> bool:
-    """Whether the table is there, and Mamba2's configuration not half imported."""
-    halfway = _MAMBA2 in sys.modules and not hasattr(sys.modules[_MAMBA2], "Mamba2Config")
-    return hasattr(sys.modules.get(_TABLE), "AutoConfig") and not halfway
+def _half_imported(but: ModuleType | None = None) -> bool:
+    """Whether any module of transformers, `but` this one, is being imported."""
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("transformers.")]
+    specs = [getattr(module, "__spec__", None) for module in modules if module is not but]
+    return any(getattr(spec, "_initializing", False) for spec in specs)
 
 
 def _register() -> None:
@@ -111,7 +113,7 @@ def _register() -> None:
     register_configurations()
 
 
-if _can_register():
+if _TABLE in sys.modules and not _half_imported():
     _register()
 else:
     sys.meta_path.insert(0, _AfterTransformers())
