@@ -246,9 +246,7 @@ def save_with_companions(model: PreTrainedModel, source: str | os.PathLike, out:
         write_card(folder, model, base)
 
 
-def write_card(
-    folder: Path, model: PreTrainedModel, base: str | None, training: dict[str, Any] | None = None
-) -> None:
+def write_card(folder: Path, model: PreTrainedModel, base: str | None, training: dict[str, Any] | None = None) -> None:
     """Write the model card, README.md, of a saved model.
 
     Args:

@@ -44,9 +44,7 @@ def on_statex_ops(forward: Callable) -> Callable:
     """
     inner: Any = inspect.unwrap(forward)
     module = _module_on_statex_ops(sys.modules[inner.__module__])
-    rebound = types.FunctionType(
-        inner.__code__, module.__dict__, inner.__name__, inner.__defaults__, inner.__closure__
-    )
+    rebound = types.FunctionType(inner.__code__, module.__dict__, inner.__name__, inner.__defaults__, inner.__closure__)
     rebound.__kwdefaults__ = inner.__kwdefaults__
     return rebound
 
