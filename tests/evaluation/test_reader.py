@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import VOCABULARY, make_gla
+from tiny_models import VOCABULARY, make_falcon_h1, make_gla, make_mamba2
 from transformers import MambaConfig, MambaForCausalLM
 
 from statex.errors import UserError
@@ -12,6 +12,22 @@ from statex.evaluation.reader import Reader
 @pytest.fixture
 def ids():
     return torch.randint(0, VOCABULARY, (3, 100), generator=torch.Generator().manual_seed(0))
+
+
+def with_biases(model):
+    """The model with biases of the input projections that are not 0."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("in_proj.bias"):
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+def make_biased_mamba2():
+    return with_biases(make_mamba2(use_bias=True))
+
+
+def make_biased_falcon_h1():
+    return with_biases(make_falcon_h1(mamba_proj_bias=True))
 
 
 def plain_nll(model, ids):
@@ -135,3 +151,17 @@ def test_a_million_tokens_take_no_more_memory_than_64_thousand():
         assert torch.isfinite(Reader(model).next_token_nll(ids)).all()
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[1] < 1.1 * peaks[0]
+
+
+@pytest.mark.parametrize("make", [make_biased_mamba2, make_biased_falcon_h1])
+def test_padding_stays_nothing_where_the_projection_has_a_bias(make):
+    """Else a prompt's figures would depend on the prompts it is read with."""
+    reader = Reader(make())
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(1, VOCABULARY, (length,), generator=generator).tolist() for length in (2, 3, 9)]
+    together, state = reader.read(prompts)
+    continued = reader.generate(together, state, 4)
+    for row, prompt in enumerate(prompts):
+        alone, state = reader.read([prompt])
+        torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=1e-4)
+        assert continued[row] == reader.generate(alone, state, 4)[0]

@@ -27,11 +27,11 @@ def make_gla(seed=0, **changes):
     return GLAForCausalLM(GLAConfig(vocab_size=VOCABULARY, use_short_conv=True, **config | changes)).eval()
 
 
-def make_mamba2(seed=0):
+def make_mamba2(seed=0, **changes):
     torch.manual_seed(seed)
     config = Mamba2Config(
         vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, expand=2, head_dim=16, num_heads=4, state_size=8,
-        n_groups=1, chunk_size=16,
+        n_groups=1, chunk_size=16, **changes,
     )  # fmt: skip
     return Mamba2ForCausalLM(config).eval()
 
@@ -45,13 +45,13 @@ def make_llama(seed=0):
     return LlamaForCausalLM(config).eval()
 
 
-def make_falcon_h1(seed=0):
+def make_falcon_h1(seed=0, **changes):
     """Attention and Mamba2 side by side in every layer."""
     torch.manual_seed(seed)
     config = FalconH1Config(
         vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, intermediate_size=32, num_attention_heads=2,
         num_key_value_heads=2, head_dim=16, mamba_n_heads=4, mamba_d_head=16, mamba_d_ssm=64, mamba_d_state=8,
-        mamba_chunk_size=16, max_position_embeddings=160,
+        mamba_chunk_size=16, max_position_embeddings=160, **changes,
     )  # fmt: skip
     return FalconH1ForCausalLM(config).eval()
 

@@ -28,6 +28,7 @@ GENERATING = [
     Case("mamba2", "1-group", "reinit"),
     Case("mamba2", "2-groups", "inherit"),
     Case("mamba2", "no-conv-bias", "preserve"),
+    Case("mamba2", "bias", "inherit"),
 ]
 generating = pytest.mark.parametrize("case", GENERATING, ids=str)
 
@@ -115,6 +116,73 @@ def test_a_batch_with_left_padding_equals_single_sequences(case):
         assert distance(batch[row, -prompt.shape[1] :], logits(model, prompt)[0]) < 1e-5
     together = greedy(model, padded, attention_mask=mask)
     assert torch.equal(together, torch.cat([greedy(model, prompt) for prompt in prompts]))
+
+
+PADDED = torch.tensor([0, 4, 8])
+"""Tokens of padding in front of each row of 11."""
+
+
+def assert_padding_is_nothing(model, read):
+    ids = tokens(batch=3, length=11)
+    mask = (torch.arange(11) >= PADDED[:, None]).long()
+    batch = read(ids * mask, mask)
+    for row, padding in enumerate(PADDED):
+        assert distance(batch[row, padding:], logits(model, ids[row : row + 1, padding:])[0]) < 1e-5
+
+
+@pytest.mark.parametrize("length", [1, 11])
+@pytest.mark.parametrize("configuration", ["1-group", "bias"])
+def test_left_padding_of_an_unexpanded_mamba2(configuration, length):
+    """A bias of the projection must not make something of padding, nor leave it in the convolution's state."""
+    model = Case("mamba2", configuration, "inherit").model()
+    forward = type(model.backbone.layers[0].mixer).forward
+    with statex.statex_ops():
+        assert_padding_is_nothing(model, lambda ids, mask: logits(model, ids, attention_mask=mask))
+        prompts = [tokens(batch=1, length=n, seed=n) for n in (1, length)]
+        padded = torch.cat([torch.nn.functional.pad(prompt, (length - prompt.shape[1], 0)) for prompt in prompts])
+        mask = torch.cat([torch.arange(length)[None] >= length - prompt.shape[1] for prompt in prompts]).long()
+        together = greedy(model, padded, attention_mask=mask)
+        assert torch.equal(together, torch.cat([greedy(model, prompt) for prompt in prompts]))
+    assert type(model.backbone.layers[0].mixer).forward is forward
+
+
+def test_an_expanded_mamba2_compiles_whole_as_the_plain_one_does(tmp_path):
+    model = Case("mamba2", "bias", "inherit").model()
+    statex.expand(model, every=1)
+    model.save_pretrained(tmp_path)
+    ids = tokens()
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    for each in (model, statex.load(tmp_path).eval()):
+        torch.compiler.reset()
+        compiled = torch.compile(each, fullgraph=True, backend="eager")
+        with torch.no_grad():
+            actual, wanted = (one(ids, attention_mask=mask).logits for one in (compiled, each))
+        torch.testing.assert_close(actual, wanted)
+
+
+class Rows(torch.utils.data.Dataset):
+    """Packed rows for a Trainer."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        ids = tokens(batch=3)[index]
+        return {"input_ids": ids, "labels": ids, "seq_idx": DOCUMENTS[index]}
+
+
+def test_a_plain_trainer_hands_seq_idx_on(tmp_path):
+    """It drops columns that the signature of the forward does not name."""
+    from transformers import Trainer, TrainingArguments
+
+    model = make_mamba2()
+    statex.expand(model, layers=[0], factor=2)
+    ids = tokens(batch=3)
+    wanted, apart = (model(ids, labels=ids, **options).loss.item() for options in ({"seq_idx": DOCUMENTS}, {}))
+    assert abs(wanted - apart) > 1e-3
+    arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, per_device_eval_batch_size=3)
+    assert Trainer(model, arguments, eval_dataset=Rows()).evaluate()["eval_loss"] == pytest.approx(wanted, rel=1e-5)
 
 
 @generating

@@ -1,11 +1,18 @@
 """Our configurations and models in transformers' Auto classes (tests/test_imports.py: nothing else of them changes)."""
 
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
-from transformers import AutoConfig, AutoModelForCausalLM
+import huggingface_hub
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, modeling_utils
+from transformers.utils import hub
 
-import statex  # noqa: F401 (registers)
+import statex
+from common import EXPANDED, make_gla, make_mamba2, tokens
 from statex.models.configuration_mamba2 import StatexMamba2Config
 from statex.models.gla.configuration import GLAConfig
 from statex.models.gla.modeling import GLAForCausalLM
@@ -27,6 +34,66 @@ print("registered")
 def test_statex_may_be_imported_before_transformers():
     done = subprocess.run([sys.executable, "-c", STATEX_FIRST], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "registered", done.stderr[-2000:]
+
+
+A_PROGRAM_CALLED_STATEX = """
+import statex
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Mamba2Config, Mamba2ForCausalLM
+assert {"statex_gla", "statex_mamba2"} <= set(CONFIG_MAPPING)
+size = {"hidden_size": 16, "num_heads": 2, "head_dim": 16, "num_hidden_layers": 1, "vocab_size": 8, "n_groups": 1}
+model = Mamba2ForCausalLM(Mamba2Config(**size))
+statex.expand(model, every=1)
+assert type(AutoModelForCausalLM.from_config(model.config)) is type(model)
+print("registered")
+"""
+
+
+def test_ours_are_registered_whatever_the_program_is_called(tmp_path):
+    program = tmp_path / "statex"  # a script of the user's; one called statex.py would hide the package
+    program.write_text(A_PROGRAM_CALLED_STATEX)
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "registered", done.stderr[-2000:]
+
+
+def test_the_base_model_of_an_expanded_model(tmp_path):
+    for make in (make_gla, make_mamba2):
+        model = make()
+        statex.expand(model, layers=[EXPANDED], factor=2, init="inherit")
+        folder, alone = tmp_path / model.config.model_type, tmp_path / f"{model.config.model_type}-alone"
+        model.save_pretrained(folder)
+        with torch.no_grad():
+            wanted = model.base_model(tokens()).last_hidden_state
+            for options in ({}, {"trust_remote_code": True}):
+                base = AutoModel.from_pretrained(folder, **options).eval()
+                assert type(base) is type(model.base_model)
+                assert torch.equal(base(tokens()).last_hidden_state, wanted)
+            base.save_pretrained(alone)
+            again = AutoModel.from_pretrained(alone).eval()
+            assert torch.equal(again(tokens()).last_hidden_state, wanted)
+
+
+@pytest.mark.parametrize("make", [make_gla, make_mamba2])
+def test_the_shim_is_uploaded_with_the_rest(make, tmp_path, monkeypatch):
+    model = make()
+    statex.expand(model, layers=[EXPANDED], factor=2)
+    uploaded = []
+
+    def upload(self, working_dir, repo_id, files_timestamps, **kwargs):
+        uploaded.append(set(os.listdir(working_dir)) - set(files_timestamps))
+
+    def repository(*args, **kwargs):
+        return SimpleNamespace(repo_id=next(arg for arg in args if isinstance(arg, str)))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", repository)
+    for module in (modeling_utils, hub):  # of older versions
+        monkeypatch.setattr(module, "create_repo", repository, raising=False)
+    for owner in (type(model), type(model.config)):
+        monkeypatch.setattr(owner, "_upload_modified_files", upload)
+    model.save_pretrained(tmp_path / "model", push_to_hub=True)
+    model.config.save_pretrained(tmp_path / "config", push_to_hub=True)
+    (with_model, with_config) = uploaded
+    assert {"config.json", "model.safetensors", "modeling_statex.py"} <= with_model
+    assert {"config.json", "modeling_statex.py"} <= with_config
 
 
 def test_the_auto_classes_give_ours():

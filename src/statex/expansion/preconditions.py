@@ -85,7 +85,7 @@ def _special_tensors(model: Any) -> Obstacles:
 
 def _another_class(model: Any) -> Obstacles:
     family = family_of(model.config)
-    expected = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
+    expected: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
     if expected is None or not isinstance(model, expected):
         yield f"is no causal language model of {family.model_type}", "load it with AutoModelForCausalLM"
     elif type(model) is not expected and not hasattr(model, "replay_expansion"):

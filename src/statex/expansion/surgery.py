@@ -46,7 +46,8 @@ def unchanged_on_error(model: nn.Module) -> Iterator[None]:
     except BaseException:
         for module, cls, attributes, modules, parameters in before:
             module.__class__ = cls
-            for own, old in ((vars(module), attributes), (module._modules, modules), (module._parameters, parameters)):
+            pairs: Any = (vars(module), attributes), (module._modules, modules), (module._parameters, parameters)
+            for own, old in pairs:
                 own.clear()
                 own.update(old)
         raise

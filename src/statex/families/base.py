@@ -78,7 +78,7 @@ class Family(ABC):
     kept_by_reinit: tuple[str, ...] = ()
     """Tensors of the mixer that a re-initialisation leaves alone."""
 
-    def check(self, config: PreTrainedConfig) -> None:
+    def check(self, config: PreTrainedConfig) -> None:  # noqa: B027 (most families have nothing to refuse)
         """Refuse what cannot be expanded, whatever the layers and the factor.
 
         Raises:

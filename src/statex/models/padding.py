@@ -48,8 +48,9 @@ def padding_stays_zero(forward: Callable) -> Callable:
     def with_zeros(
         self: Any, hidden_states: torch.Tensor, *args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        biased = attention_mask is not None and getattr(self.in_proj, "bias", None) is not None
-        mixer = _ZeroAtPadding(self, attention_mask) if biased else self
+        mixer = self
+        if attention_mask is not None and getattr(self.in_proj, "bias", None) is not None:
+            mixer = _ZeroAtPadding(self, attention_mask)
         return forward(mixer, hidden_states, *args, attention_mask=attention_mask, **kwargs)
 
     return with_zeros

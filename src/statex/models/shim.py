@@ -18,12 +18,9 @@ class SourcesStayHere:
 class FoundThroughShim(SourcesStayHere):
     """Mixin of configuration classes: wherever config.json is written, the shim that it names is written beside it."""
 
-    model_type: str
-    auto_map: dict[str, str]
-
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As transformers', which a model calls before it uploads its folder, plus the shim."""
-        classes = auto_classes(self.model_type)
+        classes = auto_classes(self.model_type)  # type: ignore[attr-defined]
         self.auto_map = {auto_class: f"{SHIM}.{ours.__name__}" for auto_class, ours in classes.items()}
         super().save_pretrained(save_directory)  # type: ignore[misc]
         write_shim(Path(save_directory), list(classes.values()))
@@ -32,7 +29,7 @@ class FoundThroughShim(SourcesStayHere):
             self.push_to_hub(repo_id, **kwargs)  # type: ignore[attr-defined]
 
 
-def auto_classes(model_type: str) -> dict[str, type]:
+def auto_classes(model_type: str) -> dict[str, Any]:
     """Our classes of a model type, by the Auto class that gives them."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
@@ -44,7 +41,7 @@ def auto_classes(model_type: str) -> dict[str, type]:
     }
 
 
-def write_shim(folder: Path, classes: list[type]) -> None:
+def write_shim(folder: Path, classes: list[Any]) -> None:
     """Write the module that `auto_map` names."""
     names = ", ".join(f'"{one.__name__}"' for one in sorted(classes, key=lambda one: one.__name__))
     lines = [
