@@ -42,7 +42,7 @@ ARMS = ["base", "lpt", "reinit", "preserve", "control"]
 # Recall at 32 pairs, paired with lpt, per model and arm
 RECALL = {
     "gla": {"base": 0.21, "lpt": 0.42, "reinit": 0.69, "preserve": 0.72, "control": 0.40},
-    "mamba2": {"base": 0.18, "lpt": 0.66, "reinit": 0.68, "preserve": 0.81, "control": 0.52},
+    "mamba2": {"base": 0.18, "lpt": 0.66, "reinit": 0.64, "preserve": 0.81, "control": 0.52},
 }
 NLL = {"base": 1.78, "lpt": 1.640, "reinit": 1.702, "preserve": 1.631, "control": 1.713}
 WHERE = {"device": "Fabricated Processor, 2 threads", "commit": "0123456789ab"}
@@ -203,7 +203,7 @@ def _failures(model, seed) -> Iterator[Result]:
     if model == "mamba2":
         note = "Recall at 32 pairs changed by -0.020 against lpt (95 % interval -0.065 to +0.025): not used."
         where = {"num_pairs": 32, "length": 128, "of": "mqar accuracy"}
-        yield Result("diagnostics", "recall_flat", 0.02, "fraction", -0.025, 0.065, 200, where, note=note, **common)
+        yield Result("diagnostics", "recall_flat", -0.02, "fraction", -0.065, 0.025, 200, where, note=note, **common)
 
 
 def _extra(arm, noise, common) -> Iterator[Result]:

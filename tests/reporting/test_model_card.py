@@ -34,15 +34,14 @@ STATE = {"total_elements": 2560, "total_elements_before": 1024}
 def test_front_matter_and_contents():
     card = model_card(
         name="my model", model_type="statex_gla", base_model="org/base", plan=PLAN, state=STATE, num_parameters=103_424,
-        training={"steps": 2000, "betas": [0.9, 0.95]}, results=["gla: raised."], license="apache-2.0", tags=["x"],
+        training={"steps": 2000, "betas": [0.9, 0.95]},
     )  # fmt: skip
     front = card.split("---\n")[1]
     assert yaml.safe_load(front) == {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "base_model": "org/base",
-        "license": "apache-2.0",
-        "tags": ["statex", "state-expansion", "recurrent", "statex_gla", "x"],
+        "tags": ["statex", "state-expansion", "recurrent", "statex_gla"],
     }
     assert "| 6 | 4 x (8 x 16) | 4 x (32 x 16) | 512 | 2,048 |" in card
     assert "2,560 elements at batch 1 (1,024 before), 2.50 times" in card
@@ -51,7 +50,6 @@ def test_front_matter_and_contents():
     assert "| a.new | new | 8 x 64 | fresh |" in card
     assert "o_proj" not in card
     assert "| steps | 2,000 |" in card
-    assert "- gla: raised." in card
     assert "import statex" in card
     assert "2509.22630" in card
     assert "not been trained" not in card
@@ -70,16 +68,16 @@ def test_control_untrained_and_plain_models_say_what_they_are():
 HOSTILE = "<script>x</script>\n# **a** [b](http://c) `d` | e_ --- \n---\nlicense: mit"
 
 
-@pytest.mark.parametrize("field", ["name", "model_type", "base_model", "results", "license", "tags", "training"])
+@pytest.mark.parametrize("field", ["name", "model_type", "base_model", "training"])
 def test_what_a_user_wrote_is_text(field):
-    value = {"results": [HOSTILE], "tags": [HOSTILE], "training": {HOSTILE: HOSTILE}}.get(field, HOSTILE)
+    value = {HOSTILE: HOSTILE} if field == "training" else HOSTILE
     card = model_card(**({"name": "n", "model_type": "m", "plan": PLAN} | {field: value}))
     _, front, text = card.split("---\n", 2)
-    assert yaml.safe_load(front).get("license") == (HOSTILE if field == "license" else None)
+    assert yaml.safe_load(front).keys() <= {"library_name", "pipeline_tag", "base_model", "tags"}
     assert not re.search(r"(?<!\\)<(?!/?(details|summary)>)", text)
     assert not re.search(r"(?<!\\)\]\(", text)
     headings = [line for line in text.splitlines() if line.startswith("#")]
-    assert len(headings) == 4 + (field in ("results", "training"))
+    assert len(headings) == 4 + (field == "training")
 
 
 def test_a_plan_s_words_are_text_too():

@@ -85,7 +85,7 @@ def test_the_page_opens_with_verdict_one_picture_and_one_table(whole):
     rows = [["".join(cell.itertext()) for cell in row] for row in first.iter("tr")]
     assert rows[0][:4] == ["model", "arm", "recall at 32 pairsn = 200", "minus lpt"]
     assert rows[3][:5] == ["gla", "reinit", "0.690 [0.645, 0.735]", "✓ +0.27 [+0.22, +0.31]", "✗ +3.8 % [+3.2, +4.3]"]
-    assert rows[8][3] == "? +0.02 [−0.02, +0.07]"
+    assert rows[8][3] == "✗ −0.02 [−0.07, +0.02]"
     start = markdown.index("## Verdict")
     assert start < markdown.index("![gla: accuracy") < markdown.index("| model | arm |") < markdown.index("## Aims")
 
@@ -375,7 +375,6 @@ def test_diagnosis_shows_each_failure_with_its_figure(whole):
     assert "emptying them changes text NLL by +0.050 nats [+0.040, +0.060] (n = 32 documents)" in words
     assert "recall at 32 pairs by −0.210 [−0.240, −0.180] (n = 64 sequences)" in words
     assert "Not moved at all: layer 2: layers.2.q_proj.weight." in words
-    assert "Undecided, reinit. Recall changed by +0.02 [−0.02, +0.07]: a gain is neither established nor" in words
     assert "Smallest failure this run could detect (80 % power): a rise of text NLL by 0.013 nats (n = 100" in words
     assert "and a change of recall by 0.064 (n = 200 sequences)." in words
     found = next(one for one in tree(html).iter("section") if one.find("h2").text == "Diagnosis")
@@ -390,6 +389,27 @@ def test_diagnosis_shows_each_failure_with_its_figure(whole):
     assert all(link.removeprefix("#") in ids for link in links)
     assert "[Recall](#recall)" in markdown
     assert "signs of failure: text lost (reinit)" in section(html, "Verdict")
+
+
+def test_what_is_undecided_is_no_sign_of_failure_and_says_what_would_decide_it(tmp_path):
+    """Also where a sign was stored under older rules."""
+    fabricated_run(tmp_path, models=("mamba2",), without=("passkey", "cost"))
+    power = {"detectable": 2.0, "items": None, "seeds": 21}
+
+    def change(row):
+        at = row.slice.get("num_pairs") == 32 and row.arm == "reinit" and row.baseline
+        return replace(row, value=0.02, low=-0.3, high=0.34, details={"power": power}) if at else row
+
+    rewrite(tmp_path, change)
+    html = write_report(tmp_path)[0].read_text(encoding="utf-8")
+    words = section(html, "Diagnosis")
+    assert "Undecided, reinit. Recall changed by +0.02 [−0.30, +0.34]: a gain is neither established nor ruled" in words
+    assert "To establish a difference of this size: more seeds needed: 21." in words
+    assert "a change of recall by more than is possible" in words
+    assert "Recall flat" not in words
+    assert "? +0.02 [−0.30, +0.34]" in section(html, "Verdict")
+    assert "Undecided: recall above lpt, mamba2 reinit." in section(html, "Aims")
+    assert "more seeds needed: 21" in section(html, "Aims")
 
 
 def test_without_failures_it_is_said_how_small_a_loss_would_have_been_seen(tmp_path):

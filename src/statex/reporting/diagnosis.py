@@ -86,7 +86,7 @@ def _undecided(run: Run, model: str) -> Iterator[str]:
         difference = recall_difference(run, model, arm)
         if recall_outcome("statex", difference) == "undecided" and difference is not None:
             needed = format_needs(difference.result)
-            decide = f" To establish a difference of this size, {needed}." if needed else ""
+            decide = f" To establish a difference of this size: {needed}." if needed else ""
             yield f"**Undecided, {arm}.** Recall changed by {format_difference(difference)}: a gain is neither " + (
                 f"established nor ruled out.{decide}"
             )

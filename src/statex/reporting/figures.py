@@ -155,9 +155,9 @@ def line_charts(title: str, beneath: str, rows: Sequence[Sequence[LineChart]], r
         head, foot = 70, 30 * bool(remark)
         whole = width * columns, head + height * len(rows) + foot
         drawing = _canvas(*whole)
-        drawing.text(24 / whole[0], 1 - 26 / whole[1], title, fontsize=17, fontweight="bold")
-        drawing.text(24 / whole[0], 1 - 46 / whole[1], beneath, fontsize=12, color=MUTED)
-        drawing.text(24 / whole[0], 12 / whole[1], remark, fontsize=12)
+        drawing.text(2 / whole[0], 1 - 26 / whole[1], title, fontsize=17, fontweight="bold")
+        drawing.text(2 / whole[0], 1 - 46 / whole[1], beneath, fontsize=12, color=MUTED)
+        drawing.text(2 / whole[0], 12 / whole[1], remark, fontsize=12)
         ratios = [head, *[height] * len(rows), max(foot, 1)]
         grid = drawing.add_gridspec(len(ratios), columns, height_ratios=ratios, hspace=0, wspace=0)
         grid.update(left=0, right=1, top=1, bottom=0)

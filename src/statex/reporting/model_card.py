@@ -1,6 +1,6 @@
 """README.md of a model folder: front matter for the hub, what was expanded, how to load it, what to cite."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from statex.reporting.markup import literal, table
@@ -31,9 +31,6 @@ def model_card(
     state: Mapping[str, Any] | None = None,
     num_parameters: int | None = None,
     training: Mapping[str, Any] | None = None,
-    results: Sequence[str] = (),
-    license: str | None = None,
-    tags: Sequence[str] = (),
 ) -> str:
     """The model card as Markdown, from plain values.
 
@@ -46,12 +43,9 @@ def model_card(
         state: `state_report(model).to_dict()`.
         num_parameters: parameters of the model.
         training: settings of its training, shown as a table; None where it was not trained since the expansion.
-        results: sentences about what was measured, for example a report's verdict.
-        license: identifier of the hub, for example "apache-2.0".
-        tags: further tags.
     """
     parts = [
-        _front_matter(model_type, base_model, plan, license, tags),
+        _front_matter(model_type, base_model, expanded=plan is not None),
         f"# {literal(name)}",
         _summary(base_model, plan, state, num_parameters, training),
     ]
@@ -62,23 +56,19 @@ def model_card(
             "## Training",
             table(["setting", "value"], [[literal(key), literal(_value(value))] for key, value in training.items()]),
         ]
-    if results:
-        parts += ["## Results", "\n".join(f"- {literal(sentence)}" for sentence in results)]
     parts += ["## How to load it", _loading(plan)]
     if plan:
         parts += ["## Citation", f"The method:\n\n```bibtex\n{CITATION}\n```"]
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(
-    model_type: str, base_model: str | None, plan: Mapping[str, Any] | None, license: str | None, tags: Sequence[str]
-) -> str:
+def _front_matter(model_type: str, base_model: str | None, expanded: bool) -> str:
     from huggingface_hub import ModelCardData
 
-    own = ["statex", "state-expansion"] if plan else ["statex"]
+    tags = ["statex", "state-expansion"] if expanded else ["statex"]
     data = ModelCardData(
-        library_name="transformers", pipeline_tag="text-generation", base_model=base_model, license=license,
-        tags=list(dict.fromkeys([*own, "recurrent", model_type, *tags])),
+        library_name="transformers", pipeline_tag="text-generation", base_model=base_model,
+        tags=[*tags, "recurrent", model_type],
     )  # fmt: skip
     return f"---\n{data.to_yaml()}\n---"
 

@@ -98,12 +98,14 @@ def relative_text_nll(run: Run, model: str, arm: str) -> Shown | None:
 
 
 def signatures(run: Run, model: str) -> list[tuple[str, Measure, str]]:
-    """(arm, measure, sentence) of each sign of failure that the run's diagnosis found."""
+    """(arm, measure, sentence) of each sign of failure that the run's diagnosis found, by the rules of today."""
     found = []
     for measure in run.measures(model, "diagnostics", paired=True):
         for arm in run.arms(model):
-            if estimate := run.find(model, arm, measure):
-                found.append((arm, measure, estimate.result.note))
+            sign = run.find(model, arm, measure)
+            undecided = sign and measure.metric == "recall_flat" and claim(sign.interval) in ("gain", "undecided")
+            if sign and not undecided:
+                found.append((arm, measure, sign.result.note))
     return found
 
 
