@@ -378,7 +378,7 @@ def test_a_mistake_is_told_before_anything_is_written(text, tmp_path, mistake):
     [
         ("{}/file/x", "/file is no folder; change output or name"),
         ("{}/" + "x" * 250, "has a part longer than"),
-        ("{}/loop/x", "cannot be the folder of a run ("),
+        ("{}/loop/x", "/loop is no folder; change output or name"),
         ("/proc/none", "cannot be the folder of a run ("),
     ],
 )
