@@ -358,7 +358,7 @@ MISTAKES = {
     "keys": ("data.recall.num_keys=1000000", "data.tokenizer.vocab_size = 300: 256 bytes, <|endoftext|> and 1000008"),
     "folder that is a file": (
         "output=/dev/null/x",
-        "output = '/dev/null/x/tiny': /dev/null is no folder; change",
+        "output = '/dev/null/x/tiny': ",
     ),
     "no pre-training": ("models.x={ family = 'mamba2' }", "models.x.pretraining = None: is missing; say how the model"),
     "no checkpoint": ("models.x={ checkpoint = '/none' }", "models.x.model = '/none': is no folder here, and the hub"),
@@ -379,7 +379,7 @@ def test_a_mistake_is_told_before_anything_is_written(text, tmp_path, mistake):
     [
         ("{}/file/x", "/file is no folder; change output or name"),
         ("{}/" + "x" * 250, "has a part longer than"),
-        ("{}/loop/x", "cannot be the folder of a run ("),
+        ("{}/loop/x", "/loop is no folder; change output or name"),
         ("/proc/none", "cannot be the folder of a run ("),
     ],
 )

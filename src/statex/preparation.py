@@ -49,7 +49,7 @@ def _check_place(folder: Path) -> None:
     The system is asked by making one and removing it again: no test of permissions knows all that may be in the way.
     """
     with explained("output", str(folder), "cannot be the folder of a run", "change output or name"):
-        place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        place = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
         if not place.is_dir():
             raise UserError("output", str(folder), f"{place} is no folder", "change output or name")
         longest = os.pathconf(place, "PC_NAME_MAX") - len("..lock")
