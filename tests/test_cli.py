@@ -536,8 +536,9 @@ def test_options_of_eval_are_keys_of_a_recipe():
     from statex.recipe import evaluation_sections
 
     assert evaluation_overrides(None, None, None) == []
-    settings = evaluation_sections(evaluation_overrides(7, "512,1024", 3), suites=["passkey"]).evaluation
-    assert (settings.harness.limit, settings.batch_size) == (7, 3)
+    overrides = evaluation_overrides(7, "512,1024", 3, Path("sets of ü"))
+    settings = evaluation_sections(overrides, suites=["passkey"]).evaluation
+    assert (settings.harness.limit, settings.batch_size, settings.harness.data) == (7, 3, "sets of ü")
     for section in (settings.harness, settings.passkey, settings.niah_single_3, settings.variable_tracking):
         assert section.lengths == [512, 1024]
 

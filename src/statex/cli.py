@@ -196,6 +196,9 @@ def evaluate(
         str | None, typer.Option(help="Tokens of prompts, for example 1024,4096, wherever lengths can be chosen.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Prompts that are read at once.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of data sets that lm-eval's tasks read instead of the hub's.")
+    ] = None,
     overrides: Override = None,
     as_json: Json = False,
 ) -> None:
@@ -237,7 +240,7 @@ def evaluate(
     from statex.recipe import evaluation_sections
     from statex.results import merge_results
 
-    settings = evaluation_overrides(limit, lengths, batch_size)
+    settings = evaluation_overrides(limit, lengths, batch_size, data)
     sections = evaluation_sections([*settings, *(overrides or [])], suites=suite or ["offline"])
     check_names(sections.evaluation.suites)
     if not sections.evaluation.suites:
@@ -377,7 +380,9 @@ def parse_numbers(option: str, text: str | None) -> list[int] | None:
         raise UserError(option, text, "is no list of numbers", "write for example 0,6,12,18") from None
 
 
-def evaluation_overrides(limit: int | None, lengths: str | None, batch_size: int | None) -> list[str]:
+def evaluation_overrides(
+    limit: int | None, lengths: str | None, batch_size: int | None, data: Path | None = None
+) -> list[str]:
     """The options of `eval` as changes of a recipe's keys; `lengths` go to every suite that has some."""
     from statex.recipe import Evaluation
 
@@ -386,6 +391,8 @@ def evaluation_overrides(limit: int | None, lengths: str | None, batch_size: int
         changes.append(f"evaluation.harness.limit={limit}")
     if batch_size is not None:
         changes.append(f"evaluation.batch_size={batch_size}")
+    if data is not None:
+        changes.append(f"evaluation.harness.data={json.dumps(str(data), ensure_ascii=False)}")
     if numbers := parse_numbers("--lengths", lengths):
         with_lengths = [name for name, section in Evaluation() if hasattr(section, "lengths")]
         changes += [f"evaluation.{name}.lengths={numbers}" for name in with_lengths]

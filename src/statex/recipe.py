@@ -374,6 +374,7 @@ class HarnessTasks(Section):
     )
     lengths: Lengths | None = Field(default=None, description="tokens, of RULER's and our tasks; default: theirs")
     unsafe_code: bool = Field(default=False, description="run the code that a model writes: humaneval and mbpp need it")
+    data: str | None = Field(default=None, description="folder of data sets that are read instead of the hub's")
 
 
 class Evaluation(Section):
@@ -482,7 +483,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(values: dict[str, Any], relative_to: Path | None = None) -> Recipe:
-    """Check the values of a recipe; file patterns of text sources become absolute, seen from `relative_to`."""
+    """Check the values of a recipe; paths of data become absolute, seen from `relative_to`."""
     check_plain(values)
     values = copy.deepcopy(values)
     if relative_to is not None:
@@ -490,6 +491,9 @@ def parse_recipe(values: dict[str, Any], relative_to: Path | None = None) -> Rec
             source = section.get("text") if isinstance(section, dict) else None
             if isinstance(source, dict) and isinstance(source.get("files"), list):
                 source["files"] = [str(relative_to.resolve() / str(pattern)) for pattern in source["files"]]
+        harness = values["evaluation"].get("harness") if isinstance(values.get("evaluation"), dict) else None
+        if isinstance(harness, dict) and isinstance(harness.get("data"), str):
+            harness["data"] = str(relative_to.resolve() / harness["data"])
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

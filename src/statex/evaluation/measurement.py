@@ -51,6 +51,7 @@ def measure_model(
         run = run_harness(
             model, tokenizer, tasks, output=output, limit=settings.limit, lengths=settings.lengths,
             batch_size=evaluation.batch_size, unsafe_code=settings.unsafe_code,
+            data=Path(settings.data) if settings.data is not None else None,
             metadata={"text": source.model_dump(mode="json"), "seed": evaluation.seed},
             training_length=training_length, progress=progress, identity=identity,
         )  # fmt: skip

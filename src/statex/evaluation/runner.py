@@ -85,12 +85,16 @@ def check_items(
         UserError: a length without room for its question, text or a document too short for a length, a vocabulary too
             small, keys or values that training never shows, or a tokenizer that lm-eval's tasks cannot use.
     """
+    from statex.evaluation.harness.local_data import check_folder  # the harness imports this module
+
     context = Context(cast(Any, None), tokenizer, evaluation, text, text, training_length, recall=recall)
     suites, tasks = split_names(evaluation.suites)
     for name in suites:
         find_suite(name).check(context)
     if tasks:
         prefix_token(tokenizer)
+        if evaluation.harness.data is not None:
+            check_folder(Path(evaluation.harness.data))
 
 
 def _scores(

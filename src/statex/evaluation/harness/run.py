@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from statex.errors import UserError
+from statex.evaluation.harness.local_data import check_folder, local_data
 from statex.evaluation.reader import Reader
 from statex.evaluation.records import Score, digest, read_scores, write_scores
 from statex.evaluation.runner import claim_folder, fingerprint
@@ -92,6 +93,7 @@ def run_harness(
     unsafe_code: bool = False,
     metadata: dict[str, Any] | None = None,
     training_length: int | None = None,
+    data: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     identity: dict[str, Any] | None = None,
 ) -> Measured:
@@ -106,6 +108,7 @@ def run_harness(
         unsafe_code: run the code that the model writes, which the scores of humaneval and mbpp need.
         metadata: more of lm-eval's `metadata`, for example {"text": {"files": ["docs/*.md"]}} for our haystacks.
         training_length: tokens of a training sequence; figures past it are marked.
+        data: a folder of data sets that are read instead of the hub's (`local_data`).
         progress: called with a task's name, its answers so far and their number.
         identity: fields of every Result: model, arm, seed, state_bytes.
 
@@ -118,6 +121,8 @@ def run_harness(
 
     if tokenizer is None:
         raise UserError("model", type(model).__name__, "has no tokenizer, which lm-eval's tasks need", "give one")
+    if data is not None:
+        check_folder(data)
     wanted = list(dict.fromkeys(task for name in names for task in HARNESS_GROUPS.get(name, (name,))))
     meta = {"tokenizer": tokenizer.name_or_path} | ({"max_seq_lengths": lengths} if lengths else {}) | (metadata or {})
     manager = task_manager(wanted, meta)
@@ -132,7 +137,7 @@ def run_harness(
     report = progress or (lambda *_: None)
     results: list[Result] = []
     not_run: list[NotRun] = []
-    with statex_ops(), offline(), quiet():
+    with statex_ops(), offline(), quiet(), local_data(data):
         for task in wanted:
             name = result_name(task)
             report(name, 0, 1)
@@ -258,7 +263,13 @@ def _run_task(
         raise
     except NO_DATA as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        if isinstance(error, IndexError):
+            reason = "the split that it asks about has no rows"
         return NotRun(name, reason, _fetch_command(manager, name, error))
+    if any(task.config.num_fewshot and not len(list(task.fewshot_docs())) for task in tasks):
+        return NotRun(
+            name, "the split that its examples come from has no rows", _fetch_command(manager, name, KeyError())
+        )
     chosen = {task.task_name: _first_of_each(task.eval_docs, limit) for task in tasks} if limit is not None else None
     outcome = lm_eval.simple_evaluate(
         model=state_model, tasks=tasks, samples=chosen, task_manager=manager, bootstrap_iters=0, log_samples=True,
