@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from statex.claims import RECALL_MARGIN, TEXT_MARGIN
-from statex.reporting.content import Block, Cell, Column, Figure, Section, Table, Text
-from statex.reporting.quality import recall_panels
+from statex.reporting.render.content import Block, Cell, Column, Figure, Section, Table, Text
+from statex.reporting.render.tables import Shared, by_arm, shared_n
 from statex.reporting.run import Measure, Run, Shown
-from statex.reporting.tables import Shared, by_arm, shared_n
+from statex.reporting.sections.quality import recall_panels
 from statex.reporting.verdict import (
     Outcome,
     Verdict,
