@@ -506,7 +506,7 @@ def test_tasks_that_an_evaluation_lacked_are_named_too(tmp_path):
 
 
 def test_numbers_on_an_axis_do_not_run_into_one_another():
-    from statex.reporting.figures import Dot, DotChart, dot_chart
+    from statex.reporting.render.figures import Dot, DotChart, dot_chart
 
     def ticks(value):
         printed = f"{value:,.0f} (seeds 100,000 to 200,000)"

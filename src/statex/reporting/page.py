@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from statex.files import write_whole
-from statex.reporting import html, markdown
-from statex.reporting.content import Document
-from statex.reporting.cost import cost_section, devices, origin_section, recipe_section, state_section
-from statex.reporting.diagnosis import diagnosis_section
-from statex.reporting.markup import literal
-from statex.reporting.needles import long_context_section
-from statex.reporting.opening import aims_section, summary_section, verdict_section
-from statex.reporting.quality import (
+from statex.reporting.render import html, markdown
+from statex.reporting.render.content import Document
+from statex.reporting.render.markup import literal
+from statex.reporting.run import NOT_RUN, SETTINGS, Run, is_evaluation, read_evaluations, read_run
+from statex.reporting.sections.cost import cost_section, devices, origin_section, recipe_section, state_section
+from statex.reporting.sections.diagnosis import diagnosis_section
+from statex.reporting.sections.needles import long_context_section
+from statex.reporting.sections.opening import aims_section, summary_section, verdict_section
+from statex.reporting.sections.quality import (
     icl_section,
     not_run_section,
     other_section,
@@ -21,7 +22,6 @@ from statex.reporting.quality import (
     recall_section,
     text_section,
 )
-from statex.reporting.run import NOT_RUN, SETTINGS, Run, is_evaluation, read_evaluations, read_run
 from statex.reporting.wording import listing
 
 

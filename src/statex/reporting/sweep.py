@@ -8,8 +8,8 @@ from typing import Any
 
 from statex.errors import UserError
 from statex.files import write_whole
-from statex.reporting.figures import Line, LineChart, line_charts
-from statex.reporting.panels import in_words
+from statex.reporting.render.figures import Line, LineChart, line_charts
+from statex.reporting.render.panels import in_words
 from statex.reporting.wording import listing
 
 Record = dict[str, Any]  # of `run_ops_benchmark`

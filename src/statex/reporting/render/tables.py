@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from statex.reporting.content import Cell, Column, Table
+from statex.reporting.render.content import Cell, Column, Table
 from statex.reporting.run import Measure, Run, Shown
 from statex.reporting.verdict import above_zero
 from statex.reporting.wording import (

@@ -1,8 +1,8 @@
 """From a run's results to drawings: which arms, which points, and the same in words."""
 
-from statex.reporting import figures
-from statex.reporting.content import Panel
-from statex.reporting.figures import Dot, DotChart, Line, LineChart
+from statex.reporting.render import figures
+from statex.reporting.render.content import Panel
+from statex.reporting.render.figures import Dot, DotChart, Line, LineChart
 from statex.reporting.run import Measure, Run
 from statex.reporting.wording import format_with_interval, metric_title, slice_title
 from statex.suite_names import SUITE_TITLES

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from statex.claims import RECALL_MARGIN, TEXT_MARGIN
-from statex.reporting.content import Block, Cell, Column, Figure, Section, Table, Text
-from statex.reporting.quality import nothing_measured, recall_panels
+from statex.reporting.render.content import Block, Cell, Column, Figure, Section, Table, Text
+from statex.reporting.render.tables import Shared, by_arm, shared_n
 from statex.reporting.run import Measure, Run, Shown
-from statex.reporting.tables import Shared, by_arm, shared_n
+from statex.reporting.sections.quality import nothing_measured, recall_panels
 from statex.reporting.verdict import (
     Outcome,
     Verdict,
@@ -38,10 +38,8 @@ RULES = (
 def verdict_section(run: Run) -> Section:
     """A sentence for each model, recall against pairs, the arms in one table, and what limits all this."""
     verdicts = [verdict(run, model) for model in run.models]
-    nothing = nothing_measured(run)
-    blocks: list[Block] = [
-        Text(sentence, "lead") for sentence in [nothing, *(one.sentence for one in verdicts)] if sentence
-    ]
+    sentences = [nothing_measured(run), *(one.sentence for one in verdicts)]
+    blocks: list[Block] = [Text(sentence, "lead") for sentence in sentences if sentence]
     blocks += [*_picture(run), arms_table(run)]
     remarks: dict[str, list[str]] = {}
     for one in verdicts:

@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from statex.reporting.content import Block, Cell, Column, Figure, Folded, Heading, Panel, Section, Table, Text
-from statex.reporting.figures import LineChart
-from statex.reporting.markup import literal
-from statex.reporting.panels import arm_lines, dot_panel, line_panel
+from statex.reporting.render.content import Block, Cell, Column, Figure, Folded, Heading, Panel, Section, Table, Text
+from statex.reporting.render.figures import LineChart
+from statex.reporting.render.markup import literal
+from statex.reporting.render.panels import arm_lines, dot_panel, line_panel
+from statex.reporting.render.tables import by_measure
 from statex.reporting.run import Measure, Run, Shown
-from statex.reporting.tables import by_measure
 from statex.reporting.verdict import hardest_recall, recall_difference, recall_outcome, signatures, text_measure
 from statex.reporting.wording import (
     format_difference,

@@ -4,9 +4,21 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from statex.reporting import markup
-from statex.reporting.content import Block, Cell, Code, Document, Figure, Folded, Heading, Panel, Section, Table, Text
-from statex.reporting.markup import linked, literal
+from statex.reporting.render import markup
+from statex.reporting.render.content import (
+    Block,
+    Cell,
+    Code,
+    Document,
+    Figure,
+    Folded,
+    Heading,
+    Panel,
+    Section,
+    Table,
+    Text,
+)
+from statex.reporting.render.markup import linked, literal
 
 
 def page(documents: Sequence[Document]) -> str:

@@ -1,10 +1,22 @@
 """The sections about cost and origin: state and parameters, speed and memory, seeds, versions, recipe."""
 
-from statex.reporting.content import Block, Cell, Code, Column, Figure, Folded, Heading, Panel, Section, Table, Text
-from statex.reporting.markup import literal
-from statex.reporting.panels import dot_panel
+from statex.reporting.render.content import (
+    Block,
+    Cell,
+    Code,
+    Column,
+    Figure,
+    Folded,
+    Heading,
+    Panel,
+    Section,
+    Table,
+    Text,
+)
+from statex.reporting.render.markup import literal
+from statex.reporting.render.panels import dot_panel
+from statex.reporting.render.tables import Notes, shared_n
 from statex.reporting.run import Measure, Run, Shown, slice_key
-from statex.reporting.tables import Notes, shared_n
 from statex.reporting.wording import NOT_RUN, format_interval, format_value, listing, measure_title, seeds
 
 COSTS = [

@@ -1,11 +1,11 @@
 """The sections about quality: recall, text, in-context learning, any other suite, and all paired differences."""
 
-from statex.reporting.content import Block, Cell, Column, Figure, Folded, Heading, Panel, Section, Table, Text
-from statex.reporting.figures import LineChart
-from statex.reporting.needles import is_long_context
-from statex.reporting.panels import arm_lines, line_panel, position, slice_panels
+from statex.reporting.render.content import Block, Cell, Column, Figure, Folded, Heading, Panel, Section, Table, Text
+from statex.reporting.render.figures import LineChart
+from statex.reporting.render.panels import arm_lines, line_panel, position, slice_panels
+from statex.reporting.render.tables import by_arm, by_measure
 from statex.reporting.run import Measure, Run
-from statex.reporting.tables import by_arm, by_measure
+from statex.reporting.sections.needles import is_long_context
 from statex.reporting.wording import (
     listing,
     measure_title,

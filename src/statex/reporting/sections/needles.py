@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass, replace
 
-from statex.reporting import figures
-from statex.reporting.content import Block, Figure, Folded, Heading, Panel, Section, Text
-from statex.reporting.figures import HeatMap
-from statex.reporting.panels import slice_panels
+from statex.reporting.render import figures
+from statex.reporting.render.content import Block, Figure, Folded, Heading, Panel, Section, Text
+from statex.reporting.render.figures import HeatMap
+from statex.reporting.render.panels import slice_panels
+from statex.reporting.render.tables import by_measure
 from statex.reporting.run import Measure, Run, slice_key
-from statex.reporting.tables import by_measure
 from statex.reporting.verdict import above_zero
 from statex.reporting.wording import (
     format_value,

@@ -1,0 +1,1 @@
+"""How content is written and drawn: HTML, Markdown, pictures, tables."""
