@@ -12,9 +12,9 @@ import torch
 
 from statex.cli import main
 from statex.data.tokenizer import train_tokenizer
-from statex.files import working_in
 from statex.models.scratch import make_model
 from statex.recipe import Data
+from statex.utils.atomic import working_in
 from tiny_recipe import CONFIGS, EVALUATION, TRAINING, data_values, environment, write_recipe, write_text
 
 VERBS = ["inspect", "expand", "train", "eval", "bench", "report", "run"]

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
 from statex.expansion.plan import stored_plan
-from statex.launch import wait_for
 from statex.pipeline import run_recipe
 from statex.preparation import prepare_run
 from statex.recipe import apply_override, parse_recipe
 from statex.results import Result, read_results
+from statex.run.launch import wait_for
 from tiny_recipe import ARMS, CONFIGS, EVALUATION, recipe_values, write_text
 
 MODELS = [family.removeprefix("statex_") for family in CONFIGS]

@@ -11,11 +11,11 @@ from statex.cli import show_summary
 from statex.data.mixture import TrainingBatches
 from statex.data.tokenizer import train_tokenizer
 from statex.errors import UserError
-from statex.files import working_in
 from statex.models.scratch import make_model
 from statex.pipeline import run_recipe
 from statex.recipe import Data, Recipe, parse_recipe
 from statex.results import read_results
+from statex.utils.atomic import working_in
 from tiny_recipe import CONFIGS, EVALUATION, TRAINING, data_values, write_text
 
 QUICK = TRAINING | {"steps": 2, "warmup_steps": 0}

@@ -10,8 +10,8 @@ import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statex.compatibility import warn_untested
 from statex.models.registration import register_configurations
+from statex.utils.environment import warn_untested
 
 if TYPE_CHECKING:
     from statex.checkpoint import export_fla, inspect, load

@@ -34,7 +34,7 @@ def show_version(wanted: bool) -> None:
     """Print the version of statex and those it was tested with, and stop."""
     if wanted:
         from statex import __version__
-        from statex.compatibility import describe_versions
+        from statex.utils.environment import describe_versions
 
         print(f"statex {__version__}, {describe_versions()}")
         raise typer.Exit
@@ -61,7 +61,7 @@ def statex(
     Exit status: 0 done, 1 failure, 2 a mistake in what was asked.
     """
     from statex import __version__
-    from statex.compatibility import describe_versions, warn_untested
+    from statex.utils.environment import describe_versions, warn_untested
 
     Console(stderr=True).print(f"statex {__version__}, {describe_versions()}", style="dim", highlight=False)
     warn_untested()
@@ -124,8 +124,8 @@ def expand(
     from statex.checkpoint import load, load_config, save_with_companions
     from statex.expansion.plan import plan_expansion
     from statex.expansion.state import state_report
-    from statex.files import check_new_folder, working_in
     from statex.models.expanded import expand as expand_model
+    from statex.utils.atomic import check_new_folder, working_in
 
     fields = {
         "every": every, "layers": parse_numbers("--layers", layers), "num_layers": num_layers, "factor": factor,
@@ -169,9 +169,9 @@ def run(recipe: RecipePath, overrides: Override = None, as_json: Json = False) -
 
     Example: `statex run recipes/demo.toml --set seeds=[0,1,2]`
     """
-    from statex.launch import is_main_process
     from statex.pipeline import run_recipe
     from statex.recipe import load_recipe
+    from statex.run.launch import is_main_process
 
     folder = run_recipe(load_recipe(recipe, overrides or []))
     done(folder, as_json, f"report: {folder / 'report.html'}")
@@ -234,11 +234,11 @@ def evaluate(
     from statex.checkpoint import load, load_tokenizer
     from statex.evaluation import check_names, measure_model
     from statex.expansion.state import state_report
-    from statex.files import working_in
-    from statex.measure import default_device
-    from statex.progress import Display
     from statex.recipe import evaluation_sections
     from statex.results import merge_results
+    from statex.run.progress import Display
+    from statex.utils.atomic import working_in
+    from statex.utils.environment import default_device
 
     settings = evaluation_overrides(limit, lengths, batch_size, data)
     sections = evaluation_sections([*settings, *(overrides or [])], suites=suite or ["offline"])
@@ -407,7 +407,7 @@ def model_name(model: str) -> str:
 
 def done(folder: Path, as_json: bool, message: str) -> None:
     """Say where the result is; under torchrun once."""
-    from statex.launch import is_main_process
+    from statex.run.launch import is_main_process
 
     if is_main_process():
         print_json({"folder": str(folder)}) if as_json else print(message)
@@ -453,7 +453,7 @@ INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Entry point: runs a verb and turns errors into exit status 1 (failure) or 2 (the user's mistake)."""
-    from statex.launch import is_main_process, stop_signals
+    from statex.run.launch import is_main_process, stop_signals
 
     status = 0
     try:

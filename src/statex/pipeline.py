@@ -21,14 +21,15 @@ from typing import Any
 import torch
 
 from statex.errors import UserError
-from statex.files import name_full_disk, working_in
-from statex.launch import Report, is_main_process, main_process_first, run_in_processes, world_size
-from statex.measure import Stopwatch, default_device, device_name, source_commit, versions
 from statex.preparation import prepare_run
-from statex.progress import Display
 from statex.recipe import Arm, Recipe
 from statex.results import Result, read_results, write_results
+from statex.run.launch import ProgressCallback, is_main_process, main_process_first, run_in_processes, world_size
+from statex.run.progress import Display
 from statex.training import SUMMARY
+from statex.utils.atomic import name_full_disk, working_in
+from statex.utils.environment import default_device, device_name, source_commit, versions
+from statex.utils.timing import Stopwatch
 
 CHANGED_KINDS = ("statex", "control")
 """The kinds of arms whose mixers are changed before they are trained."""
@@ -80,7 +81,7 @@ def _run_stages(recipe: Recipe, evaluation: bool) -> None:
                 run_chain(recipe, *chain, evaluation, report)
 
 
-def run_chain(recipe: Recipe, model: str, seed: int, evaluation: bool, report: Report) -> None:
+def run_chain(recipe: Recipe, model: str, seed: int, evaluation: bool, report: ProgressCallback) -> None:
     """All stages of one model and seed, one after the other."""
     with name_full_disk(recipe.folder):  # in a worker too
         train_chain(recipe, model, seed, report)
@@ -88,7 +89,7 @@ def run_chain(recipe: Recipe, model: str, seed: int, evaluation: bool, report: R
             evaluate_chain(recipe, model, seed, report)
 
 
-def train_chain(recipe: Recipe, model: str, seed: int, report: Report) -> None:
+def train_chain(recipe: Recipe, model: str, seed: int, report: ProgressCallback) -> None:
     """Train one model with one seed: from scratch where there is no checkpoint, then in each arm."""
     _quiet()
     name = f"{model} seed {seed}"
@@ -114,7 +115,7 @@ def train_chain(recipe: Recipe, model: str, seed: int, report: Report) -> None:
     report(name, "trained", 1, 1)
 
 
-def evaluate_chain(recipe: Recipe, model: str, seed: int, report: Report) -> None:
+def evaluate_chain(recipe: Recipe, model: str, seed: int, report: ProgressCallback) -> None:
     """Evaluate the arms that `train_chain` trained, and diagnose those whose mixers were expanded or made afresh."""
     _quiet()
     name = f"{model} seed {seed}"
@@ -354,7 +355,9 @@ def _cost_results(folder: Path, facts: dict[str, Any]) -> Iterator[Result]:
     yield Result("cost", "seconds", summary["seconds"], "s", n=1, slice={"stage": "train"}, **facts)
 
 
-def _run_under_torchrun(recipe: Recipe, chains: list[tuple[str, int]], evaluation: bool, report: Report) -> None:
+def _run_under_torchrun(
+    recipe: Recipe, chains: list[tuple[str, int]], evaluation: bool, report: ProgressCallback
+) -> None:
     """Train all chains together; then the main process evaluates, and no other waits for it and runs out of time."""
     for chain in chains:
         train_chain(recipe, *chain, report)

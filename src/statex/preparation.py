@@ -14,8 +14,8 @@ from typing import Any
 import tomli_w
 
 from statex.errors import UserError, explained
-from statex.files import new_folder, write_whole
 from statex.recipe import Arm, Model, Recipe, Training, load_recipe
+from statex.utils.atomic import new_folder, write_text_atomic
 
 
 def prepare_run(recipe: Recipe) -> None:
@@ -38,7 +38,7 @@ def prepare_run(recipe: Recipe) -> None:
         folder.rmdir()
     with new_folder(folder) as temporary:
         values = recipe.model_dump(mode="json", exclude_none=True)
-        write_whole(temporary / path.name, tomli_w.dumps(values))
+        write_text_atomic(temporary / path.name, tomli_w.dumps(values))
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary / "tokenizer")
 

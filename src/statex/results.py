@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from statex.files import write_whole
+from statex.utils.atomic import write_text_atomic
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Result:
 
 def write_results(path: Path, results: Iterable[Result]) -> None:
     """Write results to `path` as JSON lines, atomically."""
-    write_whole(path, "".join(json.dumps(asdict(result)) + "\n" for result in results))
+    write_text_atomic(path, "".join(json.dumps(asdict(result)) + "\n" for result in results))
 
 
 def merge_results(path: Path, results: Iterable[Result]) -> None:

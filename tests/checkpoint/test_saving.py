@@ -8,7 +8,7 @@ import pytest
 import statex
 from common import make_gla
 from statex.checkpoint import save_with_companions
-from statex.files import check_new_folder, new_folder
+from statex.utils.atomic import check_new_folder, new_folder
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

@@ -215,7 +215,7 @@ def test_stopped_before_its_summary_the_stage_is_finished_again(make, tokenizer,
         path.write_text(text)
 
     with monkeypatch.context() as patched:
-        patched.setattr("statex.training.trainer.write_whole", killed)
+        patched.setattr("statex.training.trainer.write_text_atomic", killed)
         with pytest.raises(KeyboardInterrupt):
             train(make("mamba2"), tokenizer, data, training, tmp_path / "stopped")
     assert (tmp_path / "stopped" / "trained").exists()

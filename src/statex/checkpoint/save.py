@@ -16,7 +16,7 @@ from statex.checkpoint.folder import model_folder
 from statex.checkpoint.headers import read_headers
 from statex.expansion.plan import stored_plan
 from statex.expansion.state import state_report
-from statex.files import new_folder
+from statex.utils.atomic import new_folder
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from statex.evaluation.context import Cell, Context, Suite
 from statex.evaluation.reader import Reader, State
 from statex.evaluation.records import Score
 from statex.families import FAMILIES
-from statex.measure import Stopwatch, peak_memory, reset_peak_memory
 from statex.models.captured_step import CapturedStep
+from statex.utils.timing import Stopwatch, peak_memory, reset_peak_memory
 
 DEFAULT_LENGTHS = {"cpu": (512, 2048), "cuda": (2048, 16_384, 65_536)}
 

@@ -22,11 +22,11 @@ from statex.evaluation.summary import estimate_mean, result_of
 from statex.evaluation.text import held_out_windows
 from statex.expansion.plan import ExpansionPlan, LayerEdit, stored_plan
 from statex.families import FAMILIES
-from statex.measure import device_name, source_commit
 from statex.models.dispatch import statex_ops
 from statex.recipe import Evaluation, TextSource
 from statex.results import Result
 from statex.suite_names import HARNESS_GROUPS, split_names
+from statex.utils.environment import device_name, source_commit
 
 SUITE_NAME = "diagnostics"
 NUM_SEQUENCES = 64

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from statex.evaluation.statistics import Sums
-from statex.files import write_whole
+from statex.utils.atomic import write_text_atomic
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Score:
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
     """Write scores as JSON lines, under another name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(asdict(score)) + "\n" for score in scores))
+    write_text_atomic(path, "".join(json.dumps(asdict(score)) + "\n" for score in scores))
 
 
 def read_scores(path: Path) -> list[Score]:

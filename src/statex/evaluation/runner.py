@@ -15,12 +15,12 @@ from statex.evaluation.reader import Reader
 from statex.evaluation.records import Score, read_scores, write_scores
 from statex.evaluation.suites import find_suite
 from statex.evaluation.summary import summarize
-from statex.files import write_whole
-from statex.measure import device_name, source_commit
 from statex.models.dispatch import statex_ops
 from statex.recipe import Evaluation, Recall, TextSource
 from statex.results import Result
 from statex.suite_names import split_names
+from statex.utils.atomic import write_text_atomic
+from statex.utils.environment import device_name, source_commit
 
 
 def evaluate(
@@ -150,7 +150,7 @@ def claim_folder(output: Path, settings: dict[str, Any], name: str = CLAIMS[0]) 
                 )  # fmt: skip
     if not (output / name).exists():
         output.mkdir(parents=True, exist_ok=True)
-        write_whole(output / name, json.dumps(settings, indent=2) + "\n")
+        write_text_atomic(output / name, json.dumps(settings, indent=2) + "\n")
 
 
 def _difference(key: str, before: Any, now: Any) -> str:

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from statex.files import write_whole
 from statex.reporting.render import html, markdown
 from statex.reporting.render.content import Document
 from statex.reporting.render.markup import literal
@@ -23,6 +22,7 @@ from statex.reporting.sections.quality import (
     text_section,
 )
 from statex.reporting.wording import listing
+from statex.utils.atomic import write_text_atomic
 
 
 def write_report(folder: Path, output: Path | None = None) -> tuple[Path, Path]:
@@ -43,7 +43,7 @@ def write_report(folder: Path, output: Path | None = None) -> tuple[Path, Path]:
     Path(output).mkdir(parents=True, exist_ok=True)
     for name in ("recipe.toml", "results.jsonl", NOT_RUN, *SETTINGS):
         if (folder / name).is_file():
-            write_whole(Path(output) / name, (folder / name).read_text(encoding="utf-8"))
+            write_text_atomic(Path(output) / name, (folder / name).read_text(encoding="utf-8"))
     return _write([report], Path(output))
 
 
@@ -102,5 +102,5 @@ def _write(documents: list[Document], folder: Path) -> tuple[Path, Path]:
     os.replace(fresh, drawings)
     pages = {"report.html": html.page(documents), "report.md": markdown.page(documents)}
     for name, text in pages.items():
-        write_whole(folder / name, text)
+        write_text_atomic(folder / name, text)
     return folder / "report.html", folder / "report.md"

@@ -9,9 +9,9 @@ import torch
 
 from statex.errors import UserError
 from statex.expansion.plan import ExpansionPlan, layer_geometry
-from statex.measure import host_memory
 from statex.recipe import Recall, Training
 from statex.training.arguments import compute_in_bf16
+from statex.utils.environment import host_memory
 
 LAYER_TENSORS = 8
 

@@ -22,14 +22,14 @@ from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
 from statex.expansion.plan import ExpansionPlan, stored_plan
 from statex.families import family_of
-from statex.files import new_folder, write_whole
-from statex.measure import Stopwatch, peak_memory, reset_peak_memory
 from statex.models.dispatch import statex_ops
 from statex.recipe import Data, Training
 from statex.training import CHECKPOINTS, SUMMARY
 from statex.training.arguments import training_arguments
 from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loss import chunked_loss
+from statex.utils.atomic import new_folder, write_text_atomic
+from statex.utils.timing import Stopwatch, peak_memory, reset_peak_memory
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -282,7 +282,7 @@ class StatexTrainer(Trainer):
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(temporary)
                 write_card(temporary, outline, base, self._settings())
-            write_whole(self.output / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
+            write_text_atomic(self.output / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
             shutil.rmtree(self.output / CHECKPOINTS, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 

@@ -25,12 +25,12 @@ from statex.evaluation.reader import Reader
 from statex.evaluation.records import Score, digest, read_scores, write_scores
 from statex.evaluation.runner import claim_folder, fingerprint
 from statex.evaluation.summary import generic_suite, summarize
-from statex.files import write_whole
-from statex.measure import device_name, source_commit
 from statex.models.dispatch import statex_ops
 from statex.recipe import TextSource
 from statex.results import Result
 from statex.suite_names import HARNESS_GROUPS, known_names, result_name
+from statex.utils.atomic import write_text_atomic
+from statex.utils.environment import device_name, source_commit
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def _keep_not_run(path: Path, not_run: list[NotRun], asked: Sequence[str]) -> No
     """Write what was not run; earlier calls' stay, but for what was asked again."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     rows = [row for row in before if row["task"] not in asked] + [asdict(one) for one in not_run]
-    write_whole(path, json.dumps(rows, indent=2) + "\n")
+    write_text_atomic(path, json.dumps(rows, indent=2) + "\n")
 
 
 @contextmanager

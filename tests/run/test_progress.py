@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from statex.progress import Display
+from statex.run.progress import Display
 
 
 def shown(terminal: bool) -> str:

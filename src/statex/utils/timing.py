@@ -1,69 +1,12 @@
-"""Time, memory and where a figure was taken: the one home of cost, for training, evaluation and benchmarks."""
+"""How long work takes and how much memory, for training, evaluation and benchmarks."""
 
-import os
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
-
-
-def default_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_name(device: torch.device | str) -> str:
-    """The device's own name, for example "NVIDIA H200" or "AMD EPYC, 2 cores"."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cores = torch.get_num_threads()
-    return f"{_processor_name()}, {cores} thread{'s' if cores != 1 else ''}"
-
-
-def _processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def source_commit() -> str:
-    """The commit of the source tree that is running, marked where it has changes; else the package's version."""
-    folder = Path(__file__).resolve().parent
-    try:
-        git = ["git", "-C", str(folder)]
-        commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
-        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True)
-        if tracked.returncode == 0:
-            changed = subprocess.run([*git, "status", "--porcelain", "--", str(folder)], capture_output=True, text=True)
-            return commit.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
-    except (OSError, subprocess.CalledProcessError):
-        pass
-    return f"statex {package_version('statex')}"
-
-
-def package_version(name: str) -> str:
-    """The installed version of a package, "not installed" without one."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything a figure depends on."""
-    names = ("statex", "torch", "transformers", "triton", "tokenizers", "datasets")
-    return {"python": platform.python_version()} | {name: package_version(name) for name in names}
 
 
 def synchronize(device: torch.device | str) -> None:
@@ -148,14 +91,6 @@ def _timed_by_events(function: Callable[[], object]) -> Callable[[], float]:
     function()
     end.record()
     return lambda: begin.elapsed_time(end) / 1e3
-
-
-def host_memory() -> int:
-    """Bytes of memory that this process can have: the machine's, or its control group's where that is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
-    texts = [path.read_text().strip() for path in limits if path.is_file()]
-    return min([total, *(int(text) for text in texts if text.isdigit())])
 
 
 def reset_peak_memory(device: torch.device | str) -> None:

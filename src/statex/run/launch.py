@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-Report = Callable[[str, str, int, int], None]
+ProgressCallback = Callable[[str, str, int, int], None]
 """Called with chain, stage, done, total."""
 
 KEEP_FREED_MEMORY = {  # glibc would give each step's tensors back and have them zeroed anew: up to a quarter of a step
@@ -70,7 +70,7 @@ def stop_signals() -> Iterator[None]:
 
 
 def run_in_processes(
-    work: Callable[..., None], calls: Sequence[tuple[Any, ...]], workers: int, threads: int, report: Report
+    work: Callable[..., None], calls: Sequence[tuple[Any, ...]], workers: int, threads: int, report: ProgressCallback
 ) -> None:
     """Do `work(*call, report)` for each call, in `workers` processes of `threads` threads each.
 
@@ -128,7 +128,7 @@ def _work(work: Callable[..., None], call: tuple[Any, ...]) -> None:
 
 
 @contextmanager
-def _shown(events: Any, report: Report) -> Iterator[None]:
+def _shown(events: Any, report: ProgressCallback) -> Iterator[None]:
     """Within it, what workers report is shown."""
     stop = threading.Event()
 

@@ -11,13 +11,13 @@ import pytest
 from safetensors import SafetensorError
 
 from statex.errors import UserError
-from statex.files import name_full_disk, new_folder, working_in
+from statex.utils.atomic import name_full_disk, new_folder, working_in
 from tiny_recipe import environment
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from statex.files import working_in
+from statex.utils.atomic import working_in
 with working_in(Path(sys.argv[1]), "output"):
     print("holds", flush=True)
     time.sleep(60)
@@ -82,7 +82,7 @@ def test_a_file_system_without_locks_is_worked_on_with_a_warning(tmp_path, monke
     def refuse(*args):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr("statex.files.fcntl.flock", refuse)
+    monkeypatch.setattr("statex.utils.atomic.fcntl.flock", refuse)
     with working_in(tmp_path / "run", "output"):
         pass
     assert "this file system has no locks; start no second process" in caplog.text

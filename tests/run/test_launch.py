@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from statex import launch
+from statex.run import launch
 from trials import signals
 from trials.common import end_all, processes, start, wait_until
 

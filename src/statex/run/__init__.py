@@ -1,0 +1,1 @@
+"""A recipe's whole run: its processes and what they show."""
