@@ -415,7 +415,7 @@ def test_failures(call, recipe, monkeypatch, error, status, message):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("statex.pipeline.run_recipe", fail)
+    monkeypatch.setattr("statex.run.run_recipe", fail)
     found, output, errors = call("run", recipe, "--json")
     assert (found, output) == (status, "")
     start, end = errors.splitlines()
@@ -429,7 +429,7 @@ def test_failures(call, recipe, monkeypatch, error, status, message):
 def test_a_signal_stops_as_the_keyboard_does(call, recipe, monkeypatch, number, rank):
     """Under torchrun one process says so."""
     monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setattr("statex.pipeline.run_recipe", lambda *args, **kwargs: signal.raise_signal(number))
+    monkeypatch.setattr("statex.run.run_recipe", lambda *args, **kwargs: signal.raise_signal(number))
     before = signal.getsignal(number)
     status, output, errors = call("run", recipe, "--json")
     assert (status, output) == (1, "")
@@ -446,7 +446,7 @@ def test_what_breaks_because_of_a_signal_is_no_error_of_ours(call, recipe, monke
         except KeyboardInterrupt:
             raise RuntimeError("Connection closed by peer") from None
 
-    monkeypatch.setattr("statex.pipeline.run_recipe", fail)
+    monkeypatch.setattr("statex.run.run_recipe", fail)
     status, _, errors = call("run", recipe)
     assert (status, errors.splitlines()[-1]) == (1, "statex: stopped; the same command resumes")
 
@@ -455,7 +455,7 @@ def test_a_signal_that_is_ignored_stays_so(call, recipe, monkeypatch):
     """As under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        monkeypatch.setattr("statex.pipeline.run_recipe", lambda *args, **kwargs: signal.raise_signal(signal.SIGHUP))
+        monkeypatch.setattr("statex.run.run_recipe", lambda *args, **kwargs: signal.raise_signal(signal.SIGHUP))
         status, _, errors = call("train", recipe)
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -467,7 +467,7 @@ def test_our_own_errors_are_not_hidden(recipe, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("ours")
 
-    monkeypatch.setattr("statex.pipeline.run_recipe", fail)
+    monkeypatch.setattr("statex.run.run_recipe", fail)
     monkeypatch.setattr(sys, "argv", ["statex", "run", str(recipe)])
     with pytest.raises(AssertionError, match="ours"):
         main()

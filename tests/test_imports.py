@@ -37,7 +37,7 @@ ALLOWED = {  # besides "errors" and "utils", which all but the first and "ops" m
     "benchmarking": {"results", "ops", "expansion", "families", "models", "checkpoint"},
     "reporting": {"recipe", "results", "claims", "suite_names"},
 }  # fmt: skip
-MAY_IMPORT_ALL = {"pipeline", "cli", "preparation", "run"}
+MAY_IMPORT_ALL = {"cli", "run"}
 HEAVY = {"fla", "lm_eval", "matplotlib", "datasets"}
 
 

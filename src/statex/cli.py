@@ -26,6 +26,15 @@ Override = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe; may be given several times."),
 ]
+OfModels = Annotated[
+    list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model of the recipe; several times.")
+]
+OfArms = Annotated[
+    list[str] | None, typer.Option("--arm", metavar="NAME", help="Only this arm of the recipe; several times.")
+]
+OfSeeds = Annotated[
+    list[int] | None, typer.Option("--seed", metavar="SEED", help="Only this seed of the recipe; several times.")
+]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file; see the folder recipes/.")]
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a name on the Hugging Face hub.")]
 
@@ -158,33 +167,59 @@ def expand(
 
 
 @app.command()
-def train(recipe: RecipePath, overrides: Override = None, as_json: Json = False) -> None:
+def train(
+    recipe: RecipePath,
+    model: OfModels = None,
+    arm: OfArms = None,
+    seed: OfSeeds = None,
+    overrides: Override = None,
+    as_json: Json = False,
+) -> None:
     """Pre-train, expand and post-train all arms and seeds of a recipe; resumes where an earlier call stopped.
 
     Example: `statex train recipes/demo.toml --set training.steps=200`
 
     On several GPUs: `torchrun --nproc-per-node 8 -m statex train RECIPE`
-    """
-    from statex.pipeline import run_recipe
-    from statex.recipe import load_recipe
 
-    folder = run_recipe(load_recipe(recipe, overrides or []), evaluation=False)
+    As one of several jobs that share the run: `statex train RECIPE --model gla --arm lpt --seed 0`
+    """
+    from statex.recipe import load_recipe
+    from statex.run import Selection, run_recipe
+
+    selection = Selection(model or (), arm or (), seed or ())
+    folder = run_recipe(load_recipe(recipe, overrides or []), selection, evaluation=False)
     done(folder, as_json, f"trained models in {folder}")
 
 
 @app.command()
-def run(recipe: RecipePath, overrides: Override = None, as_json: Json = False) -> None:
+def run(
+    recipe: RecipePath,
+    model: OfModels = None,
+    arm: OfArms = None,
+    seed: OfSeeds = None,
+    overrides: Override = None,
+    as_json: Json = False,
+) -> None:
     """Run all stages of a recipe: train every arm and seed, evaluate, compare, report. Resumes where it stopped.
 
     Example: `statex run recipes/demo.toml --set seeds=[0,1,2]`
+
+    As one of several jobs that share the run: `statex run RECIPE --model gla --arm lpt --arm preserve`. The last one
+    to finish writes the report.
     """
-    from statex.pipeline import run_recipe
     from statex.recipe import load_recipe
+    from statex.run import Selection, run_recipe, unfinished_stages
     from statex.run.launch import is_main_process
 
-    folder = run_recipe(load_recipe(recipe, overrides or []))
+    resolved = load_recipe(recipe, overrides or [])
+    folder = run_recipe(resolved, Selection(model or (), arm or (), seed or ()))
+    if not is_main_process():
+        return
+    if left := unfinished_stages(resolved):
+        done(folder, as_json, f"no report yet: {len(left)} stages of other selections are not finished in {folder}")
+        return
     done(folder, as_json, f"report: {folder / 'report.html'}")
-    if is_main_process() and not as_json:
+    if not as_json:
         show_summary(folder)
 
 

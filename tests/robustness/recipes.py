@@ -18,9 +18,9 @@ from transformers import AutoConfig, TrainingArguments
 from statex.errors import UserError
 from statex.expansion.config import ExpansionConfig
 from statex.models.registration import register_configurations
-from statex.pipeline import run_recipe
-from statex.preparation import prepare_run
 from statex.recipe import Recipe, Training, load_recipe
+from statex.run import run_recipe
+from statex.run.preflight import prepare_run
 from tiny_recipe import CONFIGS, recipe_values, write_text
 
 RAW = "@raw@"

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 import statex
 from statex.checkpoint import base_name, save_with_companions, stored_dtype
-from statex.pipeline import run_recipe
 from statex.recipe import parse_recipe
+from statex.run import run_recipe
 from statex.training.trainer import train
 from tiny_recipe import EVALUATION, TRAINING, data_values, write_text
 

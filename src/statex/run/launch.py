@@ -69,11 +69,26 @@ def stop_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them; counted without beginning to use any."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name.strip() for name in named.split(",")][:count] if named else [str(number) for number in range(count)]
+
+
 def run_in_processes(
-    work: Callable[..., None], calls: Sequence[tuple[Any, ...]], workers: int, threads: int, report: ProgressCallback
+    work: Callable[..., None],
+    calls: Sequence[tuple[Any, ...]],
+    workers: int,
+    threads: int,
+    report: ProgressCallback,
+    gpus: Sequence[str] = (),
 ) -> None:
     """Do `work(*call, report)` for each call, in `workers` processes of `threads` threads each.
 
+    Each process sees one of `gpus`, in turn, so that they share them evenly; where there are none, what it would see.
     At the first failure those that have not begun are dropped, and it is raised when the others have ended. Where this
     process is interrupted or killed, the workers end at once.
     """
@@ -81,8 +96,11 @@ def run_in_processes(
     others = set(multiprocessing.active_children())
     with _environment(KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(threads)}):
         with _blocked(signal.SIGINT, signal.SIGHUP):  # processes inherit it: what stops us is for us to tell them
-            events = context.Queue()
-            pool = ProcessPoolExecutor(min(workers, len(calls)), context, _begin_worker, (events,))
+            workers = min(workers, len(calls))
+            events, places = context.Queue(), context.Queue()
+            for number in range(workers):
+                places.put(gpus[number % len(gpus)] if gpus else None)
+            pool = ProcessPoolExecutor(workers, context, _begin_worker, (events, places))
             futures = [pool.submit(_work, work, call) for call in calls]
         with _shown(events, report), pool:
             try:
@@ -109,10 +127,12 @@ _events: Any = None
 """In a worker: where it puts what it reports."""
 
 
-def _begin_worker(events: Any) -> None:
-    """Report to the parent, and end when it has ended."""
+def _begin_worker(events: Any, places: Any) -> None:
+    """Report to the parent, see the GPU that is this worker's, and end when the parent has ended."""
     global _events
     _events = events
+    if (gpu := places.get()) is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # torch reads it when it first uses a GPU
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

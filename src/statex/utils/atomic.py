@@ -105,7 +105,7 @@ def working_in(folder: Path, field: str) -> Iterator[None]:
     Raises:
         UserError: another process works in it, or it cannot be written to.
     """
-    with name_full_disk(folder), _locked(folder, field):
+    with name_full_disk(folder), locked(folder, field):
         yield
 
 
@@ -131,15 +131,23 @@ def name_full_disk(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(folder: Path, field: str) -> Iterator[None]:
-    """Hold the lock of a folder, a file beside it, which the system gives back however the process ends."""
+def locked(folder: Path, field: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a folder, a file beside it, which the system gives back however the process ends.
+
+    Args:
+        folder: which need not be there.
+        field: what the user calls it.
+        wait: until the process that holds it has ended or given it back.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written to.
+    """
     made: list[Path] = []
     try:
         path = _lock_path(folder.resolve(), made)
-        descriptor = _lock(path)
+        descriptor = _lock(path, wait)
     except BlockingIOError:
-        holder = path.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
-        problem = f"another process works in it ({holder})"
+        problem = f"another process works in it ({_holder(path)})"
         raise UserError(field, str(folder), problem, "wait until it ends, or use another folder") from None
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
@@ -169,24 +177,52 @@ def _lock_path(folder: Path, made: list[Path]) -> Path:
     return (folder if is_inside else parent) / f".{folder.name}.lock"
 
 
-def _lock(path: Path) -> int:
+def _holder(path: Path) -> str:
+    """Which process holds a lock, as it wrote there."""
+    with suppress(FileNotFoundError):
+        return path.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
+    return "unknown"
+
+
+def _lock(path: Path, wait: bool) -> int:
     """The descriptor of a locked file that is really at `path`.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds it, and it shall not be waited for.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                os.close(descriptor)
-                raise
-            logger.warning("%s: this file system has no locks; start no second process on this folder", path.parent)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # its parent was removed in between, by one who had made it
+            continue
+        try:
+            _take(descriptor, path, wait)
+        except BaseException:
+            os.close(descriptor)
+            raise
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 os.truncate(descriptor, 0)
                 os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
                 return descriptor
         os.close(descriptor)  # the one who held it removed it between our opening and our locking
+
+
+def _take(descriptor: int, path: Path, wait: bool) -> None:
+    """Lock an open file.
+
+    Raises:
+        BlockingIOError: another process holds it, and it shall not be waited for.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise
+        logger.warning("waiting for %s, which works in the same folder", _holder(path))
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        logger.warning("%s: this file system has no locks; start no second process on this folder", path.parent)

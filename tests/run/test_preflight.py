@@ -10,8 +10,8 @@ from common import GLA, VOCABULARY
 from statex.errors import UserError
 from statex.models.gla.configuration import GLAConfig
 from statex.models.gla.modeling import GLAForCausalLM
-from statex.preparation import check_recipe, refuse_other_recipe
 from statex.recipe import parse_recipe
+from statex.run.preflight import check_recipe, refuse_other_recipe
 from tiny_recipe import TRAINING
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ from statex.data.mixture import TrainingBatches
 from statex.data.tokenizer import train_tokenizer
 from statex.errors import UserError
 from statex.models.scratch import make_model
-from statex.pipeline import run_recipe
 from statex.recipe import Data, Recipe, parse_recipe
 from statex.results import read_results
-from statex.utils.atomic import working_in
+from statex.run import Chain, Selection, run_recipe, unfinished_stages
+from statex.run.preflight import prepare_run
+from statex.run.stages import training_stages
+from statex.utils.atomic import locked, working_in
 from tiny_recipe import CONFIGS, EVALUATION, TRAINING, data_values, write_text
 from trials.full_disk import small_disk
 
@@ -139,13 +142,48 @@ def test_tasks_that_could_all_not_be_run_are_said_and_not_a_failure(recipe, monk
 
 def test_a_second_process_in_the_folder_of_a_run_is_refused(recipe, tmp_path, monkeypatch):
     settings = recipe()
-    with working_in(settings.folder, "output"):
-        with pytest.raises(UserError, match=r"output = .*run': another process works in it \(process \d+ on "):
+    prepare_run(settings)
+    with working_in(settings.folder / "gla" / "lpt-seed0", "output"):
+        with pytest.raises(UserError, match=r"output = .*lpt-seed0': another process works in it \(process \d+ on "):
             run_recipe(settings)
         monkeypatch.setenv("RANK", "1")  # of torchrun: its first process holds the lock for all
-        monkeypatch.setattr("statex.pipeline._run_stages", lambda *args: None)
+        monkeypatch.setattr("statex.run._run_chains", lambda *args: None)
         assert run_recipe(settings) == settings.folder
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in settings.folder.iterdir()] == ["recipe.toml"]
+
+
+def test_jobs_of_different_selections_share_a_run_and_the_last_writes_the_report(recipe):
+    settings = recipe(arms={"base": {"kind": "base"}, "lpt": {"kind": "lpt"}})
+    prepare_run(settings)
+    with locked(settings.folder / "gla" / "lpt-seed0", "output"):  # another job is at work on it
+        folder = run_recipe(settings, Selection(arms=["base"]))
+        with pytest.raises(UserError, match="another process works in it"):
+            run_recipe(settings, Selection(arms=["lpt"]))
+    assert [stage.title for stage in unfinished_stages(settings)] == ["train lpt", "evaluate lpt"]
+    assert not (folder / "results.jsonl").exists()
+    before = (folder / "gla" / "base-seed0" / "results.jsonl").stat().st_mtime_ns
+    run_recipe(settings, Selection(arms=["lpt"]))
+    assert unfinished_stages(settings) == []
+    assert (folder / "report.html").exists()
+    assert (folder / "gla" / "base-seed0" / "results.jsonl").stat().st_mtime_ns == before
+    assert {row.arm for row in read_results(folder / "results.jsonl") if row.suite == "mqar"} == {"base", "lpt"}
+    assert not list(folder.rglob(".*"))
+
+
+def test_two_selections_share_a_pre_training(recipe, batches):
+    """The second to come waits for the first, and does not pre-train again."""
+    model = {"family": "statex_gla", "config": CONFIGS["statex_gla"], "pretraining": QUICK}
+    settings = recipe(models={"gla": model}, arms={"lpt": {"kind": "lpt"}, "again": {"kind": "lpt"}})
+    prepare_run(settings)
+    batches.clear()
+    with ThreadPoolExecutor() as pool:
+        with locked(settings.folder / "gla" / "pretrained-seed0", "output"):
+            waiting = pool.submit(run_recipe, settings, Selection(arms=["again"]), evaluation=False)
+            assert not wait([waiting], timeout=1).done
+            [stage, *_] = training_stages(settings, Chain("gla", 0, ("lpt",)))
+            stage.run(lambda *event: None)
+        waiting.result(timeout=60)
+    assert len([stage for stage in batches if len(stage) >= QUICK["steps"]]) == 2  # pre-training and one arm
 
 
 def test_results_of_an_earlier_version_have_no_dtype(recipe):

@@ -15,11 +15,12 @@ from transformers import AutoModelForCausalLM
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
 from statex.expansion.plan import stored_plan
-from statex.pipeline import run_recipe
-from statex.preparation import prepare_run
 from statex.recipe import apply_override, parse_recipe
 from statex.results import Result, read_results
+from statex.run import run_recipe
 from statex.run.launch import wait_for
+from statex.run.preflight import prepare_run
+from statex.run.stages import Expand, PreTrain, Train
 from tiny_recipe import ARMS, CONFIGS, EVALUATION, recipe_values, write_text
 
 MODELS = [family.removeprefix("statex_") for family in CONFIGS]
@@ -431,17 +432,17 @@ def test_a_folder_that_is_no_run_s_is_left_alone(text, tmp_path):
 
 def test_figures_of_each_seed_are_kept_apart(text, tmp_path, monkeypatch):
     """Which stages are run for which seed; the stages themselves are left out."""
-    stages = defaultdict(list)
-    for stage in ("_pretrain", "expand_folder", "_train_arm"):
-        monkeypatch.setattr(f"statex.pipeline.{stage}", lambda *args, stage=stage: stages[stage].append(args))
+    done = defaultdict(list)
+    for kind in (PreTrain, Expand, Train):
+        monkeypatch.setattr(kind, "run", lambda stage, progress: done[type(stage)].append(stage))
     values = changed(recipe_values(text, tmp_path, ["mamba2"]), "seeds=[3,5]")
     run_recipe(parse_recipe(values), evaluation=False)
-    assert [args[2] for args in stages["_pretrain"]] == [3, 5]
+    assert [stage.seed for stage in done[PreTrain]] == [3, 5]
     folder = tmp_path / "tiny" / "mamba2"
-    outs = [args[1] for args in stages["expand_folder"]]
+    outs = [stage.start for stage in done[Expand]]
     assert outs == [
         folder / f"{arm}-seed{seed}" / "expanded" for seed in (3, 5) for arm in ("reinit", "preserve", "control")
     ]
-    starts = [args[4] for args in stages["_train_arm"]]
+    starts = [stage.start for stage in done[Train]]
     assert starts[0] == folder / "pretrained-seed3" / "trained"
     assert starts[1:4] == outs[:3]
