@@ -3,6 +3,7 @@
 import copy
 import datetime
 import math
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -469,17 +470,49 @@ class Recipe(Section):
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a TOML file and apply `section.key=value` overrides, whose values are TOML.
 
+    A recipe that `extends` another, named by its path from this one, says what it changes of it: tables are merged,
+    key by key, everything else is replaced.
+
     Raises:
-        UserError: no such file, no valid TOML, an unknown key, or a value of the wrong type or range.
+        UserError: no such file, no valid TOML, recipes that extend one another, an unknown key, or a value of the
+            wrong type or range.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError("recipe", str(path), "there is no such file", "give the path of a TOML recipe")
-    with explained("recipe", str(path), "is not valid TOML", "correct that line"):
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    values = _read_values(path, ())
     for override in overrides:
         apply_override(values, override)
     return parse_recipe(values, relative_to=path.parent)
+
+
+def _read_values(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    """The values of a file over those of the recipe that it extends, with the paths of both made absolute."""
+    with explained("recipe", str(path), "is not valid TOML", "correct that line"):
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    check_plain(values)
+    make_paths_absolute(values, path.parent)
+    if "extends" not in values:
+        return values
+    other, chain = values.pop("extends"), (*extended_by, path.resolve())
+    if not isinstance(other, str):
+        raise UserError("extends", other, "is no path", "give the path of another recipe, seen from this one")
+    base = path.parent / other
+    if not os.path.isfile(base):  # unlike Path.is_file, False too where no file can have that name
+        raise UserError("extends", other, f"there is no such file beside {path}", "give the path of another recipe")
+    if base.resolve() in chain:
+        names = " -> ".join(each.name for each in (*chain, base))
+        raise UserError("extends", other, f"leads back to itself ({names})", "take one of them out")
+    return merged(_read_values(base, chain), values)
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Both in one: tables are merged at any depth, all other values are those of `changes` where it has them."""
+    both = base | changes
+    for key in base.keys() & changes.keys():
+        if isinstance(base[key], dict) and isinstance(changes[key], dict):
+            both[key] = merged(base[key], changes[key])
+    return both
 
 
 def parse_recipe(values: dict[str, Any], relative_to: Path | None = None) -> Recipe:
@@ -487,17 +520,22 @@ def parse_recipe(values: dict[str, Any], relative_to: Path | None = None) -> Rec
     check_plain(values)
     values = copy.deepcopy(values)
     if relative_to is not None:
-        for section in (values.get("data"), values.get("evaluation")):
-            source = section.get("text") if isinstance(section, dict) else None
-            if isinstance(source, dict) and isinstance(source.get("files"), list):
-                source["files"] = [str(relative_to.resolve() / str(pattern)) for pattern in source["files"]]
-        harness = values["evaluation"].get("harness") if isinstance(values.get("evaluation"), dict) else None
-        if isinstance(harness, dict) and isinstance(harness.get("data"), str):
-            harness["data"] = str(relative_to.resolve() / harness["data"])
+        make_paths_absolute(values, relative_to)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise user_error(error) from None
+
+
+def make_paths_absolute(values: dict[str, Any], folder: Path) -> None:
+    """Have the paths of data, where they are ones, seen from `folder`."""
+    for section in (values.get("data"), values.get("evaluation")):
+        source = section.get("text") if isinstance(section, dict) else None
+        if isinstance(source, dict) and isinstance(source.get("files"), list):
+            source["files"] = [str(folder.resolve() / str(pattern)) for pattern in source["files"]]
+    harness = values["evaluation"].get("harness") if isinstance(values.get("evaluation"), dict) else None
+    if isinstance(harness, dict) and isinstance(harness.get("data"), str):
+        harness["data"] = str(folder.resolve() / harness["data"])
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:

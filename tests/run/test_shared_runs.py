@@ -15,7 +15,7 @@ from statex.data.mixture import TrainingBatches
 from statex.data.tokenizer import train_tokenizer
 from statex.errors import UserError
 from statex.models.scratch import make_model
-from statex.recipe import Data, Recipe, parse_recipe
+from statex.recipe import Data, Recipe, load_recipe, parse_recipe
 from statex.results import read_results
 from statex.run import Chain, Selection, run_recipe, unfinished_stages
 from statex.run.preflight import prepare_run
@@ -184,6 +184,37 @@ def test_two_selections_share_a_pre_training(recipe, batches):
             stage.run(lambda *event: None)
         waiting.result(timeout=60)
     assert len([stage for stage in batches if len(stage) >= QUICK["steps"]]) == 2  # pre-training and one arm
+
+
+@pytest.mark.parametrize("of_earlier_version", [False, True])
+def test_an_edited_evaluation_measures_what_it_changes_again(recipe, caplog, of_earlier_version):
+    folder = run_recipe(recipe())
+    own = folder / "gla" / "lpt-seed0"
+    kept = [own / "training.json", own / "evaluation" / "items" / "nll_by_position.jsonl"]
+    before = [path.stat().st_mtime_ns for path in kept]
+    if of_earlier_version:
+        for path in folder.rglob("section.json"):
+            path.unlink()
+    edited = recipe(evaluation=EVALUATION | {"mqar": EVALUATION["mqar"] | {"num_pairs": [3]}})
+    run_recipe(edited)
+    rows = [row for row in read_results(folder / "results.jsonl") if row.suite == "mqar"]
+    assert {row.slice.get("num_pairs", 3) for row in rows} == {3}
+    assert {row.arm for row in rows} == {"base", "lpt"}
+    assert [path.stat().st_mtime_ns for path in kept] == before
+    assert load_recipe(folder / "recipe.toml").evaluation == edited.evaluation
+    said = f"{folder}: evaluation.mqar changed; results that depend on it are replaced, arm by arm"
+    assert caplog.messages.count(said) == 1
+    times = [(own / name).stat().st_mtime_ns for name in ("results.jsonl", "evaluation/section.json")]
+    run_recipe(edited)
+    assert [(own / name).stat().st_mtime_ns for name in ("results.jsonl", "evaluation/section.json")] == times
+
+
+def test_a_mistake_in_an_edited_evaluation_is_told_before_anything_is_replaced(recipe):
+    folder = run_recipe(recipe())
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"evaluation\.nll_by_position\.length = 900000: no held-out document has so"):
+        run_recipe(recipe(evaluation=EVALUATION | {"nll_by_position": {"length": 900000}}))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_results_of_an_earlier_version_have_no_dtype(recipe):
