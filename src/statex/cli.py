@@ -35,6 +35,21 @@ OfArms = Annotated[
 OfSeeds = Annotated[
     list[int] | None, typer.Option("--seed", metavar="SEED", help="Only this seed of the recipe; several times.")
 ]
+Suites = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A suite, a group or a task of lm-eval; several times. Default: offline."),
+]
+OutOfScores = Annotated[Path | None, typer.Option(help="Folder of scores. Default: runs/eval/ and the model's name.")]
+Limit = Annotated[
+    int | None, typer.Option(help="Items of each task of lm-eval, and of each of its lengths. Default: all.")
+]
+PromptLengths = Annotated[
+    str | None, typer.Option(help="Tokens of prompts, for example 1024,4096, wherever lengths can be chosen.")
+]
+BatchSize = Annotated[int | None, typer.Option(help="Prompts that are read at once.")]
+DataFolder = Annotated[
+    Path | None, typer.Option(help="Folder of data sets that lm-eval's tasks read instead of the hub's.")
+]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file; see the folder recipes/.")]
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a name on the Hugging Face hub.")]
 
@@ -226,23 +241,12 @@ def run(
 @app.command(name="eval")
 def evaluate(
     model: ModelPath,
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A suite, a group or a task of lm-eval; several times. Default: offline."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of scores. Default: runs/eval/ and the model's name.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Items of each task of lm-eval, and of each of its lengths. Default: all.")
-    ] = None,
-    lengths: Annotated[
-        str | None, typer.Option(help="Tokens of prompts, for example 1024,4096, wherever lengths can be chosen.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Prompts that are read at once.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of data sets that lm-eval's tasks read instead of the hub's.")
-    ] = None,
+    suite: Suites = None,
+    out: OutOfScores = None,
+    limit: Limit = None,
+    lengths: PromptLengths = None,
+    batch_size: BatchSize = None,
+    data: DataFolder = None,
     overrides: Override = None,
     as_json: Json = False,
 ) -> None:
@@ -273,44 +277,16 @@ def evaluate(
     """
     from dataclasses import asdict
 
-    import torch
-
-    from statex.checkpoint import load, load_tokenizer
-    from statex.evaluation import check_names, measure_model
-    from statex.expansion.state import state_report
+    from statex.evaluation import check_names
     from statex.recipe import evaluation_sections
-    from statex.results import merge_results
-    from statex.run.progress import Display
-    from statex.utils.atomic import working_in
-    from statex.utils.environment import default_device
 
     settings = evaluation_overrides(limit, lengths, batch_size, data)
     sections = evaluation_sections([*settings, *(overrides or [])], suites=suite or ["offline"])
     check_names(sections.evaluation.suites)
     if not sections.evaluation.suites:
         raise UserError("evaluation.suites", [], "names nothing to measure", "name a suite with --suite")
-    tokenizer = load_tokenizer(model)
-    dtype = sections.evaluation.dtype
-    network: Any = load(model, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
-    network = network.to(device=default_device()).eval()
     folder = out or Path("runs") / "eval" / model_name(model)
-    identity = {
-        "model": model,
-        "state_bytes": state_report(network).total_bytes,
-        "dtype": str(network.dtype).removeprefix("torch."),
-    }
-    with working_in(folder, "output"), Display() as display:
-        measured = measure_model(
-            network,
-            tokenizer,
-            sections.evaluation,
-            output=folder,
-            text=sections.evaluation.text or sections.data.text,
-            count_text=sections.data.text,
-            progress=lambda name, finished, total: display.update(Path(model).name, name, finished, total),
-            identity=identity,
-        )
-        merge_results(folder / "results.jsonl", measured.results)
+    measured = measure_folder(model, sections, folder)
     if as_json:
         rows, missing = ([asdict(one) for one in some] for some in (measured.results, measured.not_run))
         print_json({"results": rows, "not_run": missing})
@@ -399,6 +375,42 @@ def report(
         print_json({"html": str(html), "markdown": str(markdown)})
     else:
         print(f"{html}\n{markdown}")
+
+
+def measure_folder(model: str, sections: Any, folder: Path) -> Any:
+    """Load a model and measure it by the sections of a recipe; its results are merged into those in `folder`."""
+    import torch
+
+    from statex.checkpoint import load, load_tokenizer
+    from statex.evaluation import measure_model
+    from statex.expansion.state import state_report
+    from statex.results import merge_results
+    from statex.run.progress import Display
+    from statex.utils.atomic import working_in
+    from statex.utils.environment import default_device
+
+    tokenizer = load_tokenizer(model)
+    dtype = sections.evaluation.dtype
+    network: Any = load(model, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+    network = network.to(device=default_device()).eval()
+    identity = {
+        "model": model,
+        "state_bytes": state_report(network).total_bytes,
+        "dtype": str(network.dtype).removeprefix("torch."),
+    }
+    with working_in(folder, "output"), Display() as display:
+        measured = measure_model(
+            network,
+            tokenizer,
+            sections.evaluation,
+            output=folder,
+            text=sections.evaluation.text or sections.data.text,
+            count_text=sections.data.text,
+            progress=lambda name, finished, total: display.update(Path(model).name, name, finished, total),
+            identity=identity,
+        )
+        merge_results(folder / "results.jsonl", measured.results)
+    return measured
 
 
 def expansion_config(preset: str | None, fields: dict[str, Any]) -> Any:

@@ -100,23 +100,7 @@ def train(
     )
     if progress:
         trainer.remove_callback(PrinterCallback)
-    resume_from = trainer.checkpoint_to_resume()
-    trainer.start_step = step_of(resume_from) if resume_from else 0
-    reset_peak_memory(trainer.args.device)
-    with statex_ops():
-        watch = Stopwatch(trainer.args.device)
-        trainer.train(resume_from_checkpoint=resume_from)
-        seconds = watch.seconds()
-    steps = training.steps - trainer.start_step
-    summary = TrainingSummary(
-        steps=steps,
-        tokens=steps * training.tokens_per_step,
-        seconds=seconds,
-        tokens_per_second=steps * training.tokens_per_step / seconds if steps else 0.0,
-        peak_memory=peak_memory(trainer.args.device),
-        final_loss=next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
-        num_processes=trainer.args.world_size,
-    )
+    summary = trainer.train_to_the_end()
     trainer.save_trained(summary, base, dtype)
     return summary
 
@@ -236,6 +220,27 @@ class StatexTrainer(Trainer):
             logs["peak_memory_gib"] = round(peak_memory(self.args.device) / 2**30, 3)
             self._last_log = (self.state.global_step, now)
         super().log(logs, start_time)
+
+    def train_to_the_end(self) -> TrainingSummary:
+        """Train from the last checkpoint, or from the beginning, to the last step; returns what that cost."""
+        device, resume_from = self.args.device, self.checkpoint_to_resume()
+        self.start_step = step_of(resume_from) if resume_from else 0
+        reset_peak_memory(device)
+        with statex_ops():
+            watch = Stopwatch(device)
+            self.train(resume_from_checkpoint=resume_from)
+            seconds = watch.seconds()
+        steps = self.training.steps - self.start_step
+        tokens = steps * self.training.tokens_per_step
+        return TrainingSummary(
+            steps=steps,
+            tokens=tokens,
+            seconds=seconds,
+            tokens_per_second=tokens / seconds if steps else 0.0,
+            peak_memory=peak_memory(device),
+            final_loss=next((entry["loss"] for entry in reversed(self.state.log_history) if "loss" in entry), None),
+            num_processes=self.args.world_size,
+        )
 
     def checkpoint_to_resume(self) -> str | None:
         """What `last_checkpoint` finds, looked for by the main process alone: reading the files takes its time."""
