@@ -303,7 +303,7 @@ def test_a_full_disk_is_a_failure_that_leaves_nothing(call, gla, tmp_path, monke
         Path(folder, "model.safetensors").write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("statex.models.replay.ReplayExpansion.save_pretrained", full)
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
     status, output, errors = call("expand", gla, tmp_path / "out", "--json")
     assert (status, output) == (1, "")
     message = f"statex: no space left in {tmp_path / 'out'}; make room, the same command resumes"

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from statex.data.mixture import TrainingBatches
+from statex.claims import RECALL_MARGIN
 from statex.errors import UserError
 from statex.expansion.plan import stored_plan
 from statex.recipe import apply_override, parse_recipe
@@ -120,7 +121,9 @@ def test_changed_arms_are_diagnosed(folder):
     assert all(row.value > 0 for row in rows if row.metric == "weight_change")
     failures = [row for row in rows if row.baseline == "lpt"]
     assert {row.arm for row in failures} <= {"reinit", "preserve"}
-    assert any(row.metric == "recall_flat" for row in failures)  # four steps teach no recall
+    assert {row.metric for row in failures} <= {"text_lost", "recall_flat"}
+    # Four steps teach no recall, but so few items rule out no gain: a sign is given only where the interval does
+    assert all(row.high < RECALL_MARGIN for row in failures if row.metric == "recall_flat")
 
 
 @pytest.mark.slow
