@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from statex.data.mixture import TrainingBatches
 from statex.claims import RECALL_MARGIN
+from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
 from statex.expansion.plan import stored_plan
 from statex.recipe import apply_override, parse_recipe
