@@ -398,6 +398,24 @@ def test_a_recipe_that_is_not_there(call, tmp_path):
     assert "there is no such file; give the path of a TOML recipe" in errors
 
 
+def test_a_part_of_a_recipe_is_run_and_the_last_part_writes_the_report(call, recipe, tmp_path):
+    text = recipe.read_text().replace("[arms.base]", "[arms.again]\nkind = 'base'\n[arms.base]")
+    recipe.write_text(text)
+    folder = tmp_path / "runs" / "measured"
+    status, output, _ = call("run", recipe, "--arm", "base", "--model", "gla", "--seed", "0")
+    assert (status, output) == (
+        0, f"no report yet: 1 stages of other selections are not finished in {folder}\n",
+    )  # fmt: skip
+    assert not (folder / "report.html").exists()
+    assert not (folder / "gla" / "again-seed0").exists()
+    status, output, errors = call("run", recipe, "--arm", "x")
+    assert (status, output) == (2, "")
+    assert errors.splitlines()[-1] == "statex: --arm = 'x': is no arm of this recipe; known: again, base."
+    status, output, _ = call("run", recipe, "--arm", "again")
+    assert output.startswith(f"report: {folder / 'report.html'}\n")
+    assert status == 0
+
+
 FULL = "statex: no space left in runs/x; make room, the same command resumes"
 
 
