@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
-from statex.expansion.plan import stored_plan
+from statex.expansion.stored import stored_plan
 from statex.launch import wait_for
 from statex.pipeline import run_recipe
 from statex.preparation import prepare_run

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from statex.checkpoint import export_fla, inspect, load
     from statex.errors import UserError
     from statex.expansion.config import PRESETS, ExpansionConfig
-    from statex.expansion.plan import ExpansionPlan, plan_expansion
+    from statex.expansion.edits import ExpansionPlan
+    from statex.expansion.plan import plan_expansion
     from statex.expansion.state import state_report
     from statex.families import FAMILIES
     from statex.models.dispatch import statex_ops
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ExpansionConfig": "statex.expansion.config",
-    "ExpansionPlan": "statex.expansion.plan",
+    "ExpansionPlan": "statex.expansion.edits",
     "FAMILIES": "statex.families",
     "PRESETS": "statex.expansion.config",
     "UserError": "statex.errors",

@@ -234,8 +234,8 @@ def _evaluate_arm(
 ) -> None:
     """Evaluate one trained arm; its figures, its state and what it cost go to `folder/results.jsonl`."""
     from statex.evaluation import measure_model
-    from statex.expansion.plan import stored_plan
     from statex.expansion.state import state_report
+    from statex.expansion.stored import stored_plan
 
     network, tokenizer = _load_to_measure(recipe, trained)
     state = state_report(network)

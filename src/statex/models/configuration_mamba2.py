@@ -18,7 +18,7 @@ class StatexMamba2Config(FoundThroughShim, Mamba2Config):
     model_type = "statex_mamba2"
     base_model_type = "mamba2"
 
-    expansion: dict | None = None
+    expansion: list | dict | None = None
 
     def __post_init__(self, **kwargs):
         register_models()

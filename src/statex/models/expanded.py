@@ -6,7 +6,8 @@ from torch import nn
 
 from statex.errors import UserError
 from statex.expansion.config import ExpansionConfig
-from statex.expansion.plan import ExpansionPlan, plan_expansion, plan_reinitialization
+from statex.expansion.edits import ExpansionPlan
+from statex.expansion.plan import plan_expansion, plan_reinitialization
 from statex.expansion.surgery import apply_plan, unchanged_on_error
 from statex.models.registration import register_models
 from statex.models.replay import ReplayExpansion
@@ -20,14 +21,14 @@ def expand(model: nn.Module, config: ExpansionConfig | None = None, **fields: An
         config: what to expand; or its fields as keywords, for example `expand(model, every=6, init="reinit")`.
 
     Returns:
-        The plan that was carried out. It is stored in `model.config`, so that `save_pretrained` and
-        `AutoModelForCausalLM.from_pretrained` (after `import statex`) need nothing else.
+        The plan that was carried out. It is stored in `model.config`, behind those of earlier expansions, so that
+        `save_pretrained` and `AutoModelForCausalLM.from_pretrained` (after `import statex`) need nothing else.
 
     Raises:
-        UserError: unknown family, layer out of range, factor that does not fit, a model expanded before, or fields
-            out of range; or a model that cannot be changed in place: inside a wrapper (adapters, compiled code,
-            parallel training), quantised, partly on disk, or of a class of the user's own that cannot hold an
-            expanded state. Whatever fails, the model is unchanged then.
+        UserError: unknown family, layer out of range, factor that does not fit, a layer expanded before that cannot be
+            expanded further, or fields out of range; or a model that cannot be changed in place: inside a wrapper
+            (adapters, compiled code, parallel training), quantised, partly on disk, or of a class of the user's own
+            that cannot hold an expanded state. Whatever fails, the model is unchanged then.
     """
     if config is not None and fields:
         raise UserError("config", config, "excludes further fields", "give an ExpansionConfig or its fields, not both")

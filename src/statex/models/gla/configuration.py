@@ -67,7 +67,7 @@ class GLAConfig(FoundThroughShim, PreTrainedConfig):
     use_gk: bool = True
     use_gv: bool = False
     attn: Any = None
-    expansion: dict | None = None
+    expansion: list | dict | None = None
 
     def __post_init__(self, **kwargs):
         register_models()
