@@ -1,6 +1,6 @@
 """statex: enlarge the recurrent state of a pre-trained language model, post-train it, measure what it gained and cost.
 
-Importing it registers the configurations `statex_gla` and `statex_mamba2` with transformers and does nothing else;
+Importing it has the families' names registered with transformers once its Auto classes are used, and does nothing else;
 everything below is imported when it is first used.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from statex.compatibility import warn_untested
-from statex.models.registration import register_configurations
+from statex.models.registration import register_when_needed
 
 if TYPE_CHECKING:
     from statex.checkpoint import export_fla, inspect, load
@@ -80,4 +80,4 @@ def _is_command_line() -> bool:
 
 if not _is_command_line():
     warn_untested()
-    register_configurations()
+    register_when_needed()

@@ -92,10 +92,25 @@ class Family(ABC):
     """Path of the norm before it, likewise."""
     keys_last: bool
     """Whether the model's cache holds a layer's state as [B, H, V, K] instead of [B, H, K, V]."""
-    expanded_class: str
-    """Full name of the model class that replays a stored plan."""
+    config_class: str
+    """Full name of its configuration class; this and the next are imported when first needed."""
+    model_class: str
+    """Of its base model (`AutoModel`)."""
+    causal_lm_class: str
+    """Of its causal language model."""
+    holds_plan: bool = False
+    """Whether these are statex's own and replay a stored plan; for transformers' classes, such ones are derived."""
+    mixer_class: str = ""
+    """Of its Mamba2-type token mixer, where transformers' classes are to be derived from."""
+    norm_classes: tuple[str, ...] = ()
+    """Of its norms, gated or not, which the derived model runs on statex's op."""
     kept_by_reinit: tuple[str, ...] = ()
     """Tensors of the mixer that a re-initialisation leaves alone."""
+
+    @property
+    def module_classes(self) -> tuple[str, ...]:
+        """Full names of the classes that run on statex's ops in the derived model."""
+        return (self.mixer_class, *self.norm_classes) if self.mixer_class else ()
 
     def check(self, config: PreTrainedConfig) -> None:  # noqa: B027 (most families have nothing to refuse)
         """Refuse what cannot be expanded, whatever the layers and the factor.

@@ -40,7 +40,10 @@ class GLAFamily(Family):
     mixer_path = "model.layers.{}.attn"
     norm_path = "model.layers.{}.attn_norm"
     keys_last = False
-    expanded_class = "statex.models.gla.modeling.GLAForCausalLM"
+    config_class = "statex.models.gla.configuration.GLAConfig"
+    model_class = "statex.models.gla.modeling.GLAModel"
+    causal_lm_class = "statex.models.gla.modeling.GLAForCausalLM"
+    holds_plan = True
 
     def recurrent_layers(self, config: Any) -> list[int]:
         return list(range(config.num_hidden_layers))

@@ -13,6 +13,7 @@ from statex.errors import UserError
 from statex.families.base import Family, Segment, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Size
 
+MODELING = "transformers.models.mamba2.modeling_mamba2"
 INHERIT_NOISE = 0.3
 """Bare copies of rows get equal gradients and never diverge; with this share of noise they do."""
 
@@ -70,13 +71,17 @@ class Mamba2Family(Family):
     mixer_path = "backbone.layers.{}.mixer"
     norm_path = "backbone.layers.{}.norm"
     keys_last = True
-    expanded_class = "statex.models.mamba2.StatexMamba2ForCausalLM"
+    config_class = "transformers.models.mamba2.configuration_mamba2.Mamba2Config"
+    model_class = f"{MODELING}.Mamba2Model"
+    causal_lm_class = f"{MODELING}.Mamba2ForCausalLM"
+    mixer_class = f"{MODELING}.Mamba2Mixer"
+    norm_classes = (f"{MODELING}.Mamba2RMSNorm", f"{MODELING}.MambaRMSNormGated")
     kept_by_reinit = ("dt_bias", "A_log", "D")  # time scales: made fresh they cost recall, 0.825 against 0.928
 
     def check(self, config: Any) -> None:
         if config.hidden_act not in ACTIVATIONS:
-            problem = "is an activation that statex's convolution lacks"
-            raise UserError("hidden_act", config.hidden_act, problem, f"it has {' and '.join(ACTIVATIONS)}")
+            problem = "is an activation that statex's convolution lacks, which has SiLU only"
+            raise UserError("hidden_act", config.hidden_act, problem, f"use one of {', '.join(ACTIVATIONS)}")
 
     def recurrent_layers(self, config: Any) -> list[int]:
         return list(range(config.num_hidden_layers))

@@ -9,7 +9,9 @@ from statex.expansion.config import ExpansionConfig
 from statex.expansion.edits import ExpansionPlan
 from statex.expansion.plan import plan_expansion, plan_reinitialization
 from statex.expansion.surgery import apply_plan, unchanged_on_error
-from statex.models.registration import register_models
+from statex.families import FAMILIES
+from statex.models.factory import expanded_model_classes
+from statex.models.registration import register_families
 from statex.models.replay import ReplayExpansion
 
 
@@ -33,11 +35,11 @@ def expand(model: nn.Module, config: ExpansionConfig | None = None, **fields: An
     if config is not None and fields:
         raise UserError("config", config, "excludes further fields", "give an ExpansionConfig or its fields, not both")
     plan = plan_expansion(model, config or ExpansionConfig(**fields))
-    register_models()  # the configuration changes its class without being built, which would do it
+    register_families()
     with unchanged_on_error(model):
         apply_plan(model, plan)
         if not isinstance(model, ReplayExpansion):
-            _expanded_class(plan.model_type).adopt(model)
+            expanded_model_classes(FAMILIES[plan.model_type]).causal_lm.adopt(model)
     return plan
 
 
@@ -59,9 +61,3 @@ def reinitialize(model: nn.Module, layers: list[int], seed: int = 0) -> Expansio
     with unchanged_on_error(model):
         apply_plan(model, plan)
     return plan
-
-
-def _expanded_class(model_type: str) -> Any:
-    from statex.models.mamba2 import StatexMamba2ForCausalLM
-
-    return {"mamba2": StatexMamba2ForCausalLM}[model_type]

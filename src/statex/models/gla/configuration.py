@@ -7,7 +7,6 @@ from transformers import PreTrainedConfig
 
 from statex.errors import UserError
 from statex.models.caches import CACHE_NAMES
-from statex.models.registration import register_models
 from statex.models.shim import FoundThroughShim
 
 
@@ -70,7 +69,6 @@ class GLAConfig(FoundThroughShim, PreTrainedConfig):
     expansion: list | dict | None = None
 
     def __post_init__(self, **kwargs):
-        register_models()
         if self.num_kv_heads is None:
             self.num_kv_heads = self.num_heads
         if self.intermediate_size is None:
