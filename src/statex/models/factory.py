@@ -132,6 +132,7 @@ def expanded_model_classes(family: Family) -> ModelClasses:
 def _model_forward(base: Any) -> Callable:
     """The forward of a base model."""
     _, *names, _ = inspect.signature(base.forward).parameters
+    known = {*names, OLDER_CACHE_NAME}
 
     @with_arguments_of(base.forward)
     def forward(
@@ -149,7 +150,7 @@ def _model_forward(base: Any) -> Callable:
             cu_seqlens: the same for a batch of 1, as in FLA: [S + 1] int, the borders of the documents from 0 to T.
             output_attentions: of the Hugging Face interface; there are none.
         """
-        check_keywords(kwargs, {*names, OLDER_CACHE_NAME})
+        check_keywords(kwargs, known)
         check_no_attentions(output_attentions)
         if seq_idx is None and cu_seqlens is None:
             return base.forward(self, *args, **kwargs)
@@ -165,6 +166,7 @@ def _model_forward(base: Any) -> Callable:
 def _causal_lm_forward(base: Any) -> Callable:
     """The forward of a language model."""
     _, *names, _ = inspect.signature(base.forward).parameters
+    known = {*names, OLDER_CACHE_NAME, *LOSS_KEYWORDS}
 
     @with_arguments_of(base.forward)
     def forward(
@@ -176,7 +178,7 @@ def _causal_lm_forward(base: Any) -> Callable:
         **kwargs: Any,
     ) -> Any:
         """As transformers'; `seq_idx` and `cu_seqlens` also reach the base model."""
-        check_keywords(kwargs, {*names, OLDER_CACHE_NAME, *LOSS_KEYWORDS})
+        check_keywords(kwargs, known)
         check_no_attentions(output_attentions)
         if seq_idx is None and cu_seqlens is None:
             return base.forward(self, *args, **kwargs)
