@@ -256,12 +256,17 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused_before_the_start(ca
     assert nothing_new(tmp_path, "model", "recipe.toml")
 
 
-def test_expanding_twice_is_refused(call, gla, tmp_path):
+def test_expanding_twice(call, gla, tmp_path):
     assert call("expand", gla, tmp_path / "once")[0] == 0
     status, _, errors = call("expand", tmp_path / "once", tmp_path / "twice")
     assert status == 2
-    assert "is expanded already (layers 0); start from the checkpoint before that" in errors
+    assert "was expanded before and cannot be so again" in errors
+    assert "leaves no heads to merge" in errors
     assert nothing_new(tmp_path, "once")
+    assert call("expand", tmp_path / "once", tmp_path / "twice", "--init", "preserve", "--factor", "2")[0] == 0
+    status, output, _ = call("inspect", tmp_path / "twice")
+    assert "expand, init reinit, factor 2, then expand, init preserve, factor 2" in output
+    assert "### Step 2" in (tmp_path / "twice" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing tensor", "wrong shape", "no weights"])

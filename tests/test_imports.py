@@ -93,6 +93,28 @@ def test_nothing_imports_what_may_import_all():
     assert wrong == []
 
 
+def modules():
+    """The name of every module in statex, with its path."""
+    names = ((path.relative_to(SOURCE.parent).with_suffix("").parts, path) for path in SOURCE.rglob("*.py"))
+    return {".".join(parts).removesuffix(".__init__"): path for parts, path in names}
+
+
+def test_no_module_imports_itself_by_way_of_others_not_even_inside_a_function():
+    known = modules()
+    imports = {
+        module: {
+            name if name in known else name.rpartition(".")[0]
+            for name in imported(path)
+            if name in known or name.rpartition(".")[0] in known
+        }
+        - {module}
+        for module, path in known.items()
+    }
+    while leaves := {module for module, others in imports.items() if not others}:
+        imports = {module: others - leaves for module, others in imports.items() if module not in leaves}
+    assert imports == {}, "these modules import one another, or import those that do"
+
+
 @pytest.mark.parametrize(
     ("part", "forbidden"),
     [
@@ -142,9 +164,10 @@ begin = time.perf_counter()
 import statex
 seconds = time.perf_counter() - begin
 libraries = sorted({name.split(".")[0] for name in sys.modules} & set(sys.argv[1:]))
+modules = sorted(name for name in sys.modules if name.startswith(("statex.families", "statex.models.gla")))
 import statex.checkpoint, statex.models.expanded
-statex.models.registration.register_models()
-print(json.dumps({"seconds": seconds, "libraries": libraries, "same": tables() == before, "added": added()}))
+found = {"seconds": seconds, "libraries": libraries, "modules": modules}
+print(json.dumps(found | {"same": tables() == before, "added": added()}))
 """
 
 
@@ -159,6 +182,7 @@ def imported_after_transformers():
 def test_importing_statex_is_cheap(imported_after_transformers):
     assert imported_after_transformers["seconds"] < 0.3
     assert imported_after_transformers["libraries"] == []
+    assert imported_after_transformers["modules"] == []
 
 
 def test_importing_statex_changes_nothing_else_in_transformers_tables(imported_after_transformers):

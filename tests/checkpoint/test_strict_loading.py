@@ -166,7 +166,10 @@ class TestDamagedFolders:
             refused(folder, "index.json.*damaged", call)
 
 
-@pytest.mark.parametrize("values", [{}, {"version": 99}, {"version": 1}, {"version": 1, "layers": [{}]}])
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"version": 99}, {"version": 1}, {"version": 1, "layers": [{}]}, [], [{}], [{"version": 2}], [{"version": 1}]],
+)
 def test_damaged_plan(tmp_path, values):
     Case("gla", "conv", "preserve", factor=2).expanded().save_pretrained(tmp_path)
     change_config(tmp_path, expansion=values)

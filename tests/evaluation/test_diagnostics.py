@@ -16,7 +16,7 @@ from statex.evaluation.diagnostics import (
     without_new_state,
 )
 from statex.evaluation.reader import Reader
-from statex.expansion.plan import stored_plan
+from statex.expansion.stored import stored_plan
 from statex.results import Result
 
 CASES = [(make_gla, "preserve"), (make_gla, "inherit"), (make_gla, "reinit"), (make_mamba2, "preserve")]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
-from statex.expansion.plan import stored_plan
+from statex.expansion.stored import stored_plan
 from statex.families import family_of
 from statex.models.dispatch import statex_ops
 from statex.models.expanded import expand, reinitialize

@@ -17,7 +17,7 @@ from statex.errors import UserError, explained
 from statex.families import Family, family_of, unknown_family
 from statex.models.fields import check_fields
 from statex.models.gla.configuration import GLAConfig
-from statex.models.registration import register_configurations
+from statex.models.registration import register_families
 
 ADAPTER = "adapter_config.json"
 
@@ -50,7 +50,7 @@ def describe(folder: str | os.PathLike) -> Description:
             not safetensors, a truncated file, a tensor that is missing, unexpected, of another shape or of no
             floating type, or a stored plan that is not this model's.
     """
-    register_configurations()
+    register_families()
     folder = model_folder(folder)
     if (folder / ADAPTER).exists():  # transformers would load the model that it names instead
         raise UserError("model", str(folder), f"holds an adapter ({ADAPTER})", "merge it (PEFT's merge_and_unload)")

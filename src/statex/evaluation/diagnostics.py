@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from statex.claims import RECALL_MARGIN, claim
 from statex.evaluation.compare import possible
@@ -20,7 +21,8 @@ from statex.evaluation.records import Score
 from statex.evaluation.statistics import NORMAL_QUANTILE, Estimate, Sums, bootstrap_difference, combine
 from statex.evaluation.summary import estimate_mean, result_of
 from statex.evaluation.text import held_out_windows
-from statex.expansion.plan import ExpansionPlan, LayerEdit, stored_plan
+from statex.expansion.edits import LayerChange, StoredPlan
+from statex.expansion.stored import stored_plan
 from statex.families import FAMILIES
 from statex.models.dispatch import statex_ops
 from statex.recipe import Evaluation, TextSource
@@ -81,23 +83,20 @@ def diagnose(
     return results
 
 
-def new_entries(layer: LayerEdit) -> torch.Tensor:
+def new_entries(layer: LayerChange) -> torch.Tensor:
     """(H, K, V) of an expanded layer's state: True at the entries that the state before had not.
 
     Where heads were merged these are the blocks off the diagonal, in which one old head's keys meet another's values;
     where keys were added to each head, the rows behind the old ones.
     """
-    before, after = layer.before, layer.after
-    keys = torch.arange(after.key_dim)[:, None]
-    values = torch.arange(after.value_dim)[None, :]
-    if after.num_heads == before.num_heads:
-        new = (keys >= before.key_dim).expand(-1, after.value_dim)
-    else:
-        new = keys // before.key_dim != values // before.value_dim
-    return new.expand(after.num_heads, -1, -1)
+    old = torch.ones(layer.before.key_dim, layer.before.value_dim, dtype=torch.bool)
+    for step in layer.steps:
+        old = torch.block_diag(*[old] * (step.before.num_heads // step.after.num_heads))
+        old = F.pad(old, (0, step.after.value_dim - old.shape[1], 0, step.after.key_dim - old.shape[0]))
+    return ~old.expand(layer.after.num_heads, -1, -1)
 
 
-def layer_state(state: State, layer: LayerEdit, model_type: str) -> torch.Tensor:
+def layer_state(state: State, layer: LayerChange, model_type: str) -> torch.Tensor:
     """[B, H, K, V], a view of the layer's state in the cache."""
     found = state.cache.layers[layer.index].recurrent_states[0]
     view = found.mT if FAMILIES[model_type].keys_last else found
@@ -106,7 +105,7 @@ def layer_state(state: State, layer: LayerEdit, model_type: str) -> torch.Tensor
     return view
 
 
-def without_new_state(reader: Reader, state: State, plan: ExpansionPlan) -> State:
+def without_new_state(reader: Reader, state: State, plan: StoredPlan) -> State:
     """A copy of a state whose new entries are 0."""
     copied = reader.copy_state(state)
     for layer in plan.layers:
@@ -124,7 +123,7 @@ def effective_rank(states: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _on_text(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> list[Result]:
+def _on_text(context: Context, plan: StoredPlan, facts: dict[str, Any]) -> list[Result]:
     """Energy and rank at the middle of held-out windows, and what the second half loses without the new state."""
     reader, scores, size = context.reader, [], context.evaluation.batch_size
     windows = held_out_windows(context, "nll_by_position", context.evaluation.nll_by_position, context.training_length)
@@ -159,7 +158,7 @@ def _on_text(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> li
     return results + _results(whole, "nll_rise_without_new_state", "nats", {}, facts)
 
 
-def _state_use(state: State, layer: LayerEdit, model_type: str) -> dict[str, torch.Tensor]:
+def _state_use(state: State, layer: LayerChange, model_type: str) -> dict[str, torch.Tensor]:
     """(B,) for each measure of one layer's state."""
     view = layer_state(state, layer, model_type).float()
     new = new_entries(layer).to(view.device)
@@ -173,7 +172,7 @@ def _state_use(state: State, layer: LayerEdit, model_type: str) -> dict[str, tor
 
 
 @torch.inference_mode()
-def _on_recall(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> list[Result]:
+def _on_recall(context: Context, plan: StoredPlan, facts: dict[str, Any]) -> list[Result]:
     """What MQAR loses when the new entries are emptied between the pairs and the queries."""
     from statex.data.recall import mqar_batch
 
@@ -198,7 +197,7 @@ def _on_recall(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> 
 
 
 def weight_changes(
-    plan: ExpansionPlan, now: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor], facts: dict[str, Any]
+    plan: StoredPlan, now: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor], facts: dict[str, Any]
 ) -> list[Result]:
     """One result a layer: how far its fresh tensors moved, all together, and in `details` each of them."""
     results = []

@@ -1,14 +1,13 @@
 """Lengths and depths of a grid of needle questions."""
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
 from statex.errors import UserError
 from statex.evaluation.context import Cell, Context
 from statex.evaluation.reader import Reader
-from statex.expansion.plan import stored_plan
+from statex.expansion.stored import stored_plan
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +64,7 @@ def default_lengths(reader: Reader) -> tuple[int, ...]:
         return DEFAULT_LENGTHS
     size = sum(parameter.numel() for parameter in reader.model.parameters())
     if plan := stored_plan(reader.config):
-        edits = [edit for layer in plan.layers for edit in layer.tensors]
-        size -= sum(math.prod(edit.after) - (math.prod(edit.before) if edit.before else 0) for edit in edits)
+        size -= sum(change.growth for layer in plan.layers for change in layer.tensors)
     return next(lengths for most, lengths in CPU_DEFAULT_LENGTHS.items() if size <= most)
 
 

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from statex.errors import UserError, explained
 from statex.families import FAMILIES
-from statex.models.registration import register_configurations
+from statex.models.registration import register_families
 
 BOUNDS = {
     "num_hidden_layers": range(1, 257), "chunk_size": range(1, 65_537), "conv_size": range(1, 257),
@@ -24,7 +24,7 @@ def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> P
         UserError: an unknown family, a field that is none of its architecture, one that follows from the tokenizer, or
             values that the family refuses.
     """
-    register_configurations()
+    register_families()
     if family not in FAMILIES:
         raise UserError("family", family, "is unknown", f"known families: {', '.join(FAMILIES)}")
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}

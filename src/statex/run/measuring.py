@@ -187,8 +187,8 @@ def _facts(network: Any, identity: dict[str, Any]) -> dict[str, Any]:
 
 def _state_results(network: Any, facts: dict[str, Any]) -> Iterator[Result]:
     """The size of the state, whole and layer by layer, and the number of parameters."""
-    from statex.expansion.plan import stored_plan
     from statex.expansion.state import state_report
+    from statex.expansion.stored import stored_plan
 
     state, plan = state_report(network), stored_plan(network.config)
     fresh = plan.fresh_tensors if plan else set()
