@@ -12,9 +12,9 @@ import time
 
 from statex.checkpoint import load, load_tokenizer
 from statex.evaluation.context import Cell, Context
-from statex.evaluation.needles import Prompt, score_prompts
-from statex.evaluation.niah_multikey import cell_prompts
+from statex.evaluation.prompts.needles import Prompt, score_prompts
 from statex.evaluation.reader import Reader
+from statex.evaluation.suites.niah_multikey import cell_prompts
 from statex.measure import default_device, device_name, source_commit, versions
 from statex.models.dispatch import statex_ops
 from statex.recipe import Evaluation, TextSource

@@ -524,7 +524,7 @@ def test_eval_of_another_suite_adds_to_what_is_there(call, gla, tmp_path):
 
 
 def test_help_of_eval_lists_what_can_be_measured(call):
-    from statex.suite_names import HARNESS_GROUPS, SUITE_GROUPS, SUITE_TITLES
+    from statex.results.suites import HARNESS_GROUPS, SUITE_GROUPS, SUITE_TITLES
 
     _, output, _ = call("eval", "--help")
     words = set(output.replace(",", " ").replace(":", " ").replace(".", " ").split())

@@ -26,20 +26,17 @@ ALLOWED = {  # besides "errors" and "files", which all but the first and "ops" m
     "models": {"expansion", "families", "ops"},
     "checkpoint": {"expansion", "families", "models", "reporting.model_card"},
     "measure": set(),
-    "claims": set(),
     "results": set(),
     "recipe": {"expansion.config"},
-    "suite_names": set(),
     "progress": set(),
     "launch": set(),
     "data": {"recipe"},
     "training": {"recipe", "measure", "data", "ops", "expansion", "families", "models", "checkpoint"},
     "evaluation": {
-        "recipe", "results", "claims", "suite_names", "measure", "data", "ops", "expansion", "families", "models",
-        "checkpoint",
+        "recipe", "results", "measure", "data", "ops", "expansion", "families", "models", "checkpoint",
     },
     "benchmarking": {"results", "measure", "ops", "expansion", "families", "models", "checkpoint"},
-    "reporting": {"recipe", "results", "claims", "suite_names"},
+    "reporting": {"recipe", "results"},
 }  # fmt: skip
 MAY_IMPORT_ALL = {"pipeline", "cli", "preparation"}
 HEAVY = {"fla", "lm_eval", "matplotlib", "datasets"}
@@ -103,9 +100,7 @@ def test_nothing_imports_what_may_import_all():
         ("ops", {"transformers"}),
         ("reporting", {"torch", "transformers"}),
         ("results", {"torch", "transformers"}),
-        ("claims", {"torch", "transformers"}),
         ("recipe", {"torch", "transformers"}),
-        ("suite_names", {"torch", "transformers"}),
         ("errors", {"torch", "transformers"}),
     ],
 )
@@ -117,7 +112,7 @@ def test_parts_that_do_without_a_library(part, forbidden):
 
 def test_one_door_to_each_foreign_library():
     """fla replaces entries of transformers' registry when it is imported; lm_eval is an extra."""
-    doors = {"fla": "benchmarking/peers", "lm_eval": "evaluation/harness"}
+    doors = {"fla": "benchmarking/peers", "lm_eval": "evaluation/lm_eval"}
     for path in SOURCE.rglob("*.py"):
         for name in imported(path):
             library = name.split(".")[0]

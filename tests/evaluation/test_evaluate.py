@@ -10,8 +10,8 @@ from tiny_models import MODELS, make_gla, make_llama
 from statex.errors import UserError
 from statex.evaluation import SUITES, compare_arms, evaluate
 from statex.evaluation.records import Score, read_scores, write_scores
-from statex.evaluation.statistics import wilson
 from statex.results import read_results, write_results
+from statex.results.statistics import wilson
 
 ARMS = [("lpt", 0), ("lpt", 1), ("statex", 0), ("statex", 1)]
 

@@ -16,16 +16,16 @@ from prefix_space import make_tokenizer
 from statex.errors import UserError
 from statex.evaluation import SUITES
 from statex.evaluation.context import Cell, Context
-from statex.evaluation.needles import Prompt, Question, score_prompts
+from statex.evaluation.prompts.needles import Prompt, Question, score_prompts
 from statex.evaluation.reader import Reader
 from statex.recipe import Evaluation
-from statex.suite_names import HARNESS_GROUPS
+from statex.results.suites import HARNESS_GROUPS
 
 pytest.importorskip("lm_eval")
 
-from statex.evaluation.harness import TASKS_FOLDER, load_tasks, run_harness, scores_of, task_manager
-from statex.evaluation.harness.model import StateLM
-from statex.evaluation.harness.run import offline
+from statex.evaluation.lm_eval import TASKS_FOLDER, load_tasks, run_harness, scores_of, task_manager
+from statex.evaluation.lm_eval.model import StateLM
+from statex.evaluation.lm_eval.run import offline
 
 
 @pytest.fixture(scope="module")

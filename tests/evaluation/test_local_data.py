@@ -15,8 +15,8 @@ import lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from statex.evaluation.harness import run_harness
-from statex.evaluation.harness.local_data import USUAL_NAMES, find_parts
+from statex.evaluation.lm_eval import run_harness
+from statex.evaluation.lm_eval.local_data import USUAL_NAMES, find_parts
 from statex.recipe import parse_recipe
 
 PIQA = [{"goal": f"ab {i}", "sol1": "cab dig", "sol2": f"fed {i} hi", "label": i % 2} for i in range(6)]

@@ -9,7 +9,7 @@ from statex.errors import UserError
 from statex.evaluation import check_names, evaluate, measure_model
 from statex.evaluation.records import Score
 from statex.evaluation.summary import generic_suite
-from statex.suite_names import HARNESS_GROUPS
+from statex.results.suites import HARNESS_GROUPS
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from tiny_models import MODELS, VOCABULARY
 
 from statex.evaluation import evaluate, find_suite
 from statex.evaluation.context import Cell, Context
-from statex.evaluation.mqar import cells as mqar_cells
-from statex.evaluation.needles import score_prompts
-from statex.evaluation.niah_multikey import cell_prompts
+from statex.evaluation.prompts.needles import score_prompts
 from statex.evaluation.reader import Reader
+from statex.evaluation.suites.mqar import cells as mqar_cells
+from statex.evaluation.suites.niah_multikey import cell_prompts
 from statex.recipe import Evaluation
 
 RECALL = ["mqar", "passkey", "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey", "variable_tracking"]
@@ -77,7 +77,7 @@ def test_memory_of_512_tokens_falls_exactly_where_it_must_on_mqar():
         {"mqar": {"num_pairs": [256], "num_keys": 256, "num_values": 256, "num_items": 2}}
     )
     from statex.data.recall import mqar_batch
-    from statex.evaluation.mqar import vocabulary
+    from statex.evaluation.suites.mqar import vocabulary
 
     model = PlantedModel(600, memory=MEMORY)
     context = Context(Reader(model), None, settings, None, None)
@@ -114,7 +114,7 @@ def test_shared_prefill_gives_what_separate_questions_give(name, batch_size, tok
     """Also where questions of several lengths are answered as one batch, which attention's cache does not allow."""
     values = {"batch_size": batch_size, "niah_multikey": {"num_items": 2, "max_new_tokens": 5}}
     reader = Reader(MODELS[name]())
-    assert reader.joins == (name in ("gla", "mamba2"))
+    assert reader.can_batch_states == (name in ("gla", "mamba2"))
     context = Context(reader, tokenizer, Evaluation.model_validate(values), source, source)
     cell = Cell("length-600", {"length": 600})
     prompts = cell_prompts(context, cell)

@@ -5,17 +5,18 @@ import pytest
 from planted import PlantedModel
 
 from prefix_space import KINDS, VOCAB_SIZE, make_tokenizer
-from statex.evaluation import SUITES, niah_multikey, variable_tracking
+from statex.evaluation import SUITES
 from statex.evaluation.context import Context
-from statex.evaluation.needles import answer_text
-from statex.evaluation.niah_single import cell_prompts
+from statex.evaluation.prompts.needles import answer_text
+from statex.evaluation.prompts.single_needle import cell_prompts
 from statex.evaluation.reader import Reader
-from statex.evaluation.symbol_icl import QUERY, build_task
+from statex.evaluation.suites import niah_multikey, variable_tracking
+from statex.evaluation.suites.symbol_icl import QUERY, build_task
 from statex.recipe import Evaluation
 
 pytest.importorskip("lm_eval")
 
-from statex.evaluation.harness.model import StateLM
+from statex.evaluation.lm_eval.model import StateLM
 
 LENGTH = 850
 NEEDLES = {

@@ -8,20 +8,22 @@ from tiny_models import VOCABULARY, make_gla, make_llama, make_mamba2
 
 import statex
 from statex.errors import UserError
-from statex.evaluation import SUITES, evaluate, find_suite, niah_multikey
-from statex.evaluation.ar_hits import find_hits
+from statex.evaluation import SUITES, evaluate, find_suite
 from statex.evaluation.context import Cell, Context
-from statex.evaluation.haystack import LONGEST_SENTENCE, split_sentences, text_haystack
-from statex.evaluation.lengths import default_lengths
-from statex.evaluation.needles import num_tokens
-from statex.evaluation.niah_single import cell_prompts
-from statex.evaluation.nll_by_position import position_ranges
+from statex.evaluation.prompts.grids import default_lengths
+from statex.evaluation.prompts.haystack import LONGEST_SENTENCE, split_sentences, text_haystack
+from statex.evaluation.prompts.needles import num_tokens
+from statex.evaluation.prompts.single_needle import cell_prompts
 from statex.evaluation.reader import Reader
 from statex.evaluation.records import digest_of
-from statex.evaluation.symbol_icl import build_task
-from statex.evaluation.text import CountTable, count_table, default_ngram, held_out_windows, ngram_keys
+from statex.evaluation.suites import niah_multikey
+from statex.evaluation.suites.ar_hits import find_hits
+from statex.evaluation.suites.nll_by_position import position_ranges
+from statex.evaluation.suites.symbol_icl import build_task
+from statex.evaluation.text.count_table import CountTable, count_table, default_ngram, ngram_keys
+from statex.evaluation.text.windows import held_out_windows
 from statex.recipe import Evaluation, TextSource
-from statex.suite_names import HARNESS_GROUPS, SUITE_TITLES, result_name, split_names, task_name
+from statex.results.suites import HARNESS_GROUPS, SUITE_TITLES, result_name, split_names, task_name
 
 NAMES = [
     "passkey", "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey", "variable_tracking", "mqar",
@@ -80,12 +82,12 @@ def test_ngrams_that_do_not_fit_64_bits_are_refused():
 def test_the_count_table_is_kept_and_read_again(context, tmp_path, monkeypatch):
     settings = context.evaluation.ar_hits.model_copy(update={"count_tokens": 2000})
     shared = replace(context, shared=tmp_path)
-    monkeypatch.setattr("statex.evaluation.text._tables", {})
+    monkeypatch.setattr("statex.evaluation.text.count_table._tables", {})
     first = count_table(shared, settings)
     assert first.num_tokens == 2000
     assert first.counts.sum() > 0
-    monkeypatch.setattr("statex.evaluation.text._tables", {})
-    monkeypatch.setattr("statex.evaluation.text.count_ngrams", None)
+    monkeypatch.setattr("statex.evaluation.text.count_table._tables", {})
+    monkeypatch.setattr("statex.evaluation.text.count_table.count_ngrams", None)
     assert count_table(shared, settings).digest == first.digest
 
 
@@ -137,7 +139,9 @@ def test_default_lengths_fit_the_question_and_the_model(tokenizer, source):
 def test_default_lengths_are_those_of_the_model_before_its_expansion(make, monkeypatch):
     """Or an arm that the expansion makes bigger than a border would be asked something else."""
     model = make()
-    monkeypatch.setattr("statex.evaluation.lengths.CPU_DEFAULT_LENGTHS", {model.num_parameters(): (2,), 1e9: (1,)})
+    monkeypatch.setattr(
+        "statex.evaluation.prompts.grids.CPU_DEFAULT_LENGTHS", {model.num_parameters(): (2,), 1e9: (1,)}
+    )
     statex.expand(model, statex.ExpansionConfig(every=1, factor=2, init="preserve"))
     assert default_lengths(Reader(model)) == (2,)
 
@@ -168,7 +172,7 @@ def test_a_haystack_begins_at_different_places(context):
 @pytest.mark.parametrize("suite", ["niah_single_2", "niah_single_3", "niah_multikey"])
 def test_items_do_not_depend_on_what_was_asked_before(context, suite, monkeypatch):
     """As where several models are measured in one process, or a run goes on in another."""
-    monkeypatch.setattr("statex.evaluation.haystack._texts", {})
+    monkeypatch.setattr("statex.evaluation.prompts.haystack._texts", {})
     short, long = (Cell("", {"length": length, "depth": 0.5}) for length in (700, 2000))
 
     def texts(cell):

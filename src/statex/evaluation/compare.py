@@ -12,10 +12,10 @@ import numpy as np
 from statex.errors import UserError
 from statex.evaluation.context import Suite
 from statex.evaluation.records import Score, digest_of, group, read_scores, sums
-from statex.evaluation.statistics import Estimate, Sums, bootstrap_ratio, detectable, needs, over_seeds
 from statex.evaluation.suites import SUITES
 from statex.evaluation.summary import generic_suite, length_note, result_of
 from statex.results import Result
+from statex.results.statistics import Estimate, Sums, bootstrap_ratio, detectable, needs, over_seeds
 
 ITEM_METRICS = {"hit_share"}
 """Metrics of the items alone, the same for every model."""

@@ -11,22 +11,22 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from statex.claims import RECALL_MARGIN, claim
 from statex.evaluation.compare import possible
 from statex.evaluation.context import Context, text_source
-from statex.evaluation.mqar import TOKENS_PER_PAIR, vocabulary
 from statex.evaluation.reader import Reader, State
 from statex.evaluation.records import Score
-from statex.evaluation.statistics import NORMAL_QUANTILE, Estimate, Sums, bootstrap_difference, combine
+from statex.evaluation.suites.mqar import TOKENS_PER_PAIR, vocabulary
 from statex.evaluation.summary import estimate_mean, result_of
-from statex.evaluation.text import held_out_windows
+from statex.evaluation.text.windows import held_out_windows
 from statex.expansion.plan import ExpansionPlan, LayerEdit, stored_plan
 from statex.families import FAMILIES
 from statex.measure import device_name, source_commit
 from statex.models.dispatch import statex_ops
 from statex.recipe import Evaluation, TextSource
 from statex.results import Result
-from statex.suite_names import HARNESS_GROUPS, split_names
+from statex.results.claims import RECALL_MARGIN, claim
+from statex.results.statistics import NORMAL_QUANTILE, Estimate, Sums, bootstrap_difference, combine
+from statex.results.suites import HARNESS_GROUPS, split_names
 
 SUITE_NAME = "diagnostics"
 NUM_SEQUENCES = 64
@@ -66,7 +66,7 @@ def diagnose(
     reader = Reader(model)
     source = text_source(evaluation, text)
     with statex_ops():
-        limit = reader.real_limit()
+        limit = reader.max_context()
     context = Context(reader, tokenizer, evaluation, source, source, training_length, limit)
     facts = {"device": device_name(reader.device), "commit": source_commit()} | (identity or {})
     results = weight_changes(plan, model.state_dict(), start, facts) if start is not None else []

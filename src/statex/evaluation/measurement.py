@@ -8,10 +8,10 @@ import torch
 
 from statex.errors import UserError
 from statex.evaluation.context import text_source
-from statex.evaluation.harness import Measured, import_lm_eval, run_harness, task_manager
+from statex.evaluation.lm_eval import Measured, import_lm_eval, run_harness, task_manager
 from statex.evaluation.runner import evaluate
 from statex.recipe import Evaluation, TextSource
-from statex.suite_names import HARNESS_GROUPS, SUITE_GROUPS, SUITE_TITLES, known_names, split_names, task_name
+from statex.results.suites import HARNESS_GROUPS, SUITE_GROUPS, SUITE_TITLES, known_names, split_names, task_name
 
 
 def measure_model(

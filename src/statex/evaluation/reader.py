@@ -200,7 +200,7 @@ class Reader:
         return State(cache, state.num_tokens, mask)
 
     def join_states(self, states: Sequence[State]) -> State:
-        """One state with the rows of several, in their order; only for a model that `joins`."""
+        """One state with the rows of several, in their order; only for a model that `can_batch_states`."""
         joined = copy.copy(states[0].cache)
         joined.layers = [copy.copy(layer) for layer in joined.layers]
         for place, layer in enumerate(joined.layers):
@@ -209,7 +209,7 @@ class Reader:
         return State(joined, states[0].num_tokens)
 
     @cached_property
-    def continues(self) -> bool:
+    def supports_chunked_continuation(self) -> bool:
         """Whether the model reads several tokens behind a state as it reads them one by one.
 
         transformers' Mamba does not: it forgets the recurrent state without an error. So it is tried, on random
@@ -244,7 +244,7 @@ class Reader:
         return any(getattr(layer, "keys", None) is not None for layer in self._cache_layers)
 
     @cached_property
-    def joins(self) -> bool:
+    def can_batch_states(self) -> bool:
         """Whether states after different numbers of tokens can be rows of one: where all of them is recurrent."""
         layers = self._cache_layers
         recurrent = bool(layers) and all(hasattr(layer, "recurrent_states") for layer in layers)
@@ -257,7 +257,7 @@ class Reader:
             output = self.model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=True)
         return getattr(cache_of(output), "layers", None) or []
 
-    def real_limit(self) -> int | None:
+    def max_context(self) -> int | None:
         """The most tokens the model can read: its max_position_embeddings if it has attention, else None."""
         limit = getattr(self.config, "max_position_embeddings", None)
         return limit if limit is not None and self.has_attention else None
@@ -303,7 +303,7 @@ class Reader:
     def _pieces(self, shape: Sequence[int], asked: list[int], state: State | None) -> Iterator[tuple[int, int, bool]]:
         """Cut (B, T) tokens into (start, end, logits wanted); a piece without logits ends where one is asked."""
         (rows, length), device = shape, self.device.type
-        if not self.continues:
+        if not self.supports_chunked_continuation:
             step = length if state is None else 1
             yield from ((start, start + step, bool(asked)) for start in range(0, length, step))
             return

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from statex.evaluation.statistics import Sums
 from statex.files import write_whole
+from statex.results.statistics import Sums
 
 
 @dataclass(frozen=True)

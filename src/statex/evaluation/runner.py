@@ -20,7 +20,8 @@ from statex.measure import device_name, source_commit
 from statex.models.dispatch import statex_ops
 from statex.recipe import Evaluation, Recall, TextSource
 from statex.results import Result
-from statex.suite_names import split_names
+from statex.results.record import SETTINGS_FILES
+from statex.results.suites import split_names
 
 
 def evaluate(
@@ -58,7 +59,7 @@ def evaluate(
     text = text_source(evaluation, text)
     reader = Reader(model)
     with statex_ops():
-        limit = reader.real_limit()
+        limit = reader.max_context()
     context = Context(reader, tokenizer, evaluation, text, count_text or text, training_length, limit, shared)
     for suite in suites:
         suite.check(context)
@@ -85,7 +86,7 @@ def check_items(
         UserError: a length without room for its question, text or a document too short for a length, a vocabulary too
             small, keys or values that training never shows, or a tokenizer that lm-eval's tasks cannot use.
     """
-    from statex.evaluation.harness.local_data import check_folder  # the harness imports this module
+    from statex.evaluation.lm_eval.local_data import check_folder  # the harness imports this module
 
     context = Context(cast(Any, None), tokenizer, evaluation, text, text, training_length, recall=recall)
     suites, tasks = split_names(evaluation.suites)
@@ -127,18 +128,14 @@ def settings_of(context: Context) -> dict[str, Any]:
     }
 
 
-CLAIMS = ("evaluation.json", "harness.json")
-"""The files that say how the scores in a folder were made: those of our suites, and those of lm-eval's tasks."""
-
-
-def claim_folder(output: Path, settings: dict[str, Any], name: str = CLAIMS[0]) -> None:
+def claim_folder(output: Path, settings: dict[str, Any], name: str = SETTINGS_FILES[0]) -> None:
     """Write the settings to the file `name` in `output`, or check that it was made with the same ones.
 
     Raises:
         UserError: another model, text or other settings made it.
     """
     settings = json.loads(json.dumps(settings))
-    for claim in CLAIMS:
+    for claim in SETTINGS_FILES:
         if not (output / claim).exists():
             continue
         before = json.loads((output / claim).read_text(encoding="utf-8"))

@@ -6,8 +6,8 @@ from typing import Any
 
 from statex.evaluation.context import Suite
 from statex.evaluation.records import Score, digest_of, group, sums
-from statex.evaluation.statistics import Estimate, bootstrap_mean, wilson
 from statex.results import Result
+from statex.results.statistics import Estimate, bootstrap_mean, wilson
 
 PAST_TRAINING = "past the training length"
 

@@ -9,7 +9,7 @@ from statex.files import write_whole
 from statex.reporting.render import html, markdown
 from statex.reporting.render.content import Document
 from statex.reporting.render.markup import literal
-from statex.reporting.run import NOT_RUN, SETTINGS, Run, is_evaluation, read_evaluations, read_run
+from statex.reporting.run import Run, is_evaluation, read_evaluations, read_run
 from statex.reporting.sections.cost import cost_section, devices, origin_section, recipe_section, state_section
 from statex.reporting.sections.diagnosis import diagnosis_section
 from statex.reporting.sections.needles import long_context_section
@@ -23,6 +23,7 @@ from statex.reporting.sections.quality import (
     text_section,
 )
 from statex.reporting.wording import listing
+from statex.results.record import NOT_RUN_FILE, SETTINGS_FILES
 
 
 def write_report(folder: Path, output: Path | None = None) -> tuple[Path, Path]:
@@ -41,7 +42,7 @@ def write_report(folder: Path, output: Path | None = None) -> tuple[Path, Path]:
     if output is None or Path(output).resolve() == folder.resolve():
         return _write([report], folder)
     Path(output).mkdir(parents=True, exist_ok=True)
-    for name in ("recipe.toml", "results.jsonl", NOT_RUN, *SETTINGS):
+    for name in ("recipe.toml", "results.jsonl", NOT_RUN_FILE, *SETTINGS_FILES):
         if (folder / name).is_file():
             write_whole(Path(output) / name, (folder / name).read_text(encoding="utf-8"))
     return _write([report], Path(output))

@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from statex.claims import RECALL_MARGIN, TEXT_MARGIN, claim
 from statex.reporting.run import Measure, Run, Shown
 from statex.reporting.wording import (
     NOT_RUN,
@@ -21,6 +20,7 @@ from statex.reporting.wording import (
     format_value,
     listing,
 )
+from statex.results.claims import RECALL_MARGIN, TEXT_MARGIN, claim
 
 PLATEAU_ACCURACY = 0.9
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from statex.reporting.run import Measure, Shown
 from statex.results import Result
-from statex.suite_names import SUITE_TITLES
+from statex.results.suites import SUITE_TITLES
 
 NOT_RUN = "not run"
 

@@ -5,7 +5,7 @@ from statex.reporting.render.content import Panel
 from statex.reporting.render.figures import Dot, DotChart, Line, LineChart
 from statex.reporting.run import Measure, Run
 from statex.reporting.wording import format_with_interval, metric_title, slice_title
-from statex.suite_names import SUITE_TITLES
+from statex.results.suites import SUITE_TITLES
 
 
 def arm_lines(run: Run, model: str, measures: list[Measure], key: str) -> list[Line]:

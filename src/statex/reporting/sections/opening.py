@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from statex.claims import RECALL_MARGIN, TEXT_MARGIN
 from statex.reporting.render.content import Block, Cell, Column, Figure, Section, Table, Text
 from statex.reporting.render.tables import Shared, by_arm, shared_n
 from statex.reporting.run import Measure, Run, Shown
@@ -26,6 +25,7 @@ from statex.reporting.wording import (
     listing,
     suite_measure_title,
 )
+from statex.results.claims import RECALL_MARGIN, TEXT_MARGIN
 
 MARKS: dict[Outcome, str] = {"met": "✓", "not met": "✗", "undecided": "?", "not run": "–"}
 RULES = (

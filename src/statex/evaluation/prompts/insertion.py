@@ -7,8 +7,8 @@ import numpy as np
 
 from statex.errors import UserError
 from statex.evaluation.context import Context
-from statex.evaluation.haystack import Haystack
-from statex.evaluation.needles import Prompt, num_tokens
+from statex.evaluation.prompts.haystack import Haystack
+from statex.evaluation.prompts.needles import Prompt, num_tokens
 
 Draw = Callable[[np.random.Generator], "Draft"]
 
@@ -41,10 +41,10 @@ def build_prompts(
 ) -> list[Prompt]:
     """`count` prompts of `length` tokens, their draws and their haystacks by the evaluation's seed and `seed`."""
     generator = np.random.default_rng([context.evaluation.seed, length, *seed])
-    return [hide(context, field_name, haystack, generator, draw(generator), length) for _ in range(count)]
+    return [insert_needles(context, field_name, haystack, generator, draw(generator), length) for _ in range(count)]
 
 
-def hide(
+def insert_needles(
     context: Context,
     field_name: str,
     haystack: Haystack,

@@ -4,7 +4,7 @@ import itertools
 
 from statex.evaluation.context import Cell, Context, Suite
 from statex.evaluation.records import Score, digest
-from statex.evaluation.text import Window, held_out_windows, scored_windows
+from statex.evaluation.text.windows import Window, held_out_windows, scored_windows
 
 FIRST_EDGE = 32
 """Tokens of the first range, or fewer; each further one doubles the position."""

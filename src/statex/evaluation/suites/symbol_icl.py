@@ -13,7 +13,7 @@ import torch
 
 from statex.data.tokenizer import encode_continuation, encode_prompt
 from statex.evaluation.context import Cell, Context, Suite
-from statex.evaluation.needles import common_length
+from statex.evaluation.prompts.needles import common_length
 from statex.evaluation.reader import State
 from statex.evaluation.records import Score, digest
 

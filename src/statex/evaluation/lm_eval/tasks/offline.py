@@ -10,10 +10,11 @@ from typing import Any, cast
 import numpy as np
 
 from statex.checkpoint import read_tokenizer
-from statex.evaluation import niah_multikey, niah_single, passkey, symbol_icl, variable_tracking
 from statex.evaluation.context import Cell, Context
-from statex.evaluation.lengths import grid_depths
-from statex.evaluation.needles import Prompt
+from statex.evaluation.prompts import single_needle
+from statex.evaluation.prompts.grids import grid_depths
+from statex.evaluation.prompts.needles import Prompt
+from statex.evaluation.suites import niah_multikey, passkey, symbol_icl, variable_tracking
 from statex.recipe import Evaluation, TextSource
 
 DEFAULT_LENGTHS = (1024, 2048, 4096)
@@ -61,7 +62,7 @@ def _data_set(cells: list[list[dict[str, Any]]]) -> dict:
 def _single(suite: str, metadata: dict[str, Any]) -> dict:
     context = _context(metadata, suite, {})
     cells = _grid(metadata, getattr(context.evaluation, suite).num_depths)
-    return _data_set([_documents(niah_single.cell_prompts(context, suite, cell), cell) for cell in cells])
+    return _data_set([_documents(single_needle.cell_prompts(context, suite, cell), cell) for cell in cells])
 
 
 def single_1(**metadata: Any) -> dict:

@@ -10,7 +10,7 @@ import torch
 from statex.data.recall import PasskeyBuilder, PasskeyItem, random_passkey
 from statex.errors import UserError
 from statex.evaluation.context import Cell, Context, Suite
-from statex.evaluation.lengths import check_lengths, grid_depths, grid_lengths
+from statex.evaluation.prompts.grids import check_lengths, grid_depths, grid_lengths
 from statex.evaluation.records import Score, digest
 
 

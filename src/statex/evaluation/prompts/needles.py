@@ -160,7 +160,7 @@ def _read_questions(
             part = list(group)
             copied = reader.copy_state(state, [one.row for one in part])
             read.append((part, *reader.read([one.ids for one in part], copied)))
-        if len(read) > 1 and reader.joins:
+        if len(read) > 1 and reader.can_batch_states:
             parts, logits, states = zip(*read, strict=True)
             yield [one for part in parts for one in part], torch.cat(logits), reader.join_states(states)
         else:

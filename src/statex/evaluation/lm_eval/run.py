@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from statex.errors import UserError
-from statex.evaluation.harness.local_data import check_folder, local_data
+from statex.evaluation.lm_eval.local_data import check_folder, local_data
 from statex.evaluation.reader import Reader
 from statex.evaluation.records import Score, digest, read_scores, write_scores
 from statex.evaluation.runner import claim_folder, fingerprint
@@ -30,7 +30,8 @@ from statex.measure import device_name, source_commit
 from statex.models.dispatch import statex_ops
 from statex.recipe import TextSource
 from statex.results import Result
-from statex.suite_names import HARNESS_GROUPS, known_names, result_name
+from statex.results.record import NOT_RUN_FILE, SETTINGS_FILES
+from statex.results.suites import HARNESS_GROUPS, known_names, result_name
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def run_harness(
             text with, a prompt is longer than the model can read, or `output` was made with other settings.
     """
     lm_eval = import_lm_eval()
-    from statex.evaluation.harness.model import StateLM
+    from statex.evaluation.lm_eval.model import StateLM
 
     if tokenizer is None:
         raise UserError("model", type(model).__name__, "has no tokenizer, which lm-eval's tasks need", "give one")
@@ -132,7 +133,7 @@ def run_harness(
     if output is not None:
         named = {"text": TextSource.model_validate(meta["text"]).identity()} if "text" in meta else {}
         settings = {"limit": limit, "metadata": meta | named, "model": fingerprint(model)}
-        claim_folder(output, settings, name="harness.json")
+        claim_folder(output, settings, name=SETTINGS_FILES[1])
     facts = {"device": device_name(reader.device), "commit": source_commit()} | (identity or {})
     report = progress or (lambda *_: None)
     results: list[Result] = []
@@ -156,7 +157,7 @@ def run_harness(
                     write_scores(path, scores)
             results += summarize(generic_suite(name, scores), scores, training_length=training_length, **facts)
     if output is not None:
-        _keep_not_run(output / "not_run.json", not_run, wanted)
+        _keep_not_run(output / NOT_RUN_FILE, not_run, wanted)
     return Measured(results, not_run)
 
 

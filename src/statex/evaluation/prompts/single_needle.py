@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from statex.evaluation.context import Cell, Context, Suite
-from statex.evaluation.haystack import (
+from statex.evaluation.prompts.grids import check_lengths, grid_depths, grid_lengths
+from statex.evaluation.prompts.haystack import (
     Haystack,
     noise_haystack,
     random_number,
@@ -18,9 +19,8 @@ from statex.evaluation.haystack import (
     random_word,
     text_haystack,
 )
-from statex.evaluation.hiding import Draft, Draw, build_prompts, shortest_length
-from statex.evaluation.lengths import check_lengths, grid_depths, grid_lengths
-from statex.evaluation.needles import Prompt, Question, score_prompts
+from statex.evaluation.prompts.insertion import Draft, Draw, build_prompts, shortest_length
+from statex.evaluation.prompts.needles import Prompt, Question, score_prompts
 from statex.evaluation.records import Score
 from statex.recipe import NeedleSuite
 

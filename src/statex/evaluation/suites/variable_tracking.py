@@ -9,10 +9,10 @@ import itertools
 import numpy as np
 
 from statex.evaluation.context import Cell, Context, Suite
-from statex.evaluation.haystack import NOISE, noise_haystack
-from statex.evaluation.hiding import Draft, Draw, build_prompts, shortest_length
-from statex.evaluation.lengths import check_lengths, grid_lengths
-from statex.evaluation.needles import Prompt, Question, score_prompts
+from statex.evaluation.prompts.grids import check_lengths, grid_lengths
+from statex.evaluation.prompts.haystack import NOISE, noise_haystack
+from statex.evaluation.prompts.insertion import Draft, Draw, build_prompts, shortest_length
+from statex.evaluation.prompts.needles import Prompt, Question, score_prompts
 from statex.evaluation.records import Score
 
 INTRODUCTION = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"

@@ -1,6 +1,6 @@
 """The one door to lm-eval, an optional package that is imported when a task is run."""
 
-from statex.evaluation.harness.run import (
+from statex.evaluation.lm_eval.run import (
     TASKS_FOLDER,
     Measured,
     NotRun,

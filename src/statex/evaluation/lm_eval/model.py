@@ -25,7 +25,7 @@ class StateLM(TemplateLM):
         super().__init__()
         self.reader, self.tokenizer, self.batch_size = reader, tokenizer, batch_size
         self.prefix = prefix_token(tokenizer)
-        self.limit = reader.real_limit()
+        self.limit = reader.max_context()
         self.ends = reader.end_tokens(tokenizer)
         self.progress: Callable[[int, int], None] = lambda done, total: None
         self._device = reader.device

@@ -13,7 +13,7 @@ from statex.data.tokenizer import encode_continuation
 from statex.errors import UserError
 from statex.evaluation.context import Context
 from statex.evaluation.records import digest
-from statex.evaluation.text import tokenizer_digest
+from statex.evaluation.text.tokens import tokenizer_digest
 from statex.recipe import TextSource
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."

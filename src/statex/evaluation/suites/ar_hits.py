@@ -9,7 +9,8 @@ import numpy as np
 
 from statex.evaluation.context import Cell, Context, Suite
 from statex.evaluation.records import Score, digest
-from statex.evaluation.text import CountTable, Window, count_table, held_out_windows, ngram_keys, scored_windows
+from statex.evaluation.text.count_table import CountTable, count_table, ngram_keys
+from statex.evaluation.text.windows import Window, held_out_windows, scored_windows
 
 LONG_GAP = 1024
 """Tokens since the latest occurrence from which a hit counts as long-gap."""

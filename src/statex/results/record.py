@@ -8,6 +8,11 @@ from typing import Any
 
 from statex.files import write_whole
 
+SETTINGS_FILES = ("evaluation.json", "harness.json")
+"""How the scores in an evaluation's folder were made: those of our suites, and those of lm-eval's tasks."""
+NOT_RUN_FILE = "not_run.json"
+"""The tasks of lm-eval that lacked their data, each with the command that fetches it."""
+
 
 @dataclass(frozen=True)
 class Result:

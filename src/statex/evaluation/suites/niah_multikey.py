@@ -6,11 +6,11 @@ All questions about a context share its prefill. With K keys the i-th needle sta
 import numpy as np
 
 from statex.evaluation.context import Cell, Context, Suite
-from statex.evaluation.haystack import random_number, random_word, text_haystack
-from statex.evaluation.hiding import Draft, Draw, build_prompts, shortest_length
-from statex.evaluation.lengths import check_lengths, grid_depths, grid_lengths
-from statex.evaluation.needles import Prompt, Question, score_prompts
-from statex.evaluation.niah_single import NEEDLE, QUESTION, introduction
+from statex.evaluation.prompts.grids import check_lengths, grid_depths, grid_lengths
+from statex.evaluation.prompts.haystack import random_number, random_word, text_haystack
+from statex.evaluation.prompts.insertion import Draft, Draw, build_prompts, shortest_length
+from statex.evaluation.prompts.needles import Prompt, Question, score_prompts
+from statex.evaluation.prompts.single_needle import NEEDLE, QUESTION, introduction
 from statex.evaluation.records import Score
 
 

@@ -1,28 +1,28 @@
-"""The table of our suites; `statex.suite_names` has their titles, and the groups of names that stand for them."""
+"""The table of our suites; `statex.results.suites` has their titles, and the groups of names that stand for them."""
 
 from statex.errors import UserError
-from statex.evaluation import (
+from statex.evaluation.context import Suite
+from statex.evaluation.prompts import single_needle
+from statex.evaluation.suites import (
     ar_hits,
     cost,
     mqar,
     niah_multikey,
-    niah_single,
     nll_by_position,
     passkey,
     symbol_icl,
     variable_tracking,
 )
-from statex.evaluation.context import Suite
-from statex.suite_names import known_names
+from statex.results.suites import known_names
 
 SUITES: dict[str, Suite] = {
     "mqar": mqar.SUITE,
     "passkey": passkey.SUITE,
     "ar_hits": ar_hits.SUITE,
     "nll_by_position": nll_by_position.SUITE,
-    "niah_single_1": niah_single.NIAH_SINGLE_1,
-    "niah_single_2": niah_single.NIAH_SINGLE_2,
-    "niah_single_3": niah_single.NIAH_SINGLE_3,
+    "niah_single_1": single_needle.NIAH_SINGLE_1,
+    "niah_single_2": single_needle.NIAH_SINGLE_2,
+    "niah_single_3": single_needle.NIAH_SINGLE_3,
     "niah_multikey": niah_multikey.SUITE,
     "variable_tracking": variable_tracking.SUITE,
     "symbol_icl": symbol_icl.SUITE,
