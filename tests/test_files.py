@@ -105,6 +105,7 @@ FULL = {
     "safetensors": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     "torch": RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 12800 vs 12692"),
     "torch's writer": RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    "torch's stream": RuntimeError("basic_ios::clear: iostream error"),
 }
 
 

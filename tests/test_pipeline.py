@@ -442,6 +442,6 @@ def test_figures_of_each_seed_are_kept_apart(text, tmp_path, monkeypatch):
     assert outs == [
         folder / f"{arm}-seed{seed}" / "expanded" for seed in (3, 5) for arm in ("reinit", "preserve", "control")
     ]
-    starts = [args[3] for args in stages["_train_arm"]]
+    starts = [args[4] for args in stages["_train_arm"]]
     assert starts[0] == folder / "pretrained-seed3" / "trained"
     assert starts[1:4] == outs[:3]

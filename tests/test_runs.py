@@ -1,6 +1,8 @@
 """What the seeds, arms and suites of a run owe its comparison, and two processes one another."""
 
+import errno
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from statex.pipeline import run_recipe
 from statex.recipe import Data, Recipe, parse_recipe
 from statex.results import read_results
 from tiny_recipe import CONFIGS, EVALUATION, TRAINING, data_values, write_text
+from trials.full_disk import small_disk
 
 QUICK = TRAINING | {"steps": 2, "warmup_steps": 0}
 
@@ -151,3 +154,36 @@ def test_results_of_an_earlier_version_have_no_dtype(recipe):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "dtype"}) + "\n" for row in rows))
     assert {row.dtype for row in read_results(path)} == {""}
+
+
+@pytest.mark.parametrize("kilobytes", [40, 400])
+def test_a_full_disk_is_told_with_the_run_s_folder_and_the_run_resumes(recipe, tmp_path, kilobytes):
+    """Full when the tokenizer or the model is written, and in the middle of a checkpoint."""
+    disk = tmp_path / "disk"
+    settings = recipe(
+        name="full", output=str(disk), arms={"lpt": {"kind": "lpt"}},
+        training=TRAINING | {"steps": 6, "save_every": 1, "keep_checkpoints": 5},
+    )  # fmt: skip
+    try:
+        with small_disk(disk, kilobytes):
+            with pytest.raises(OSError) as caught:
+                run_recipe(settings, evaluation=False)
+            assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(settings.folder))
+            subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+            run_recipe(settings, evaluation=False)
+            assert (settings.folder / "gla" / "lpt-seed0" / "trained" / "model.safetensors").exists()
+    except PermissionError as error:
+        pytest.skip(f"cannot mount a small disk: {error}")
+
+
+def test_a_full_disk_that_torch_does_not_name_is_told(recipe, monkeypatch):
+    def full(*args, **kwargs):
+        raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 12800 vs 12692")
+
+    settings = recipe(arms={"lpt": {"kind": "lpt"}}, training=TRAINING)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="unexpected pos 12800 vs 12692") as caught:
+            run_recipe(settings, evaluation=False)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(settings.folder))
+    run_recipe(settings, evaluation=False)

