@@ -16,8 +16,9 @@ from statex.errors import UserError
 from statex.files import working_in
 from statex.models.scratch import make_model
 from statex.pipeline import run_recipe
-from statex.recipe import Data, Recipe, parse_recipe
+from statex.recipe import Recipe, parse_recipe
 from statex.results import read_results
+from statex.settings import Data
 from tiny_recipe import CONFIGS, EVALUATION, TRAINING, data_values, write_text
 from trials.full_disk import small_disk
 

@@ -233,7 +233,7 @@ def _evaluate_arm(
     advance: Callable[[str, int, int], None],
 ) -> None:
     """Evaluate one trained arm; its figures, its state and what it cost go to `folder/results.jsonl`."""
-    from statex.evaluation import measure_model
+    from statex.evaluation import Request, measure_model
     from statex.expansion.plan import stored_plan
     from statex.expansion.state import state_report
 
@@ -242,9 +242,7 @@ def _evaluate_arm(
     facts = _facts(network, model, arm, seed)
     note = "of the last call alone: an earlier one had done a part" if (folder / "evaluation").exists() else ""
     watch = Stopwatch(network.device)
-    measured = measure_model(
-        network,
-        tokenizer,
+    request = Request(
         recipe.evaluation,
         output=folder / "evaluation",
         text=recipe.evaluation.text or recipe.data.text,
@@ -254,6 +252,7 @@ def _evaluate_arm(
         progress=advance,
         identity=facts,
     )
+    measured = measure_model(network, tokenizer, request)
     results = measured.results
     if measured.not_run:
         missing = {"tasks": [asdict(one) for one in measured.not_run]}
@@ -285,19 +284,18 @@ def _evaluate_arm(
 def _diagnose_arm(recipe: Recipe, model: str, arm: str, seed: int, folder: Path) -> None:
     """What a trained arm does with what its expansion gave it; goes to `folder/diagnostics.jsonl`."""
     from statex.checkpoint import load
+    from statex.evaluation import Request
     from statex.evaluation.diagnostics import diagnose
 
     network, tokenizer = _load_to_measure(recipe, folder / "trained")
-    results = diagnose(
-        network,
-        tokenizer,
+    request = Request(
         recipe.evaluation,
         text=recipe.evaluation.text or recipe.data.text,
-        start=load(folder / "expanded", dtype=network.dtype).state_dict(),
         training_length=recipe.training.sequence_length,
         identity=_facts(network, model, arm, seed),
     )
-    write_results(folder / DIAGNOSTICS, results)
+    start = load(folder / "expanded", dtype=network.dtype).state_dict()
+    write_results(folder / DIAGNOSTICS, diagnose(network, tokenizer, request, start))
 
 
 def _load_to_measure(recipe: Recipe, trained: Path) -> tuple[Any, Any]:

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from statex.errors import UserError
-from statex.evaluation.context import Suite
-from statex.evaluation.records import Score, digest_of, group, read_scores, sums
-from statex.evaluation.suites import SUITES
-from statex.evaluation.summary import generic_suite, length_note, result_of
+from statex.evaluation.records import Score, digest_of, group, read_scores
+from statex.evaluation.suite import Suite
+from statex.evaluation.suites import find_suite
+from statex.evaluation.summary import generic_suite, length_note, result_of, sums
 from statex.results import Result
+from statex.results.record import SETTINGS_FILES
 from statex.results.statistics import Estimate, Sums, bootstrap_ratio, detectable, needs, over_seeds
+from statex.results.suites import SUITES
 
 ITEM_METRICS = {"hit_share"}
-"""Metrics of the items alone, the same for every model."""
+"""Metrics of the items themselves, the same for every model."""
 
 Runs = dict[tuple[str, int], list[Score]]
 """(arm, seed) -> scores of one suite, or of one cell of it."""
@@ -32,8 +34,8 @@ def compare_arms(
     For each suite, metric and slice: the paired difference of each arm to the baseline, for each seed and over all
     seeds that both have (`seed` None, `baseline` set), and each arm's value over its seeds (`seed` None, only where
     an arm has several). `details` of a difference has its `power`: the smallest difference that such a comparison
-    would establish in 4 of 5 runs (`detectable`), and the `items`, or the `seeds`, that would establish one of the
-    size that was seen (None: as many as there are; both None: no difference was seen).
+    would establish in 4 of 5 runs (`detectable`), and the number of `items`, or of `seeds`, that would establish one of
+    the observed size (None: as many as there are; both None: no difference was observed).
 
     Args:
         folders: (arm, seed) -> the folder `evaluate` wrote, with `items/`.
@@ -52,7 +54,8 @@ def compare_arms(
     for name in _suite_names(folders.values()):
         paths = {key: Path(folder) / "items" / f"{name}.jsonl" for key, folder in folders.items()}
         runs = {key: read_scores(path) for key, path in paths.items() if path.exists()}
-        suite = SUITES.get(name) or generic_suite(name, [score for scores in runs.values() for score in scores])
+        ours = name in SUITES
+        suite = find_suite(name) if ours else generic_suite(name, [one for scores in runs.values() for one in scores])
         if not suite.paired:
             continue
         require_same_items(suite.name, runs)
@@ -70,7 +73,7 @@ def _suite_names(folders: Iterable[Path]) -> list[str]:
 
 
 def require_same_items(suite: str, runs: Runs) -> None:
-    """Refuse runs that were not asked exactly the same."""
+    """Refuse runs that were not given exactly the same items."""
     hashes = {key: digest_of(scores) for key, scores in runs.items()}
     if len(set(hashes.values())) > 1:
         first = next(iter(hashes))
@@ -152,7 +155,7 @@ def _differences(
 
 
 def _power(difference: Estimate) -> dict[str, float | int | None]:
-    """What such a comparison can establish, and what would establish the difference that was seen."""
+    """What such a comparison can establish, and what would establish the observed difference."""
     needed, smallest = needs(difference), detectable(difference)
     return {
         "detectable": smallest if math.isfinite(smallest) else None,
@@ -214,5 +217,5 @@ def _added(parts: list[Sums]) -> Sums:
 
 
 def _training_length(folder: Path) -> int | None:
-    path = folder / "evaluation.json"
+    path = folder / SETTINGS_FILES[0]
     return json.loads(path.read_text(encoding="utf-8")).get("training_length") if path.exists() else None

@@ -1,4 +1,4 @@
-"""Whether an expanded model uses what it was given: its new state, its new parameters; and how expansions fail.
+"""Whether an expanded model uses its new state and its new parameters; and the signs of a failed expansion.
 
 Letters: B rows, H heads, K key and V value dimension of a layer's state [B, H, K, V].
 """
@@ -11,8 +11,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from statex.data.recall import mqar_batch
 from statex.evaluation.compare import possible
-from statex.evaluation.context import Context, text_source
+from statex.evaluation.context import Context, Request
 from statex.evaluation.reader import Reader, State
 from statex.evaluation.records import Score
 from statex.evaluation.suites.mqar import TOKENS_PER_PAIR, vocabulary
@@ -22,7 +23,6 @@ from statex.expansion.plan import ExpansionPlan, LayerEdit, stored_plan
 from statex.families import FAMILIES
 from statex.measure import device_name, source_commit
 from statex.models.dispatch import statex_ops
-from statex.recipe import Evaluation, TextSource
 from statex.results import Result
 from statex.results.claims import RECALL_MARGIN, claim
 from statex.results.statistics import NORMAL_QUANTILE, Estimate, Sums, bootstrap_difference, combine
@@ -36,14 +36,7 @@ NUM_WINDOWS = 32
 
 
 def diagnose(
-    model: torch.nn.Module,
-    tokenizer: Any,
-    evaluation: Evaluation,
-    *,
-    text: TextSource | None = None,
-    start: Mapping[str, torch.Tensor] | None = None,
-    training_length: int | None = None,
-    identity: dict[str, Any] | None = None,
+    model: torch.nn.Module, tokenizer: Any, request: Request, start: Mapping[str, torch.Tensor] | None = None
 ) -> list[Result]:
     """How much of its new state a model uses, and how far its fresh tensors have moved.
 
@@ -58,21 +51,18 @@ def diagnose(
     Args:
         model: with a plan in its configuration; one without gives no results.
         start: the state_dict of the model right after the expansion.
-        identity: fields of every Result: model, arm, seed, state_bytes.
     """
     plan = stored_plan(cast(Any, model.config))
     if plan is None:
         return []
     reader = Reader(model)
-    source = text_source(evaluation, text)
     with statex_ops():
-        limit = reader.max_context()
-    context = Context(reader, tokenizer, evaluation, source, source, training_length, limit)
-    facts = {"device": device_name(reader.device), "commit": source_commit()} | (identity or {})
+        context = request.context(reader, tokenizer)
+    facts = {"device": device_name(reader.device), "commit": source_commit()} | request.identity
     results = weight_changes(plan, model.state_dict(), start, facts) if start is not None else []
     if plan.kind != "expand":
         return results
-    suites, _ = split_names(evaluation.suites)
+    suites, _ = split_names(request.evaluation.suites)
     with statex_ops():
         if "nll_by_position" in suites:
             results += _on_text(context, plan, facts)
@@ -127,7 +117,7 @@ def effective_rank(states: torch.Tensor) -> torch.Tensor:
 def _on_text(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> list[Result]:
     """Energy and rank at the middle of held-out windows, and what the second half loses without the new state."""
     reader, scores, size = context.reader, [], context.evaluation.batch_size
-    windows = held_out_windows(context, "nll_by_position", context.evaluation.nll_by_position, context.training_length)
+    windows = held_out_windows(context, "nll_by_position", context.settings("nll_by_position"), context.training_length)
     windows = windows[:NUM_WINDOWS]
     ids = torch.from_numpy(np.stack([window.ids for window in windows]))
     half = ids.shape[1] // 2
@@ -175,9 +165,7 @@ def _state_use(state: State, layer: LayerEdit, model_type: str) -> dict[str, tor
 @torch.inference_mode()
 def _on_recall(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> list[Result]:
     """What MQAR loses when the new entries are emptied between the pairs and the queries."""
-    from statex.data.recall import mqar_batch
-
-    settings, reader = context.evaluation.mqar, context.reader
+    settings, reader = context.settings("mqar"), context.reader
     num_pairs = max(settings.num_pairs)
     length, middle = TOKENS_PER_PAIR * num_pairs, 2 * num_pairs
     count = min(settings.num_items, NUM_SEQUENCES)
@@ -261,8 +249,7 @@ def failure_signatures(
     `text_lost`: text NLL rose (that of AR-hits' documents, else that by position), or common-sense accuracy fell.
     `recall_flat`: recall at the most pairs did not rise by `RECALL_MARGIN`: the whole interval is below it. One that
     reaches from 0 or below to above the margin is undecided, and no sign. Each is a copy of the difference that shows
-    it, with what that is `of` (suite and metric) in its slice, so that an arm may lose several, and a sentence as its
-    note.
+    it, with the suite and metric it is `of` in its slice, so that an arm can have several, and a sentence as its note.
 
     Args:
         arms: those that were expanded; default: all but the baseline.

@@ -1,4 +1,4 @@
-"""How values, metrics and slices are written: the same in tables, figures and sentences."""
+"""How values, metrics and slices are written: the same in tables, pictures and sentences."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 from statex.reporting.run import Measure, Shown
 from statex.results import Result
-from statex.results.suites import SUITE_TITLES
+from statex.results.suites import SUITES
 
 NOT_RUN = "not run"
 
@@ -43,12 +43,12 @@ _WHOLE = {"elements", "parameters", "tokens", "count", "tokens/s"}
 
 def suite_title(suite: str) -> str:
     """A suite's name in words; one of lm-eval's tasks keeps its own."""
-    return SUITE_TITLES.get(suite, (suite,))[0]
+    return SUITES[suite].title if suite in SUITES else suite
 
 
 def short_title(suite: str) -> str:
     """The same in few words."""
-    return SUITE_TITLES.get(suite, (suite,))[-1]
+    return SUITES[suite].short_title if suite in SUITES else suite
 
 
 def metric_title(metric: str) -> str:

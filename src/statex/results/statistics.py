@@ -27,7 +27,7 @@ class Estimate:
 
     Args:
         value: the weighted mean, or the difference of two.
-        low, high: the 95 % interval; NaN where one item alone gives none.
+        low, high: the 95 % interval; NaN where there are too few items for one.
         n: the number of independent items (clusters) behind it.
         method: how the interval was made, in a few words.
         standard_error: of `value`, as the same method gives it.
@@ -157,7 +157,7 @@ def over_seeds(runs: list[Sums], baseline: list[Sums] | None = None, *, fraction
     too narrow. More items shrink V_items alone, which has V_both in it; s^2 / S - V_both is what the seeds cause.
     With one seed the interval is over items only, and `method` says so. Where all seeds and items agree there is no
     variance to be seen, and a fraction's interval is what one seed's n items leave open: seeds that share their items
-    cannot tell more than n items about the rest.
+    carry no more information than those n items.
 
     Args:
         runs: one `Sums` a seed.
@@ -199,7 +199,7 @@ def over_seeds(runs: list[Sums], baseline: list[Sums] | None = None, *, fraction
 
 
 def combine(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean over two or more training seeds of values whose items are not at hand, by their own intervals.
+    """Mean over two or more training seeds of values whose items are not available, from their intervals.
 
     variance = s^2 / S + the mean variance of one seed's value: the items are taken to err alike in every seed, which
     is the most they can, so that the interval covers no less than that of `over_seeds`.

@@ -1,24 +1,41 @@
-"""The names of what can be measured: our suites, groups of them, and groups of lm-eval's tasks. No suite is loaded."""
+"""The table of what can be measured: our suites, groups of them, and groups of lm-eval's tasks. It loads no suite."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-SUITE_TITLES: dict[str, tuple[str, str]] = {
-    "mqar": ("Recall (MQAR)", "MQAR"),
-    "passkey": ("Passkey", "passkey"),
-    "ar_hits": ("Text, AR-hits", "AR-hits"),
-    "nll_by_position": ("Text, NLL by position", "by position"),
-    "niah_single_1": ("Needle in repeated noise (S-NIAH-1)", "S-NIAH-1"),
-    "niah_single_2": ("Needle in text, number (S-NIAH-2)", "S-NIAH-2"),
-    "niah_single_3": ("Needle in text, UUID (S-NIAH-3)", "S-NIAH-3"),
-    "niah_multikey": ("Needle among other keys", "several keys"),
-    "variable_tracking": ("Variable tracking", "variable tracking"),
-    "symbol_icl": ("In-context learning of symbols", "symbol ICL"),
-    "cost": ("Cost", "cost"),
+
+@dataclass(frozen=True)
+class SuiteEntry:
+    """A line of the table.
+
+    Args:
+        title: in a report.
+        short_title: where there is little room.
+        section: the section of a report that shows it; "other" leaves it to what the suite is sliced by.
+        groups: names for several suites at once, in recipes and on the command line.
+    """
+
+    title: str
+    short_title: str
+    section: Literal["recall", "text", "long contexts", "icl", "cost", "other"] = "other"
+    groups: tuple[str, ...] = ("offline",)
+
+
+SUITES: dict[str, SuiteEntry] = {
+    "mqar": SuiteEntry("Recall (MQAR)", "MQAR", "recall"),
+    "passkey": SuiteEntry("Passkey", "passkey", "long contexts"),
+    "ar_hits": SuiteEntry("Text, AR-hits", "AR-hits", "text"),
+    "nll_by_position": SuiteEntry("Text, NLL by position", "by position", "text"),
+    "niah_single_1": SuiteEntry("Needle in repeated noise (S-NIAH-1)", "S-NIAH-1", "long contexts"),
+    "niah_single_2": SuiteEntry("Needle in text, number (S-NIAH-2)", "S-NIAH-2", "long contexts"),
+    "niah_single_3": SuiteEntry("Needle in text, UUID (S-NIAH-3)", "S-NIAH-3", "long contexts"),
+    "niah_multikey": SuiteEntry("Needle among other keys", "several keys", "long contexts"),
+    "variable_tracking": SuiteEntry("Variable tracking", "variable tracking", "long contexts"),
+    "symbol_icl": SuiteEntry("In-context learning of symbols", "symbol ICL", "icl"),
+    "cost": SuiteEntry("Cost", "cost", "cost"),
 }
-"""Our suites in the order they are run, each with its title in a report, in full and in short."""
-
-SUITE_GROUPS: dict[str, tuple[str, ...]] = {"offline": tuple(SUITE_TITLES)}
-"""Names that stand for several of our suites."""
+"""Our suites in the order they are run; the code and the settings of each are `evaluation/suites/<name>.py`."""
 
 HARNESS_GROUPS: dict[str, tuple[str, ...]] = {
     "recall": ("swde", "fda", "squad_completion", "statex_triviaqa", "statex_nq", "statex_drop"),
@@ -34,40 +51,46 @@ HARNESS_GROUPS: dict[str, tuple[str, ...]] = {
         "statex_niah_multikey", "statex_variable_tracking", "statex_symbol_icl",
     ),
 }  # fmt: skip
-"""Names that stand for several of lm-eval's tasks; those in `statex_` are ours, in its form."""
+"""Groups of lm-eval's tasks; those that begin with `statex_` are our own, written for lm-eval."""
 
 LM_EVAL = "lm_eval_"
-"""Begins the name of a task of lm-eval that one of our suites shares, as niah_single_1: both may be in one folder."""
+"""Prefix of a task of lm-eval that shares the name of one of our suites, as niah_single_1: both may be in a folder."""
+
+
+def suite_groups() -> dict[str, tuple[str, ...]]:
+    """The groups of our suites."""
+    groups = dict.fromkeys(group for entry in SUITES.values() for group in entry.groups)
+    return {group: tuple(name for name, entry in SUITES.items() if group in entry.groups) for group in groups}
 
 
 def split_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The suites of ours and the tasks of lm-eval that names stand for, none twice; groups become what is in them.
+    """Our suites and lm-eval's tasks among `names`, with groups expanded and without repetitions.
 
-    What is neither a suite nor a group is taken for a task of lm-eval, which alone knows its thousands.
+    What is neither a suite nor a group is taken for a task of lm-eval, of which there are thousands.
     """
-    ours: dict[str, None] = {}
+    groups, ours = suite_groups(), dict[str, None]()
     tasks: dict[str, None] = {}
     for name in names:
         if name in HARNESS_GROUPS:
             tasks |= dict.fromkeys(HARNESS_GROUPS[name])
-        elif name in SUITE_GROUPS or name in SUITE_TITLES:
-            ours |= dict.fromkeys(SUITE_GROUPS.get(name, (name,)))
+        elif name in groups or name in SUITES:
+            ours |= dict.fromkeys(groups.get(name, (name,)))
         else:
             tasks[task_name(name)] = None
     return list(ours), list(tasks)
 
 
 def result_name(task: str) -> str:
-    """How the figures and items of one of lm-eval's tasks are called here."""
-    return f"{LM_EVAL}{task}" if task in SUITE_TITLES else task
+    """The name of one of lm-eval's tasks in our results and files."""
+    return f"{LM_EVAL}{task}" if task in SUITES else task
 
 
 def task_name(name: str) -> str:
     """The opposite of `result_name`."""
-    return name.removeprefix(LM_EVAL) if name.removeprefix(LM_EVAL) in SUITE_TITLES else name
+    return name.removeprefix(LM_EVAL) if name.removeprefix(LM_EVAL) in SUITES else name
 
 
 def known_names() -> str:
-    """What may be asked for, as a message says it."""
-    groups = ", ".join([*SUITE_GROUPS, *HARNESS_GROUPS])
-    return f"known suites: {', '.join(SUITE_TITLES)}; groups: {groups}; or a task of lm-eval, where it is installed"
+    """The names that are known, for an error message."""
+    groups = ", ".join([*suite_groups(), *HARNESS_GROUPS])
+    return f"known suites: {', '.join(SUITES)}; groups: {groups}; or a task of lm-eval, where it is installed"

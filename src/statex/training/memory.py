@@ -10,7 +10,8 @@ import torch
 from statex.errors import UserError
 from statex.expansion.plan import ExpansionPlan, layer_geometry
 from statex.measure import host_memory
-from statex.recipe import Recall, Training
+from statex.recipe import Training
+from statex.settings import Recall
 from statex.training.arguments import compute_in_bf16
 
 LAYER_TENSORS = 8

@@ -25,7 +25,8 @@ from statex.families import family_of
 from statex.files import new_folder, write_whole
 from statex.measure import Stopwatch, peak_memory, reset_peak_memory
 from statex.models.dispatch import statex_ops
-from statex.recipe import Data, Training
+from statex.recipe import Training
+from statex.settings import Data
 from statex.training import CHECKPOINTS, SUMMARY
 from statex.training.arguments import training_arguments
 from statex.training.checkpoints import last_checkpoint, step_of, write_listing

@@ -1,14 +1,19 @@
 """Lengths and depths of a grid of needle questions."""
 
+from __future__ import annotations
+
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from statex.errors import UserError
-from statex.evaluation.context import Cell, Context
-from statex.evaluation.reader import Reader
-from statex.expansion.plan import stored_plan
+from statex.evaluation.context import Context
+from statex.evaluation.suite import Cell
+
+if TYPE_CHECKING:
+    from statex.evaluation.reader import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +29,14 @@ def grid_lengths(
     shortest: int,
     has_text: Callable[[int], bool] = lambda length: True,
 ) -> list[int]:
-    """The lengths that were asked for, all of which the model must be able to read; else those the device allows.
+    """The requested lengths, all of which the model must be able to read; else those the device allows.
 
     Args:
-        shortest: tokens that have room for a question; shorter ones are left out where none were asked for.
-        has_text: whether there is text for prompts of a length; likewise.
+        shortest: tokens that a question needs; shorter default lengths are left out.
+        has_text: whether there is text for prompts of a length; other default lengths are left out too.
 
     Raises:
-        UserError: a length that was asked for is more than the model can read.
+        UserError: a requested length is more than the model can read.
     """
     if asked is not None:
         for length in asked:
@@ -47,12 +52,12 @@ def grid_lengths(
 
 
 def check_lengths(context: Context, suite: str, build: Callable[[Context, Cell], object]) -> None:
-    """Build one item of each length that was asked for: it may be too short for a question, or too long for the text.
+    """Build one item of each requested length, which may be too short for a question or too long for the text.
 
     Raises:
         UserError: what `build` raises.
     """
-    settings = getattr(context.evaluation, suite).model_copy(update={"num_items": 1})
+    settings = context.settings(suite).model_copy(update={"num_items": 1})
     single = replace(context, evaluation=context.evaluation.model_copy(update={suite: settings}))
     context.require_tokenizer(suite)
     for length in settings.lengths or []:
@@ -61,6 +66,8 @@ def check_lengths(context: Context, suite: str, build: Callable[[Context, Cell],
 
 def default_lengths(reader: Reader) -> tuple[int, ...]:
     """The lengths that the device reads in minutes, the same for a model and for what expansion makes of it."""
+    from statex.expansion.plan import stored_plan
+
     if reader.device.type != "cpu":
         return DEFAULT_LENGTHS
     size = sum(parameter.numel() for parameter in reader.model.parameters())

@@ -1,4 +1,4 @@
-"""What needles are hidden in: repeated noise, or sentences of local text; and random keys and values."""
+"""Haystacks: repeated noise, or sentences of local text; and random keys and values of needles."""
 
 import re
 import uuid
@@ -14,7 +14,7 @@ from statex.errors import UserError
 from statex.evaluation.context import Context
 from statex.evaluation.records import digest
 from statex.evaluation.text.tokens import tokenizer_digest
-from statex.recipe import TextSource
+from statex.settings import TextSource
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 LONGEST_SENTENCE = 20
@@ -106,7 +106,7 @@ class Haystack:
         return kept
 
     def holds(self, num_tokens: int) -> bool:
-        """Whether there are so many tokens, and any at all."""
+        """Whether there are `num_tokens` tokens, and any at all."""
         return self.repeats or int(self.counts.sum()) >= max(num_tokens, 1)
 
     @cached_property
@@ -114,8 +114,9 @@ class Haystack:
         return float(self.counts.sum()) / sum(sentence.count(" ") + 1 for sentence in self.sentences)
 
 
-def noise_haystack(tokenizer: Any) -> Haystack:
-    count = len(encode_continuation(tokenizer, NOISE, f"\n{NOISE}"))
+def noise_haystack(context: Context, num_tokens: int = 0) -> Haystack:
+    """Repeated noise, enough for any number of tokens."""
+    count = len(encode_continuation(context.tokenizer, NOISE, f"\n{NOISE}"))
     return Haystack([NOISE], np.array([count]), "\n", repeats=True)
 
 
@@ -126,7 +127,7 @@ def text_haystack(context: Context, num_tokens: int) -> Haystack:
     """Sentences of the held-out text, enough for contexts of `num_tokens` tokens to begin at different places.
 
     Where an item begins depends on how much text there is to choose from, so each length has a text of its own: the
-    same whatever was asked before, in this process or another.
+    same whatever was measured before, in this process or another.
     """
     tokenizer, source = context.tokenizer, context.text
     key = digest(source.model_dump_json(), tokenizer_digest(tokenizer), str(num_tokens))

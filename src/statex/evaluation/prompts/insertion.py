@@ -1,4 +1,4 @@
-"""Prompts of a given number of tokens: needles put among the sentences of a haystack."""
+"""Prompts of a given number of tokens: needles inserted between the sentences of a haystack."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ Draw = Callable[[np.random.Generator], "Draft"]
 
 @dataclass(frozen=True)
 class Draft:
-    """A prompt that lacks its haystack.
+    """A prompt without its haystack.
 
     Args:
-        needles: sentences to be hidden, in the order they shall stand.
-        depths: where, 0 (begin) to 1 (end), ascending.
-        build: makes the prompt from the text with its needles and the depths that were met.
+        needles: sentences to insert, in order.
+        depths: where each goes, from 0 (beginning) to 1 (end), ascending.
+        build: makes the prompt from the text with its needles and the depths they ended up at.
     """
 
     needles: list[str]
@@ -29,7 +29,7 @@ class Draft:
 
 
 def shortest_length(context: Context, draw: Draw) -> int:
-    """Tokens that have room for any of the prompts of `draw`, by ten of them and a tenth more."""
+    """A length in tokens that any prompt of `draw` fits, estimated from ten of them with a tenth to spare."""
     generator = np.random.default_rng(context.evaluation.seed)
     drafts = [draw(generator) for _ in range(10)]
     needed = [num_tokens(context.tokenizer, draft.build("\n".join(draft.needles), draft.depths)) for draft in drafts]

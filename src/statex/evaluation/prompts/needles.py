@@ -1,19 +1,24 @@
-"""Questions about things hidden in a context: asking them, sharing a context's state, and scoring the answers.
+"""Questions about what a context hides: asking them, sharing the context's state, and scoring the answers.
 
 Several questions about one context share its prefill: it is read once, and its state is copied for each question.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from statex.data.tokenizer import encode_continuation, encode_prompt
-from statex.evaluation.context import Cell, Context
-from statex.evaluation.reader import State
+from statex.evaluation.context import Context
 from statex.evaluation.records import Score, digest
+from statex.evaluation.suite import Cell
+
+if TYPE_CHECKING:
+    import torch
+
+    from statex.evaluation.reader import State
 
 
 @dataclass(frozen=True)
@@ -21,10 +26,10 @@ class Question:
     """A question about a context.
 
     Args:
-        text: what stands behind the context, to the beginning of the answer.
+        text: what follows the context, up to the beginning of the answer.
         answers: strings that must occur in what the model says next.
         slice: the cell of the question.
-        measured: figures of the question itself.
+        measured: facts of the question itself.
     """
 
     text: str
@@ -43,7 +48,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question in tokens: which row of the batch holds its context, and how its score is called."""
+    """A question in tokens: the row of the batch that holds its context, and the name of its score."""
 
     question: Question
     row: int
@@ -59,7 +64,7 @@ def tokenize_prompt(tokenizer: Any, prompt: Prompt) -> tuple[list[int], list[lis
     """The tokens of the context, and of each question.
 
     Each question is tokenised together with its context, as anyone would ask it. What all have in common is the
-    context; of a single question the last token is put apart.
+    context; a single question keeps only its last token apart.
     """
     asked = [encode_prompt(tokenizer, prompt.context + question.text) for question in prompt.questions]
     shared = asked[0] if len(asked) == 1 else encode_prompt(tokenizer, prompt.context)
@@ -82,7 +87,7 @@ def num_tokens(tokenizer: Any, prompt: Prompt) -> int:
 
 
 def answer_text(question: Question) -> str:
-    """What a model that knows the answer would go on with."""
+    """How a model that knows the answer would continue."""
     return " " + " ".join(question.answers)
 
 
@@ -150,8 +155,10 @@ def _read_questions(
     """Batches of questions with the logits (B, V) and the state behind them; `state` is that of the contexts.
 
     Padding behind a state is not possible, so questions of one length are read together. Where states can be joined,
-    those of all lengths go on as one batch: answers take far more steps than questions.
+    those of all lengths continue as one batch: answers take far more steps than questions.
     """
+    import torch
+
     reader, size = context.reader, context.evaluation.batch_size
     asked = sorted(asked, key=lambda one: len(one.ids))
     for start in range(0, len(asked), size):

@@ -1,19 +1,29 @@
 """AR-hits on real text: the tokens that the context itself has shown (Zoology, arXiv 2312.04927).
 
 A token is a hit if its bigram (or longer n-gram) occurred earlier in the context and at most theta times in the
-training text, so that only memory of the context can have told it. Hits whose latest occurrence is far back are the
+training text, so that only memory of the context can predict it. Hits whose latest occurrence is far back are the
 long-gap slice of JRT (arXiv 2407.05483). Without theta most tokens are hits, and the measure says nothing.
 """
 
 import numpy as np
+from pydantic import Field
 
-from statex.evaluation.context import Cell, Context, Suite
+from statex.evaluation.context import Context
 from statex.evaluation.records import Score, digest
+from statex.evaluation.suite import Cell, Suite
 from statex.evaluation.text.count_table import CountTable, count_table, ngram_keys
-from statex.evaluation.text.windows import Window, held_out_windows, scored_windows
+from statex.evaluation.text.windows import Window, WindowSettings, held_out_windows, scored_windows
 
 LONG_GAP = 1024
 """Tokens since the latest occurrence from which a hit counts as long-gap."""
+
+
+class ArHitsSettings(WindowSettings):
+    theta: int = Field(default=0, ge=0, description="how often the n-gram of a hit may occur in the training text")
+    ngram: int | None = Field(
+        default=None, ge=2, le=4, description="default: 2, but 3 below 16,384 and 4 below 2,048 tokens of vocabulary"
+    )
+    count_tokens: int = Field(default=2_000_000, ge=1, description="tokens of the training text that are counted")
 
 
 def ngram_gaps(keys: np.ndarray) -> np.ndarray:
@@ -39,12 +49,12 @@ def cells(context: Context) -> list[Cell]:
 
 
 def windows(context: Context) -> list[Window]:
-    return held_out_windows(context, "ar_hits", context.evaluation.ar_hits, context.training_length)
+    return held_out_windows(context, "ar_hits", context.settings("ar_hits"), context.training_length)
 
 
 def score(context: Context, cell: Cell) -> list[Score]:
-    settings = context.evaluation.ar_hits
-    table = count_table(context, settings)
+    settings = context.settings("ar_hits")
+    table = count_table(context, settings.ngram, settings.count_tokens)
     scored = scored_windows(context, windows(context))
     return [_score_window(cell, window, nll, table, settings.theta) for window, nll in scored]
 
@@ -81,5 +91,6 @@ SUITE = Suite(
     groups=((),),
     cells=cells,
     score=score,
+    settings=ArHitsSettings,
     check=windows,
 )

@@ -3,26 +3,39 @@
 Speeds are of random tokens through the model's own forward with its cache, as `generate` would run it: prefill at
 batch 1, decoding as milliseconds for one more token in every row. On CUDA the models that statex expands are also
 decoded by a captured graph (`CapturedStep`), which is what their layers take without launching kernels one by one.
-Each repetition is an item, so a figure has an interval; it says how steady the machine was, not how machines differ.
+Each repetition is an item, so a value has an interval; it says how steady the machine was, not how machines differ.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from pydantic import Field
 
-from statex.evaluation.context import Cell, Context, Suite
-from statex.evaluation.reader import Reader, State
+from statex.evaluation.context import Context
 from statex.evaluation.records import Score
-from statex.families import FAMILIES
-from statex.measure import Stopwatch, peak_memory, reset_peak_memory
-from statex.models.captured_step import CapturedStep
+from statex.evaluation.suite import Cell, Suite
+from statex.settings import BatchSizes, Lengths, Section
+
+if TYPE_CHECKING:
+    import torch
+
+    from statex.evaluation.reader import Reader, State
+    from statex.models.captured_step import CapturedStep
 
 DEFAULT_LENGTHS = {"cpu": (512, 2048), "cuda": (2048, 16_384, 65_536)}
 
 
+class CostSettings(Section):
+    lengths: Lengths | None = Field(default=None, description="tokens; default: what the device allows")
+    batch_sizes: BatchSizes = Field(default=[1, 8], description="rows that are decoded at once")
+    decode_tokens: int = Field(default=32, ge=1, le=2**20, description="tokens a row in one repetition")
+    repetitions: int = Field(default=5, ge=2, le=10_000)
+
+
 def cells(context: Context) -> list[Cell]:
-    settings = context.evaluation.cost
+    settings = context.settings("cost")
     lengths = settings.lengths or DEFAULT_LENGTHS.get(context.reader.device.type, DEFAULT_LENGTHS["cuda"])
     for length in settings.lengths or []:
         context.check_length("evaluation.cost.lengths", length)
@@ -51,6 +64,8 @@ def _size(context: Context, cell: Cell) -> list[Score]:
 
 def state_tensors(state: State) -> list[torch.Tensor]:
     """All tensors of a cache: recurrent and convolution states, and attention's keys and values."""
+    import torch
+
     found: dict[int, torch.Tensor] = {}
 
     def visit(value: Any) -> None:
@@ -69,11 +84,15 @@ def state_tensors(state: State) -> list[torch.Tensor]:
 
 
 def _random_ids(reader: Reader, rows: int, length: int) -> torch.Tensor:
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, reader.vocab_size, (rows, length), generator=generator)
 
 
 def _prefill(context: Context, cell: Cell) -> list[Score]:
+    from statex.measure import peak_memory, reset_peak_memory
+
     reader, length = context.reader, cell.slice["length"]
     ids = _random_ids(reader, 1, length).tolist()
     reset_peak_memory(reader.device)
@@ -89,9 +108,11 @@ def _prefill(context: Context, cell: Cell) -> list[Score]:
 
 
 def _decode(context: Context, cell: Cell) -> list[Score]:
-    reader, size, count = context.reader, cell.slice["batch_size"], context.evaluation.cost.decode_tokens
+    from statex.models.captured_step import CapturedStep
+
+    reader, size, count = context.reader, cell.slice["batch_size"], context.settings("cost").decode_tokens
     logits, state = reader.read(_random_ids(reader, size, 16).tolist())
-    states = iter([reader.copy_state(state) for _ in range(context.evaluation.cost.repetitions + 1)])
+    states = iter([reader.copy_state(state) for _ in range(context.settings("cost").repetitions + 1)])
     times = {"decode_ms_per_token": _times(context, lambda: reader.generate(logits, next(states), count + 1))}
     if _can_be_captured(reader):
         step = CapturedStep(reader.model, state.cache, size)
@@ -101,26 +122,30 @@ def _decode(context: Context, cell: Cell) -> list[Score]:
             f"{cell.name}/{number}", f"{cell.name}/{number}", cell.slice,
             {name: 1e3 * taken[number] / count for name, taken in times.items()},
         )
-        for number in range(context.evaluation.cost.repetitions)
+        for number in range(context.settings("cost").repetitions)
     ]  # fmt: skip
 
 
 def _can_be_captured(reader: Reader) -> bool:
+    from statex.families import FAMILIES
+
     model_type = getattr(reader.config, "base_model_type", reader.config.model_type)
     return reader.device.type == "cuda" and model_type in FAMILIES and not reader.has_attention
 
 
 def _replay(step: CapturedStep, logits: torch.Tensor, count: int) -> None:
-    """Decode greedily; the state goes on from one repetition to the next, which changes no time."""
+    """Decode greedily; the state is carried from one repetition to the next, which changes no time."""
     for _ in range(count):
         logits = step(logits.argmax(dim=-1))
 
 
 def _times(context: Context, function: Callable[[], object]) -> list[float]:
     """Seconds of each repetition, after one that is not counted."""
+    from statex.measure import Stopwatch
+
     function()
     times = []
-    for _ in range(context.evaluation.cost.repetitions):
+    for _ in range(context.settings("cost").repetitions):
         watch = Stopwatch(context.reader.device)
         function()
         times.append(watch.seconds())
@@ -144,5 +169,6 @@ SUITE = Suite(
     groups=(("length",), ("batch_size",)),
     cells=cells,
     score=score,
+    settings=CostSettings,
     paired=False,
 )

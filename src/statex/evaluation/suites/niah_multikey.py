@@ -4,23 +4,31 @@ All questions about a context share its prefill. With K keys the i-th needle sta
 """
 
 import numpy as np
+from pydantic import Field
 
-from statex.evaluation.context import Cell, Context, Suite
-from statex.evaluation.prompts.grids import check_lengths, grid_depths, grid_lengths
+from statex.evaluation.prompts.grids import grid_depths
 from statex.evaluation.prompts.haystack import random_number, random_word, text_haystack
-from statex.evaluation.prompts.insertion import Draft, Draw, build_prompts, shortest_length
-from statex.evaluation.prompts.needles import Prompt, Question, score_prompts
-from statex.evaluation.prompts.single_needle import NEEDLE, QUESTION, introduction
-from statex.evaluation.records import Score
+from statex.evaluation.prompts.insertion import Draft, Draw
+from statex.evaluation.prompts.needle_suite import NeedleTask
+from statex.evaluation.prompts.needles import Prompt, Question
+from statex.evaluation.prompts.single_needle import INTRODUCTION, NEEDLE, QUESTION
+from statex.settings import MOST_ITEMS, Lengths, Section
 
 
-def draw_keys(num_keys: int) -> Draw:
+class MultikeySettings(Section):
+    lengths: Lengths | None = Field(default=None, description="tokens; default: what model and device allow")
+    num_keys: int = Field(default=4, ge=2, le=1000, description="needles in a context; each is asked for")
+    num_items: int = Field(default=20, ge=1, le=MOST_ITEMS, description="contexts of each length")
+    max_new_tokens: int = Field(default=128, ge=1, le=2**16)
+
+
+def draw_keys(settings: MultikeySettings, _: float) -> Draw:
     """Draws needles with different keys, and a question for each."""
-    depths = grid_depths(num_keys)
+    depths = grid_depths(settings.num_keys)
 
     def draw(generator: np.random.Generator) -> Draft:
         pairs: dict[str, str] = {}
-        while len(pairs) < num_keys:
+        while len(pairs) < settings.num_keys:
             pairs[random_word(generator)] = random_number(generator)
 
         def build(text: str, met: list[float]) -> Prompt:
@@ -28,7 +36,7 @@ def draw_keys(num_keys: int) -> Draw:
                 Question(QUESTION.format(kind="number", key=key), (value,), {"depth": depth}, {"depth": place})
                 for (key, value), depth, place in zip(pairs.items(), depths, met, strict=True)
             )
-            return Prompt(introduction("number") + text, questions)
+            return Prompt(INTRODUCTION.format(kind="number") + text, questions)
 
         needles = [NEEDLE.format(kind="number", key=key, value=value) for key, value in pairs.items()]
         return Draft(needles, depths, build)
@@ -36,35 +44,5 @@ def draw_keys(num_keys: int) -> Draw:
     return draw
 
 
-def cells(context: Context) -> list[Cell]:
-    settings = context.evaluation.niah_multikey
-    context.require_tokenizer("niah_multikey")
-    shortest = shortest_length(context, draw_keys(settings.num_keys))
-
-    def has_text(length: int) -> bool:
-        return text_haystack(context, length).holds(length)
-
-    lengths = grid_lengths(context, "niah_multikey", settings.lengths, shortest, has_text)
-    return [Cell(f"length-{length}", {"length": length}) for length in lengths]
-
-
-def cell_prompts(context: Context, cell: Cell) -> list[Prompt]:
-    """The cell's contexts, each with a question for every key."""
-    settings, length = context.evaluation.niah_multikey, cell.slice["length"]
-    haystack, draw = text_haystack(context, length), draw_keys(settings.num_keys)
-    return build_prompts(context, "evaluation.niah_multikey.lengths", haystack, draw, settings.num_items, length)
-
-
-def score(context: Context, cell: Cell) -> list[Score]:
-    prompts, settings = cell_prompts(context, cell), context.evaluation.niah_multikey
-    return score_prompts(context, "niah_multikey", cell, prompts, settings.max_new_tokens)
-
-
-SUITE = Suite(
-    name="niah_multikey",
-    units={"accuracy": "fraction", "answer_nll": "nats"},
-    groups=(("length", "depth"), ("length",)),
-    cells=cells,
-    score=score,
-    check=lambda context: check_lengths(context, "niah_multikey", cell_prompts),
-)
+TASK = NeedleTask("niah_multikey", draw_keys, text_haystack)
+SUITE = TASK.suite(MultikeySettings, depth_of_questions=True)

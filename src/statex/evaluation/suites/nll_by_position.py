@@ -2,12 +2,17 @@
 
 import itertools
 
-from statex.evaluation.context import Cell, Context, Suite
+from statex.evaluation.context import Context
 from statex.evaluation.records import Score, digest
-from statex.evaluation.text.windows import Window, held_out_windows, scored_windows
+from statex.evaluation.suite import Cell, Suite
+from statex.evaluation.text.windows import Window, WindowSettings, held_out_windows, scored_windows
 
 FIRST_EDGE = 32
 """Tokens of the first range, or fewer; each further one doubles the position."""
+
+
+class NllByPositionSettings(WindowSettings):
+    """The windows of all text suites."""
 
 
 def position_ranges(length: int, training_length: int | None = None) -> list[tuple[int, int]]:
@@ -28,7 +33,7 @@ def cells(context: Context) -> list[Cell]:
 
 def windows(context: Context) -> list[Window]:
     default = 2 * context.training_length if context.training_length else None
-    return held_out_windows(context, "nll_by_position", context.evaluation.nll_by_position, default)
+    return held_out_windows(context, "nll_by_position", context.settings("nll_by_position"), default)
 
 
 def score(context: Context, cell: Cell) -> list[Score]:
@@ -55,5 +60,6 @@ SUITE = Suite(
     groups=(("from", "to"), ()),
     cells=cells,
     score=score,
+    settings=NllByPositionSettings,
     check=windows,
 )

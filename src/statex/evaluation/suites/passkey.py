@@ -4,18 +4,31 @@ An answer is right if every one of its tokens is the model's first choice, which
 exactly these tokens. Its NLL says something where accuracy is near 0.
 """
 
-import numpy as np
-import torch
+from __future__ import annotations
 
-from statex.data.recall import PasskeyBuilder, PasskeyItem, random_passkey
+from typing import TYPE_CHECKING
+
+import numpy as np
+
 from statex.errors import UserError
-from statex.evaluation.context import Cell, Context, Suite
+from statex.evaluation.context import Context
 from statex.evaluation.prompts.grids import check_lengths, grid_depths, grid_lengths
+from statex.evaluation.prompts.needle_suite import GridSettings
 from statex.evaluation.records import Score, digest
+from statex.evaluation.suite import Cell, Suite
+
+if TYPE_CHECKING:
+    from statex.data.recall import PasskeyItem
+
+
+class PasskeySettings(GridSettings):
+    """The grid of all needle suites."""
 
 
 def cells(context: Context) -> list[Cell]:
-    settings = context.evaluation.passkey
+    from statex.data.recall import PasskeyBuilder
+
+    settings = context.settings("passkey")
     shortest = PasskeyBuilder(context.require_tokenizer("passkey")).min_length
     return [
         Cell(f"length-{length}-depth-{depth}", {"length": length, "depth": depth})
@@ -26,18 +39,21 @@ def cells(context: Context) -> list[Cell]:
 
 def build_items(context: Context, cell: Cell) -> list[PasskeyItem]:
     """The cell's questions, the same for every model with this tokenizer."""
+    from statex.data.recall import PasskeyBuilder, random_passkey
+
     builder = PasskeyBuilder(context.require_tokenizer("passkey"))
     length, depth = cell.slice["length"], cell.slice["depth"]
     generator = np.random.default_rng([context.evaluation.seed, length, round(10_000 * depth)])
     try:
-        return [
-            builder.build(length, depth, random_passkey(generator)) for _ in range(context.evaluation.passkey.num_items)
-        ]
+        count = context.settings("passkey").num_items
+        return [builder.build(length, depth, random_passkey(generator)) for _ in range(count)]
     except UserError as error:
         raise UserError("evaluation.passkey.lengths", length, error.problem, error.remedy) from error
 
 
 def score(context: Context, cell: Cell) -> list[Score]:
+    import torch
+
     items, scores, batch = build_items(context, cell), [], context.evaluation.batch_size
     for start in range(0, len(items), batch):
         part = items[start : start + batch]
@@ -69,5 +85,6 @@ SUITE = Suite(
     groups=(("length", "depth"), ("length",)),
     cells=cells,
     score=score,
+    settings=PasskeySettings,
     check=lambda context: check_lengths(context, "passkey", build_items),
 )

@@ -6,16 +6,23 @@ class. Symbols seen among the examples need recall alone; unseen ones, new pairs
 1 / num_labels. One pass over the examples serves all numbers of shots: at each, the state is copied for the queries.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+from pydantic import Field
 
 from statex.data.tokenizer import encode_continuation, encode_prompt
-from statex.evaluation.context import Cell, Context, Suite
+from statex.evaluation.context import Context
 from statex.evaluation.prompts.needles import common_length
-from statex.evaluation.reader import State
 from statex.evaluation.records import Score, digest
+from statex.evaluation.suite import Cell, Suite
+from statex.settings import MOST_ITEMS, Section, Shots
+
+if TYPE_CHECKING:
+    from statex.evaluation.reader import State
 
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 SYLLABLES_PER_LABEL = 4
@@ -25,8 +32,19 @@ EXAMPLE = "{symbol} is {label}\n"
 QUERY = "{symbol} is"
 
 
+class SymbolIclSettings(Section):
+    shots: Shots = Field(default=[0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
+    num_labels: int = Field(default=4, ge=2, le=8)
+    num_queries: int = Field(
+        default=8, ge=1, le=10_000, description="of each kind, seen and unseen, at each number of shots"
+    )
+    num_items: int = Field(
+        default=16, ge=1, le=MOST_ITEMS, description="contexts, each with symbols and labels of its own"
+    )
+
+
 @dataclass(frozen=True)
-class Task:
+class SymbolTask:
     """One context: the examples in order, and how a symbol is made and labelled.
 
     Args:
@@ -55,7 +73,7 @@ class Task:
         return drawn
 
 
-def build_task(generator: np.random.Generator, num_labels: int, num_examples: int) -> Task:
+def build_task(generator: np.random.Generator, num_labels: int, num_examples: int) -> SymbolTask:
     """A new context. Half of all symbols are never shown, whatever the number of examples."""
     syllables = [first + second + third for first in CONSONANTS for second in VOWELS for third in CONSONANTS]
     count = num_labels * SYLLABLES_PER_LABEL
@@ -65,17 +83,23 @@ def build_task(generator: np.random.Generator, num_labels: int, num_examples: in
     symbols = [first + second for first in labels for second in chosen[count:]]
     shown = generator.permutation(symbols)[: len(symbols) // 2]
     examples = [(symbol, labels[symbol[:3]]) for symbol in generator.choice(shown, size=num_examples).tolist()]
-    return Task(labels, chosen[count:], examples)
+    return SymbolTask(labels, chosen[count:], examples)
 
 
 def cells(context: Context) -> list[Cell]:
     context.require_tokenizer("symbol_icl")
-    return [Cell(f"context-{number}") for number in range(context.evaluation.symbol_icl.num_items)]
+    return [Cell(f"context-{number}") for number in range(context.settings("symbol_icl").num_items)]
 
 
-@torch.inference_mode()
 def score(context: Context, cell: Cell) -> list[Score]:
-    settings, tokenizer, reader = context.evaluation.symbol_icl, context.tokenizer, context.reader
+    import torch
+
+    with torch.inference_mode():
+        return _score(context, cell)
+
+
+def _score(context: Context, cell: Cell) -> list[Score]:
+    settings, tokenizer, reader = context.settings("symbol_icl"), context.tokenizer, context.reader
     generator = np.random.default_rng([context.evaluation.seed, int(cell.name.partition("-")[2])])
     task = build_task(generator, settings.num_labels, max(settings.shots))
     whole = encode_prompt(tokenizer, task.shown(max(settings.shots)))
@@ -117,6 +141,8 @@ def _answers(
 
     `asked` has the tokens of each query that are not in `state`.
     """
+    import torch
+
     tokenizer, reader = context.tokenizer, context.reader
     rows = []
     for (_, symbol, _), query in zip(queries, asked, strict=True):
@@ -141,4 +167,5 @@ SUITE = Suite(
     groups=(("shots", "symbols"), ("shots",)),
     cells=cells,
     score=score,
+    settings=SymbolIclSettings,
 )

@@ -7,13 +7,13 @@ variables that the model names.
 import itertools
 
 import numpy as np
+from pydantic import Field
 
-from statex.evaluation.context import Cell, Context, Suite
-from statex.evaluation.prompts.grids import check_lengths, grid_lengths
 from statex.evaluation.prompts.haystack import NOISE, noise_haystack
-from statex.evaluation.prompts.insertion import Draft, Draw, build_prompts, shortest_length
-from statex.evaluation.prompts.needles import Prompt, Question, score_prompts
-from statex.evaluation.records import Score
+from statex.evaluation.prompts.insertion import Draft, Draw
+from statex.evaluation.prompts.needle_suite import NeedleTask
+from statex.evaluation.prompts.needles import Prompt, Question
+from statex.settings import MOST_ITEMS, Lengths, Section
 
 INTRODUCTION = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
 QUESTION = (
@@ -21,6 +21,14 @@ QUESTION = (
     "chain(s) of variable assignment in the text above, {count} variables are assigned the value {value}, they are:"
 )
 LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+
+
+class VariableTrackingSettings(Section):
+    lengths: Lengths | None = Field(default=None, description="tokens; default: what model and device allow")
+    num_chains: int = Field(default=1, ge=1, le=1000, description="chains in a context; each is asked for")
+    num_hops: int = Field(default=4, ge=1, le=1000, description="assignments in a chain after the first")
+    num_items: int = Field(default=20, ge=1, le=MOST_ITEMS, description="contexts of each length")
+    max_new_tokens: int = Field(default=30, ge=1, le=2**16)
 
 
 def chain(generator: np.random.Generator, num_hops: int, taken: set[str]) -> tuple[str, list[str]]:
@@ -44,7 +52,7 @@ def question_of(value: str, variables: list[str]) -> Question:
 
 
 def worked_example(generator: np.random.Generator, num_hops: int, taken: set[str]) -> str:
-    """A chain in a little noise, asked and answered."""
+    """A chain in a little noise, with its question and answer."""
     value, variables = chain(generator, num_hops, taken)
     text = "\n".join([NOISE, *assignments(value, variables), NOISE])
     question = question_of(value, variables)
@@ -58,13 +66,13 @@ def interleave(generator: np.random.Generator, chains: list[list[str]]) -> list[
     return [next(rest[number]) for number in order]
 
 
-def draw_chains(num_chains: int, num_hops: int) -> Draw:
+def draw_chains(settings: VariableTrackingSettings, _: float) -> Draw:
     """Draws chains, a worked example, and a question for each chain."""
 
     def draw(generator: np.random.Generator) -> Draft:
         taken: set[str] = set()
-        example = worked_example(generator, num_hops, taken)
-        chains = [chain(generator, num_hops, taken) for _ in range(num_chains)]
+        example = worked_example(generator, settings.num_hops, taken)
+        chains = [chain(generator, settings.num_hops, taken) for _ in range(settings.num_chains)]
         needles = interleave(generator, [assignments(value, variables) for value, variables in chains])
         depths = sorted(generator.random(len(needles)).tolist())
 
@@ -76,31 +84,5 @@ def draw_chains(num_chains: int, num_hops: int) -> Draw:
     return draw
 
 
-def cells(context: Context) -> list[Cell]:
-    settings = context.evaluation.variable_tracking
-    context.require_tokenizer("variable_tracking")
-    shortest = shortest_length(context, draw_chains(settings.num_chains, settings.num_hops))
-    lengths = grid_lengths(context, "variable_tracking", settings.lengths, shortest)
-    return [Cell(f"length-{length}", {"length": length}) for length in lengths]
-
-
-def cell_prompts(context: Context, cell: Cell) -> list[Prompt]:
-    """The cell's contexts, each with a question for every chain."""
-    settings, length = context.evaluation.variable_tracking, cell.slice["length"]
-    haystack, draw = noise_haystack(context.tokenizer), draw_chains(settings.num_chains, settings.num_hops)
-    return build_prompts(context, "evaluation.variable_tracking.lengths", haystack, draw, settings.num_items, length)
-
-
-def score(context: Context, cell: Cell) -> list[Score]:
-    prompts, settings = cell_prompts(context, cell), context.evaluation.variable_tracking
-    return score_prompts(context, "variable_tracking", cell, prompts, settings.max_new_tokens)
-
-
-SUITE = Suite(
-    name="variable_tracking",
-    units={"accuracy": "fraction", "answer_nll": "nats"},
-    groups=(("length",),),
-    cells=cells,
-    score=score,
-    check=lambda context: check_lengths(context, "variable_tracking", cell_prompts),
-)
+TASK = NeedleTask("variable_tracking", draw_chains, noise_haystack)
+SUITE = TASK.suite(VariableTrackingSettings)

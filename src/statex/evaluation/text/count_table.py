@@ -13,7 +13,7 @@ from statex.errors import UserError
 from statex.evaluation.context import Context
 from statex.evaluation.records import digest
 from statex.evaluation.text.tokens import tokenize, tokenizer_digest
-from statex.recipe import ArHitsSuite, TextSource
+from statex.settings import TextSource
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def ngram_keys(ids: np.ndarray, ngram: int, vocab_size: int) -> np.ndarray:
     """(T - n + 1,) one number for each n tokens in a row of (T,), equal only for equal ones.
 
     Raises:
-        UserError: so many tokens of this vocabulary do not fit a number of 64 bits.
+        UserError: an n-gram of this vocabulary does not fit into 64 bits.
     """
     if vocab_size**ngram > 2**63:
         raise UserError(
@@ -64,7 +64,7 @@ def ngram_keys(ids: np.ndarray, ngram: int, vocab_size: int) -> np.ndarray:
 
 
 def default_ngram(vocab_size: int) -> int:
-    """How many tokens are about as telling as a bigram of words: with few tokens almost all bigrams are common."""
+    """The n that is about as informative as a bigram of words: in a small vocabulary almost all bigrams are common."""
     return 2 if vocab_size >= 16_384 else 3 if vocab_size >= 2048 else 4
 
 
@@ -84,19 +84,19 @@ def count_ngrams(tokenizer: Any, source: TextSource, ngram: int, max_tokens: int
 _tables: dict[str, CountTable] = {}
 
 
-def count_table(context: Context, settings: ArHitsSuite) -> CountTable:
-    """The count table of this context's `count_text`; counted once a process, and kept in `shared`."""
+def count_table(context: Context, ngram: int | None, count_tokens: int) -> CountTable:
+    """The count table of this context's `count_text`; counted once per process, and kept in `shared`."""
     tokenizer = context.require_tokenizer("ar_hits")
     vocab_size = context.reader.vocab_size
-    ngram = settings.ngram or default_ngram(vocab_size)
+    ngram = ngram or default_ngram(vocab_size)
     source = context.count_text.model_dump_json()
-    key = digest(source, tokenizer_digest(tokenizer), str((vocab_size, ngram, settings.count_tokens)))
+    key = digest(source, tokenizer_digest(tokenizer), str((vocab_size, ngram, count_tokens)))
     if key not in _tables:
         path = context.shared / f"ngrams-{key}.npz" if context.shared is not None else None
         if path is not None and path.exists():
             _tables[key] = _load_table(path)
         else:
-            _tables[key] = count_ngrams(tokenizer, context.count_text, ngram, settings.count_tokens, vocab_size)
+            _tables[key] = count_ngrams(tokenizer, context.count_text, ngram, count_tokens, vocab_size)
             if path is not None:
                 _save_table(path, _tables[key])
     return _tables[key]

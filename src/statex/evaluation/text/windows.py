@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
+from pydantic import Field
 
 from statex.data.documents import open_documents
 from statex.errors import UserError
 from statex.evaluation.context import Context
 from statex.evaluation.records import digest
 from statex.evaluation.text.tokens import tokenize, tokenizer_digest
-from statex.recipe import TextSource, TextSuite
+from statex.settings import MOST_TOKENS, Section, TextSource
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,16 @@ DEFAULT_LENGTH = {"cpu": 1024, "cuda": 8192}
 CHARACTERS_PER_TOKEN = 12
 """More than text has, so that only the beginning of a long document need be tokenised."""
 FEW_DOCUMENTS = 20
-"""A default length is halved until so many documents reach it; a length that was asked for never is."""
+"""A default length is halved until this many documents reach it; a requested length never is."""
+
+
+class WindowSettings(Section):
+    length: int | None = Field(
+        default=None, ge=2, le=MOST_TOKENS, description="tokens of a window of a document that is scored"
+    )
+    num_windows: int = Field(
+        default=100, ge=1, le=10**6, description="one of each long enough document, then second ones, ..."
+    )
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Window:
     ids: np.ndarray
 
 
-def held_out_windows(context: Context, suite: str, settings: TextSuite, default: int | None) -> list[Window]:
+def held_out_windows(context: Context, suite: str, settings: WindowSettings, default: int | None) -> list[Window]:
     """Windows of T + 1 tokens of held-out documents: the first ones of all documents, then the second ones, ...
 
     Args:
@@ -42,7 +51,7 @@ def held_out_windows(context: Context, suite: str, settings: TextSuite, default:
         default: T where the recipe gives none, None for what the device allows.
 
     Raises:
-        UserError: no document is long enough, or the model cannot read so many tokens.
+        UserError: no document is long enough, or the model cannot read that many tokens.
     """
     length = settings.length or default or DEFAULT_LENGTH.get(context.reader.device.type, DEFAULT_LENGTH["cuda"])
     if settings.length is None and context.limit is not None:
@@ -58,7 +67,7 @@ def held_out_windows(context: Context, suite: str, settings: TextSuite, default:
         raise UserError(
             f"evaluation.{suite}.length",
             length,
-            "no held-out document has so many tokens",
+            "no held-out document has that many tokens",
             "ask for a shorter length or give a text with longer documents",
         )
     return windows
@@ -99,6 +108,8 @@ def _read_windows(tokenizer: Any, source: TextSource, length: int, count: int) -
 
 def scored_windows(context: Context, windows: list[Window]) -> Iterator[tuple[Window, np.ndarray]]:
     """Each window with the (T,) NLL of its tokens after the first."""
+    import torch
+
     size = context.evaluation.batch_size
     for part in (windows[start : start + size] for start in range(0, len(windows), size)):
         ids = torch.from_numpy(np.stack([window.ids for window in part]))

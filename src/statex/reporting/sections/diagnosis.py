@@ -4,7 +4,18 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from statex.reporting.render.content import Block, Cell, Column, Figure, Folded, Heading, Panel, Section, Table, Text
+from statex.reporting.render.content import (
+    Block,
+    Column,
+    Figure,
+    Folded,
+    Heading,
+    PageSection,
+    Panel,
+    Table,
+    TableCell,
+    Text,
+)
 from statex.reporting.render.figures import LineChart
 from statex.reporting.render.markup import literal
 from statex.reporting.render.panels import arm_lines, dot_panel, line_panel
@@ -27,12 +38,12 @@ TITLE = "Diagnosis"
 WHERE_DRAWN = {"text_lost": "[Text](#Text)", "recall_flat": "[Recall](#Recall)"}
 
 
-def diagnosis_section(run: Run) -> Section:
+def diagnosis_section(run: Run) -> PageSection:
     """For each model the signs of failure with the number that shows them, then how the new state is used."""
     blocks: list[Block] = []
     for model in run.models:
         blocks += [Heading(model), *_model_blocks(run, model)]
-    return Section(TITLE, blocks)
+    return PageSection(TITLE, blocks)
 
 
 def _model_blocks(run: Run, model: str) -> list[Block]:
@@ -279,8 +290,7 @@ def _moved_table(run: Run, model: str, measures: list[Measure]) -> Table:
     rows = []
     for measure in measures:
         found = [run.find(model, arm, measure) for arm in arms]
-        cells = [Cell("–") if one is None else Cell(format_value(one.result.value), _seeds_range(one)) for one in found]
-        rows.append([Cell(measure_title(measure)), *cells])
+        rows.append([TableCell(measure_title(measure)), *map(_moved_cell, found)])
     caption = (
         f"Fresh tensors of {model}: norm of their change in training over their norm. It is computed from all their "
         "numbers, so it has no interval; under it stands the range of the seeds."
@@ -288,5 +298,7 @@ def _moved_table(run: Run, model: str, measures: list[Measure]) -> Table:
     return Table(caption, [Column("measure", words=True), *(Column(arm) for arm in arms)], rows)
 
 
-def _seeds_range(estimate: Shown) -> str:
-    return format_interval(estimate) if estimate.spread else ""
+def _moved_cell(estimate: Shown | None) -> TableCell:
+    if estimate is None:
+        return TableCell("–")
+    return TableCell(format_value(estimate.result.value), format_interval(estimate) if estimate.spread else "")

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from statex.errors import UserError
+
 DEFAULT_SHOTS = (16, 64, 256, 512)
 DEFAULT_ITEMS = 500
 SEED = 1234
@@ -21,20 +23,27 @@ SEED = 1234
 
 @dataclass(frozen=True)
 class Source:
-    """A data set on the hub: its name and configuration, its column of labels, and the split that is asked about."""
+    """A data set on the hub: its name and configuration, its column of labels, and the split that is asked about.
+
+    Copies call the column differently: `labels` has its names, of which the first that is there is read.
+    """
 
     path: str
     subset: str | None
-    label: str
+    labels: tuple[str, ...]
     questions: str = "test"
 
 
 # HELMET's own loader (data.py, load_icl) names CogComp/trec, PolyAI/banking77 and clinc_oos. The first two are loading
 # scripts, which datasets refuses since version 4, so the same data is taken from copies in plain files.
-TREC_COARSE = Source("SetFit/TREC-QC", None, "label_coarse")  # its prepare.py: 6 coarse labels,
-TREC_FINE = Source("SetFit/TREC-QC", None, "label")  # 50 fine ones; 5452 questions for training, 500 for testing
-BANKING77 = Source("mteb/banking77", None, "label")  # MTEB's copy of PolyAI/banking77; some duplicates are gone from it
-CLINC150 = Source("clinc/clinc_oos", "plus", "intent", "validation")  # parquet; 151 labels, HELMET's split
+TREC_COARSE = Source("SetFit/TREC-QC", None, ("label_coarse",))  # its prepare.py: 6 coarse labels,
+TREC_FINE = Source(
+    "SetFit/TREC-QC", None, ("label_fine", "label")
+)  # 50 fine ones; 5452 questions for training, 500 for testing
+BANKING77 = Source(
+    "mteb/banking77", None, ("label",)
+)  # MTEB's copy of PolyAI/banking77; some duplicates are gone from it
+CLINC150 = Source("clinc/clinc_oos", "plus", ("intent",), "validation")  # parquet; 151 labels, HELMET's split
 
 
 def trec_coarse(**metadata: Any) -> dict:
@@ -66,7 +75,7 @@ def build(source: Source, metadata: dict[str, Any]) -> dict:
     where = (metadata["data"], None) if metadata.get("data") else (source.path, source.subset)
     data = datasets.load_dataset(*where)
     examples, questions = (
-        [(row["text"], row[source.label]) for row in data[split]] for split in ("train", source.questions)
+        [(row["text"], _label(row, source, where[0])) for row in data[split]] for split in ("train", source.questions)
     )
     chosen = np.random.default_rng(SEED).permutation(len(questions))[: metadata.get("num_items") or DEFAULT_ITEMS]
     shots = metadata.get("num_shots") or DEFAULT_SHOTS
@@ -75,6 +84,19 @@ def build(source: Source, metadata: dict[str, Any]) -> dict:
             documents_of(examples, [questions[place] for place in sorted(chosen)], shots)
         )
     }
+
+
+def _label(row: dict[str, Any], source: Source, data: str) -> Any:
+    """The label of a row.
+
+    Raises:
+        UserError: it has no column of labels.
+    """
+    for name in source.labels:
+        if name in row:
+            return row[name]
+    problem = f"has none of the columns {', '.join(source.labels)}, but {', '.join(row)}"
+    raise UserError("evaluation.harness.data", data, problem, "name the column of labels so")
 
 
 def documents_of(examples: list[tuple], questions: list[tuple], shots: list[int] | tuple[int, ...]) -> list[dict]:

@@ -10,32 +10,44 @@ from typing import Any, cast
 import numpy as np
 
 from statex.checkpoint import read_tokenizer
-from statex.evaluation.context import Cell, Context
-from statex.evaluation.prompts import single_needle
+from statex.evaluation.context import Context
 from statex.evaluation.prompts.grids import grid_depths
+from statex.evaluation.prompts.needle_suite import NeedleTask
 from statex.evaluation.prompts.needles import Prompt
-from statex.evaluation.suites import niah_multikey, passkey, symbol_icl, variable_tracking
-from statex.recipe import Evaluation, TextSource
+from statex.evaluation.suite import Cell
+from statex.evaluation.suites import (
+    niah_multikey,
+    niah_single_1,
+    niah_single_2,
+    niah_single_3,
+    passkey,
+    symbol_icl,
+    variable_tracking,
+)
+from statex.recipe import Evaluation
+from statex.settings import TextSource
 
 DEFAULT_LENGTHS = (1024, 2048, 4096)
 DEFAULT_ITEMS = 20
 
 
-def _context(metadata: dict[str, Any], suite: str, settings: dict[str, Any]) -> Context:
+def _context(metadata: dict[str, Any], suite: str) -> Context:
     """A context that builds prompts only: it has no model."""
     tokenizer = read_tokenizer(metadata.get("tokenizer") or metadata["pretrained"])
     text = TextSource.model_validate(metadata.get("text") or {"standard_library": True})
-    values = {suite: settings | ({"num_items": metadata["num_items"]} if "num_items" in metadata else {})}
-    evaluation = Evaluation.model_validate(values | ({"seed": metadata["seed"]} if "seed" in metadata else {}))
+    settings = {"num_items": metadata["num_items"]} if "num_items" in metadata else {}
+    seed = {"seed": metadata["seed"]} if "seed" in metadata else {}
+    evaluation = Evaluation.model_validate({suite: settings} | seed)
     return Context(cast(Any, None), tokenizer, evaluation, text, text)
 
 
-def _grid(metadata: dict[str, Any], num_depths: int) -> list[Cell]:
-    return [
-        Cell("", {"length": length, "depth": depth})
-        for length in metadata.get("max_seq_lengths") or DEFAULT_LENGTHS
-        for depth in grid_depths(num_depths)
-    ]
+def _grid(context: Context, suite: str, metadata: dict[str, Any]) -> list[Cell]:
+    """A cell for each length, and each depth where the suite has some."""
+    lengths = metadata.get("max_seq_lengths") or DEFAULT_LENGTHS
+    if (num_depths := getattr(context.settings(suite), "num_depths", None)) is None:
+        return [Cell("", {"length": length}) for length in lengths]
+    depths = grid_depths(num_depths)
+    return [Cell("", {"length": length, "depth": depth}) for length in lengths for depth in depths]
 
 
 def _documents(prompts: list[Prompt], cell: Cell) -> list[dict[str, Any]]:
@@ -59,39 +71,35 @@ def _data_set(cells: list[list[dict[str, Any]]]) -> dict:
     return {"test": datasets.Dataset.from_list(turns)}
 
 
-def _single(suite: str, metadata: dict[str, Any]) -> dict:
-    context = _context(metadata, suite, {})
-    cells = _grid(metadata, getattr(context.evaluation, suite).num_depths)
-    return _data_set([_documents(single_needle.cell_prompts(context, suite, cell), cell) for cell in cells])
+def _needles(task: NeedleTask, metadata: dict[str, Any]) -> dict:
+    context = _context(metadata, task.name)
+    cells = _grid(context, task.name, metadata)
+    return _data_set([_documents(task.prompts(context, cell), cell) for cell in cells])
 
 
 def single_1(**metadata: Any) -> dict:
-    return _single("niah_single_1", metadata)
+    return _needles(niah_single_1.TASK, metadata)
 
 
 def single_2(**metadata: Any) -> dict:
-    return _single("niah_single_2", metadata)
+    return _needles(niah_single_2.TASK, metadata)
 
 
 def single_3(**metadata: Any) -> dict:
-    return _single("niah_single_3", metadata)
+    return _needles(niah_single_3.TASK, metadata)
 
 
 def multikey(**metadata: Any) -> dict:
-    context = _context(metadata, "niah_multikey", {})
-    cells = [Cell("", {"length": length}) for length in metadata.get("max_seq_lengths") or DEFAULT_LENGTHS]
-    return _data_set([_documents(niah_multikey.cell_prompts(context, cell), cell) for cell in cells])
+    return _needles(niah_multikey.TASK, metadata)
 
 
 def tracking(**metadata: Any) -> dict:
-    context = _context(metadata, "variable_tracking", {})
-    cells = [Cell("", {"length": length}) for length in metadata.get("max_seq_lengths") or DEFAULT_LENGTHS]
-    return _data_set([_documents(variable_tracking.cell_prompts(context, cell), cell) for cell in cells])
+    return _needles(variable_tracking.TASK, metadata)
 
 
 def passkeys(**metadata: Any) -> dict:
-    context = _context(metadata, "passkey", {})
-    cells = _grid(metadata, context.evaluation.passkey.num_depths)
+    context = _context(metadata, "passkey")
+    cells = _grid(context, "passkey", metadata)
     return _data_set(
         [
             [
