@@ -132,7 +132,7 @@ def test_tasks_that_could_all_not_be_run_are_said_and_not_a_failure(recipe, monk
     folder = run_recipe(recipe(evaluation=EVALUATION | {"suites": ["statex_trec_fine"], "harness": {"limit": 2}}))
     (missing, *_) = [row for row in read_results(folder / "results.jsonl") if row.metric == "not_run"]
     assert [one["task"] for one in missing.details["tasks"]] == ["statex_trec_fine"]
-    sentence = "Nothing was measured: none of the suites and tasks that were asked for could be run."
+    sentence = "Nothing was measured: none of the requested suites and tasks could be run."
     assert sentence in (folder / "report.md").read_text()
     show_summary(folder)
     assert sentence in " ".join(capsys.readouterr().out.split())

@@ -115,7 +115,7 @@ def _compare_cell(
             seeds = [seed for name, seed in measured if name == arm]
             if len(seeds) > 1:
                 mean = over_seeds([measured[arm, seed] for seed in seeds], fraction=unit == "fraction")
-                mean = possible(mean, unit, 0.0)
+                mean = clip_interval(mean, unit, 0.0)
                 results.append(
                     result_of(suite.name, metric, unit, where, mean, note=note, arm=arm, seed=None, **identity)
                 )
@@ -147,7 +147,7 @@ def _differences(
     return [
         (
             seed,
-            possible(difference, unit, -1.0),
+            clip_interval(difference, unit, -1.0),
             {"power": _power(difference), "seeds": seeds if seed is None else [seed]},
         )
         for seed, difference in rows
@@ -164,7 +164,7 @@ def _power(difference: Estimate) -> dict[str, float | int | None]:
     }
 
 
-def possible(estimate: Estimate, unit: str, lowest: float) -> Estimate:
+def clip_interval(estimate: Estimate, unit: str, lowest: float) -> Estimate:
     """The interval of a fraction, cut to values that a fraction (or, from -1, a difference of two) can have.
 
     With few seeds Student's interval reaches beyond them; the cut interval covers no less.
@@ -191,7 +191,7 @@ def _recall_shares(runs: Runs, baseline: str, identity: dict[str, Any]) -> list[
         gap = over_seeds(whole)
         if gap.low <= 0 <= gap.high or not gap.low <= gap.high:
             continue
-        share = bootstrap_ratio(_added(hits), _added(whole))
+        share = bootstrap_ratio(_total(hits), _total(whole))
         details = {"seeds": seeds, "nll_difference": gap.value}
         results.append(
             result_of("ar_hits", "recall_share", "fraction", {}, share, details=details, arm=arm, seed=None,
@@ -212,7 +212,7 @@ def _nll_changes(ours: list[Score], theirs: list[Score], metric: str) -> Sums:
     return Sums(totals, weights)
 
 
-def _added(parts: list[Sums]) -> Sums:
+def _total(parts: list[Sums]) -> Sums:
     return Sums(np.sum([part.totals for part in parts], axis=0), np.sum([part.weights for part in parts], axis=0))
 
 

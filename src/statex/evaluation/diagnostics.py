@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from statex.data.recall import mqar_batch
-from statex.evaluation.compare import possible
+from statex.evaluation.compare import clip_interval
 from statex.evaluation.context import Context, Request
 from statex.evaluation.reader import Reader, State
 from statex.evaluation.records import Score
@@ -45,8 +45,8 @@ def diagnose(
     expanded layer: `new_state_energy`, the new entries' share of the squared state (`details` has their share of the
     entries), `effective_rank` (exp of the entropy of the singular values, Roy and Vetterli 2007) and
     `effective_rank_without_new_state`; and for the model `nll_rise_without_new_state`, in nats over the other half,
-    when the new entries are emptied between the halves. Where `mqar` is among them: `recall_drop_without_new_state`,
-    when they are emptied between a sequence's pairs and its queries.
+    when the new entries are zeroed between the halves. Where `mqar` is among them: `recall_drop_without_new_state`,
+    when they are zeroed between a sequence's pairs and its queries.
 
     Args:
         model: with a plan in its configuration; one without gives no results.
@@ -125,9 +125,9 @@ def _on_text(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> li
         rows = ids[start : start + size]
         _, state = reader.read(rows[:, :half].tolist())
         measured = {layer.index: _state_use(state, layer, plan.model_type) for layer in plan.layers}
-        emptied = without_new_state(reader, state, plan)
+        zeroed = without_new_state(reader, state, plan)
         targets = rows[:, half + 1 :]
-        rise = reader.score(rows[:, half:-1], targets, emptied)[0] - reader.score(rows[:, half:-1], targets, state)[0]
+        rise = reader.score(rows[:, half:-1], targets, zeroed)[0] - reader.score(rows[:, half:-1], targets, state)[0]
         for row, window in enumerate(windows[start : start + size]):
             for layer in plan.layers:
                 values = {name: float(found[row]) for name, found in measured[layer.index].items()}
@@ -164,19 +164,19 @@ def _state_use(state: State, layer: LayerEdit, model_type: str) -> dict[str, tor
 
 @torch.inference_mode()
 def _on_recall(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> list[Result]:
-    """What MQAR loses when the new entries are emptied between the pairs and the queries."""
+    """What MQAR loses when the new entries are zeroed between the pairs and the queries."""
     settings, reader = context.settings("mqar"), context.reader
     num_pairs = max(settings.num_pairs)
     length, middle = TOKENS_PER_PAIR * num_pairs, 2 * num_pairs
     count = min(settings.num_items, NUM_SEQUENCES)
     ids, labels = mqar_batch([context.evaluation.seed, num_pairs], count, length, num_pairs, *vocabulary(context))
-    right: dict[str, list[float]] = {"whole": [], "emptied": []}
+    right: dict[str, list[float]] = {"whole": [], "zeroed": []}
     for start in range(0, count, context.evaluation.batch_size):
         rows = ids[start : start + context.evaluation.batch_size]
         targets = labels[start : start + context.evaluation.batch_size, middle + 1 :]
         _, state = reader.read(rows[:, :middle].tolist())
-        emptied = without_new_state(reader, state, plan)
-        for name, start_state in (("whole", state), ("emptied", emptied)):
+        zeroed = without_new_state(reader, state, plan)
+        for name, start_state in (("whole", state), ("zeroed", zeroed)):
             found = reader.score(rows[:, middle:-1], targets, start_state)[1]
             right[name] += found.sum(dim=1).tolist()
     whole, without = (Sums(np.array(found) / num_pairs, np.ones(count)) for found in right.values())
@@ -224,7 +224,7 @@ def combine_seeds(results: Sequence[Result]) -> list[Result]:
     combined = []
     for rows in groups.values():
         if len(rows) > 1:
-            mean = possible(combine([_estimate_of(row) for row in rows]), rows[0].unit, 0.0)
+            mean = clip_interval(combine([_estimate_of(row) for row in rows]), rows[0].unit, 0.0)
             if (most := rows[0].details.get("largest_possible")) is not None:  # a rank, from 1 on
                 mean = replace(mean, low=max(mean.low, 1.0), high=min(mean.high, float(most)))
             facts = {"interval": mean.method, "num_seeds": mean.seeds, "seeds": [row.seed for row in rows]}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from statex.evaluation.suite import Cell
 from statex.files import write_whole
 
 
@@ -33,6 +34,12 @@ class Score:
     weights: dict[str, float] = field(default_factory=dict)
     digest: str = ""
     measured: dict[str, Any] = field(default_factory=dict)
+
+
+def item_score(cell: Cell, number: int, scores: dict[str, float], *, digest: str = "", **measured: Any) -> Score:
+    """The score of item `number` of a cell, resampled by itself."""
+    name = f"{cell.name}/{number}"
+    return Score(name, name, cell.slice, scores, digest=digest, measured=measured)
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:

@@ -51,7 +51,7 @@ def write_report(folder: Path, output: Path | None = None) -> tuple[Path, Path]:
 def write_comparison(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
     """Write one report of several runs, a part for each, into the folder `output`; returns the paths.
 
-    Models that were only evaluated are one part, side by side.
+    Models that were only evaluated share one part, side by side.
 
     Raises:
         UserError: one of the folders has no recipe.toml or no results.jsonl.
@@ -92,7 +92,7 @@ def _devices(run: Run) -> str:
 
 
 def _write(documents: list[Document], folder: Path) -> tuple[Path, Path]:
-    """Write page, Markdown and pictures under other names first, so that a reader never sees half a report."""
+    """Write page, Markdown and pictures under other names first, so that a reader never sees a partial report."""
     drawings = folder / "figures"
     fresh = folder / ".figures.tmp"
     shutil.rmtree(fresh, ignore_errors=True)

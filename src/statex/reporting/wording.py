@@ -30,9 +30,9 @@ METRICS = {
     "parameters": "parameters",
     "fresh_parameters": "fresh parameters",
     "new_state_energy": "energy in new entries",
-    "effective_rank_without_new_state": "effective rank, new entries emptied",
-    "nll_rise_without_new_state": "rise of text NLL, new entries emptied",
-    "recall_drop_without_new_state": "drop of recall, new entries emptied",
+    "effective_rank_without_new_state": "effective rank, new entries zeroed",
+    "nll_rise_without_new_state": "rise of text NLL, new entries zeroed",
+    "recall_drop_without_new_state": "drop of recall, new entries zeroed",
     "weight_change": "change of fresh tensors",
 }
 STAGES = {"pretrain": "pre-training", "train": "post-training", "evaluate": "evaluation"}

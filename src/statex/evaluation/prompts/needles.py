@@ -47,7 +47,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _TokenizedQuestion:
     """A question in tokens: the row of the batch that holds its context, and the name of its score."""
 
     question: Question
@@ -112,7 +112,7 @@ def score_prompts(
 
 def _tokenize_batch(
     context: Context, cell: Cell, prompts: Sequence[Prompt], first: int
-) -> tuple[list[list[int]], list[_Asked]]:
+) -> tuple[list[list[int]], list[_TokenizedQuestion]]:
     """The contexts of some prompts, the first of them number `first` of its cell, and all their questions."""
     tokenizer = context.tokenizer
     contexts, asked = [], []
@@ -123,7 +123,7 @@ def _tokenize_batch(
         for number, (question, question_ids) in enumerate(zip(prompt.questions, questions, strict=True)):
             answer = encode_continuation(tokenizer, prompt.context + question.text, answer_text(question))
             asked.append(
-                _Asked(
+                _TokenizedQuestion(
                     question, row, question_ids, answer,
                     item=cluster if len(questions) == 1 else f"{cluster}-{number}",
                     cluster=cluster,
@@ -135,7 +135,7 @@ def _tokenize_batch(
 
 
 def _ask(
-    context: Context, cell: Cell, contexts: list[list[int]], asked: list[_Asked], max_new_tokens: int
+    context: Context, cell: Cell, contexts: list[list[int]], asked: list[_TokenizedQuestion], max_new_tokens: int
 ) -> list[Score]:
     """Read the contexts, then ask all questions from copies of their states."""
     reader = context.reader
@@ -150,8 +150,8 @@ def _ask(
 
 
 def _read_questions(
-    context: Context, state: State, asked: list[_Asked]
-) -> Iterator[tuple[list[_Asked], torch.Tensor, State]]:
+    context: Context, state: State, asked: list[_TokenizedQuestion]
+) -> Iterator[tuple[list[_TokenizedQuestion], torch.Tensor, State]]:
     """Batches of questions with the logits (B, V) and the state behind them; `state` is that of the contexts.
 
     Padding behind a state is not possible, so questions of one length are read together. Where states can be joined,
@@ -174,7 +174,7 @@ def _read_questions(
             yield from read
 
 
-def _score(cell: Cell, one: _Asked, nll: float, said: str) -> Score:
+def _score(cell: Cell, one: _TokenizedQuestion, nll: float, said: str) -> Score:
     found = sum(answer.lower() in said.lower() for answer in one.question.answers)
     return Score(
         item=one.item,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from statex.evaluation.context import Context
-from statex.evaluation.records import Score
+from statex.evaluation.records import Score, item_score
 from statex.evaluation.suite import Cell, Suite
 from statex.settings import BatchSizes, Lengths, Section
 
@@ -98,13 +98,9 @@ def _prefill(context: Context, cell: Cell) -> list[Score]:
     reset_peak_memory(reader.device)
     times = _times(context, lambda: reader.read(ids))
     peak = float(peak_memory(reader.device))
-    return [
-        Score(
-            f"{cell.name}/{number}", f"{cell.name}/{number}", cell.slice,
-            {"prefill_tokens_per_second": length / seconds} | ({"peak_memory": peak} if number == 0 else {}),
-        )
-        for number, seconds in enumerate(times)
-    ]  # fmt: skip
+    scores = [{"prefill_tokens_per_second": length / seconds} for seconds in times]
+    scores[0]["peak_memory"] = peak
+    return [item_score(cell, number, values) for number, values in enumerate(scores)]
 
 
 def _decode(context: Context, cell: Cell) -> list[Score]:
@@ -118,12 +114,9 @@ def _decode(context: Context, cell: Cell) -> list[Score]:
         step = CapturedStep(reader.model, state.cache, size)
         times["decode_graph_ms_per_token"] = _times(context, lambda: _replay(step, logits, count))
     return [
-        Score(
-            f"{cell.name}/{number}", f"{cell.name}/{number}", cell.slice,
-            {name: 1e3 * taken[number] / count for name, taken in times.items()},
-        )
+        item_score(cell, number, {name: 1e3 * taken[number] / count for name, taken in times.items()})
         for number in range(context.settings("cost").repetitions)
-    ]  # fmt: skip
+    ]
 
 
 def _can_be_captured(reader: Reader) -> bool:

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 from statex.data.tokenizer import recall_vocabulary
 from statex.errors import UserError
 from statex.evaluation.context import Context
-from statex.evaluation.records import Score, digest
+from statex.evaluation.records import Score, digest, item_score
 from statex.evaluation.suite import Cell, Suite
 from statex.settings import MOST_NUMBERS, MOST_VOCABULARY, Counts, Recall, Section
 
@@ -90,16 +90,8 @@ def score(context: Context, cell: Cell) -> list[Score]:
         rows, targets = ids[start : start + batch], labels[start : start + batch, 1:]
         _, right = context.reader.score(rows[:, :-1], targets)
         for number, (row, answers) in enumerate(zip(rows, right, strict=True), start):
-            scores.append(
-                Score(
-                    item=f"{cell.name}/{number}",
-                    cluster=f"{cell.name}/{number}",
-                    slice=cell.slice,
-                    scores={"accuracy": float(answers.sum()) / num_pairs},
-                    digest=digest(row.tolist()),
-                    measured={"tokens": length},
-                )
-            )
+            accuracy = float(answers.sum()) / num_pairs
+            scores.append(item_score(cell, number, {"accuracy": accuracy}, digest=digest(row.tolist()), tokens=length))
     return scores
 
 

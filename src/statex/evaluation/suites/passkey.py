@@ -14,7 +14,7 @@ from statex.errors import UserError
 from statex.evaluation.context import Context
 from statex.evaluation.prompts.grids import check_lengths, grid_depths, grid_lengths
 from statex.evaluation.prompts.needle_suite import GridSettings
-from statex.evaluation.records import Score, digest
+from statex.evaluation.records import Score, digest, item_score
 from statex.evaluation.suite import Cell, Suite
 
 if TYPE_CHECKING:
@@ -63,18 +63,13 @@ def score(context: Context, cell: Cell) -> list[Score]:
             row[len(item.prompt_ids) :] = torch.tensor(item.answer_ids)
         nll, right = context.reader.score(ids[:, :-1], targets[:, 1:])
         for number, item in enumerate(part):
+            values = {
+                "accuracy": float(int(right[number].sum()) == len(item.answer_ids)),
+                "answer_nll": float(nll[number].sum()) / len(item.answer_ids),
+            }
+            asked = digest(item.prompt_ids, item.answer_ids)
             scores.append(
-                Score(
-                    item=f"{cell.name}/{start + number}",
-                    cluster=f"{cell.name}/{start + number}",
-                    slice=cell.slice,
-                    scores={
-                        "accuracy": float(int(right[number].sum()) == len(item.answer_ids)),
-                        "answer_nll": float(nll[number].sum()) / len(item.answer_ids),
-                    },
-                    digest=digest(item.prompt_ids, item.answer_ids),
-                    measured={"tokens": item.num_tokens, "depth": item.depth},
-                )
+                item_score(cell, start + number, values, digest=asked, tokens=item.num_tokens, depth=item.depth)
             )
     return scores
 

@@ -1,4 +1,4 @@
-"""Tables of estimates: one builder, so that no table shows a mean without its n and interval."""
+"""Tables of estimates: built in one place, so that no table shows a mean without its n and interval."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -20,7 +20,7 @@ Titles = Callable[[Measure], str]
 
 
 class Notes:
-    """Remarks beside values, each written once under the table and marked by a letter."""
+    """Remarks on values, each written once below the table and marked by a letter."""
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
@@ -81,13 +81,13 @@ class Shared:
     def seeds_sentence(self) -> str:
         """The training seeds, for the caption."""
         if self.seeds is None:
-            return "Training seeds differ and stand in each cell."
+            return "Training seeds differ and are given in each cell."
         if not self.seeds:
             return ""
         return f"Training seed{'s' if len(self.seeds) > 1 else ''} {listing([str(seed) for seed in self.seeds])}."
 
     def cell(self, estimate: Shown | None, n_elsewhere: bool) -> TableCell:
-        """A value with its interval, what the table does not tell elsewhere, and marks; "not run" without one."""
+        """A value with its interval, what the table does not say elsewhere, and marks; "not run" without one."""
         if estimate is None:
             return TableCell(NOT_RUN)
         row, paired = estimate.result, estimate.result.baseline is not None

@@ -110,7 +110,7 @@ def cost_section(run: Run) -> PageSection:
             blocks.append(Text("Not run."))
             continue
         if panels := _cost_panels(run, model, measures):
-            caption = f"Cost of {model}: 95 % intervals over repetitions, or the range of the seeds."
+            caption = f"Cost of {model}: 95 % intervals over repetitions, or the range over seeds."
             blocks.append(Figure(caption, panels))
         blocks.append(_cost_table(run, model, measures))
     return PageSection("Cost", blocks)
@@ -128,8 +128,8 @@ def _cost_table(run: Run, model: str, measures: list[Measure]) -> Table:
         rows.append([TableCell(measure_title(measure)), TableCell("" if n is None else f"{n:,}"), *cells])
     columns = [Column("measure", words=True), Column("n"), *(Column(arm or "all arms") for arm in arms)]
     caption = (
-        f"Cost of {model}. Under a value stands its 95 % interval or, where it was taken once for each seed, the "
-        "range of the seeds; a value with neither was taken once. n counts the repetitions for a seed."
+        f"Cost of {model}. Below a value is its 95 % interval or, where it was measured once for each seed, the "
+        "range over seeds; a value with neither was measured once. n counts the repetitions for a seed."
     )
     return Table(caption, columns, rows, notes.lines())
 
@@ -196,7 +196,7 @@ def origin_section(run: Run) -> PageSection:
     blocks: list[Block] = [Table("Origin of the results.", [Column("", words=True), Column("", words=True)], rows)]
     for name, found in (("commit", commits), ("dtype of the models", dtypes)):
         if len(found) > 1:
-            blocks.append(Text(f"The results are from more than one {name}.", "note"))
+            blocks.append(Text(f"The results come from more than one {name}.", "note"))
     return PageSection("Seeds, versions and device", blocks)
 
 

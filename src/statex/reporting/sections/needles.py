@@ -30,8 +30,8 @@ _SMALLEST_SCALE = 0.25
 _MANY_LENGTHS = 5
 
 NEAR_ZERO_REMARK = (
-    "What was hidden in a context must be found again. Where an accuracy is near 0, the NLL of the answer (in nats, "
-    "lower is better) still tells arms apart."
+    "What was inserted into a long context has to be found again. Where an accuracy is near 0, the NLL of the answer "
+    "(in nats, lower is better) still distinguishes the arms."
 )
 DIFFERENCES_REMARK = (
     "Heat maps show the arms, then their differences from the arm without expansion: blue is better, orange worse, and "
@@ -99,7 +99,7 @@ def _found_by_length(run: Run, model: str, suites: list[str]) -> list[Block]:
 
 
 def is_long_context(run: Run, suite: str) -> bool:
-    """Whether a suite hides something in a context: one of ours that does, or any that is told by length or depth."""
+    """Whether a suite hides something in a context: one of ours that does, or any that is sliced by length or depth."""
     keys = [set(one.values) for model in run.models for one in run.measures(model, suite)]
     by_length = any({"length"} <= some <= {"length", "depth"} for some in keys)
     return suite in LONG_CONTEXT or (by_length and suite != "cost")

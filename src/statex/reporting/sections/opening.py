@@ -49,7 +49,7 @@ def verdict_section(run: Run) -> PageSection:
     if len(run.recipe.seeds) == 1:
         remark = (
             f"One training seed ({run.recipe.seeds[0]}): the intervals are over items only and say nothing about how "
-            "another training would have ended."
+            "another training run would have ended."
         )
         blocks.append(Text(remark, "note"))
     return PageSection("Verdict", blocks)
@@ -81,7 +81,7 @@ def aims_section(run: Run) -> PageSection | None:
     caption = RULES
     needed = [aim.needed for one in verdicts for aim in one.aims]
     if any(needed):
-        caption += " Last, what would establish a difference of the size that was seen in 4 of 5 such runs."
+        caption += " The last column is what would establish a difference of the observed size in 4 of 5 such runs."
         columns.append(Column("to decide", words=True))
         rows = [[*row, TableCell(text or "–")] for row, text in zip(rows, needed)]
     return PageSection("Aims", [Text(aims_summary(verdicts)), Table(caption, columns, rows)])
@@ -140,7 +140,7 @@ def _picture(run: Run) -> list[Block]:
     panels = [panel for model in run.models for panel in recall_panels(run, model)[-1:]]
     caption = (
         "Recall against the number of key-value pairs (MQAR), 95 % intervals. The dotted line is what guessing one "
-        "of the values of the context gives, 1/pairs. Arms are moved apart a little along the axis."
+        "of the values of the context gives, 1/pairs. Arms are slightly offset along the axis."
     )
     return [Figure(caption, panels)] if panels else []
 

@@ -84,9 +84,9 @@ def paired_section(run: Run) -> PageSection:
     blocks: list[Block] = [
         Text(
             "Each value is an arm minus the arm without expansion, on the same items; the 95 % interval is of the "
-            "difference. *better* and *worse* stand only where that interval excludes 0; where it does not, the items "
-            "that are needed would establish a difference of this size in 4 of 5 such runs, with the same seeds. Where "
-            "what the seeds cause is too much for any number of items, it is more seeds that are needed."
+            "difference. *better* and *worse* stand only where that interval excludes 0; where it includes 0, the "
+            "number of items is given that would establish a difference of this size in 4 of 5 such runs with the same "
+            "seeds or, where the variance between seeds is too large for any number of items, the number of seeds."
         )
     ]
     for model in run.models:
@@ -186,8 +186,8 @@ def icl_section(run: Run) -> PageSection | None:
     chance = 1 / run.recipe.evaluation.suite(ICL).num_labels
     blocks: list[Block] = [
         Text(
-            "Symbols are classified by examples in the context (shots); their labels are arbitrary. Seen symbols stand "
-            "among the shots and can be recalled; unseen ones share with some of them the syllable that decides."
+            "Symbols are classified from examples in the context (shots), and their labels are arbitrary. Seen symbols "
+            "are among the shots and can be recalled; unseen ones share the deciding syllable with some of them."
         )
     ]
     caption = (
@@ -214,7 +214,7 @@ def icl_section(run: Run) -> PageSection | None:
 
 
 def _has_shots(run: Run, suite: str) -> bool:
-    """Whether a suite is told by the number of shots: ours, or a task of lm-eval."""
+    """Whether a suite is sliced by the number of shots: ours, or a task of lm-eval."""
     return any("shots" in one.values for model in run.models for one in run.measures(model, suite))
 
 
@@ -242,7 +242,7 @@ def nothing_measured(run: Run) -> str:
         return ""
     if not run.recipe.evaluation.suites:
         return "Nothing was measured: the recipe's evaluation.suites names no suite."
-    return "Nothing was measured: none of the suites and tasks that were asked for could be run."
+    return "Nothing was measured: none of the requested suites and tasks could be run."
 
 
 def not_run_section(run: Run) -> PageSection | None:
@@ -251,8 +251,8 @@ def not_run_section(run: Run) -> PageSection | None:
     if not tasks:
         return None
     rows = [[TableCell(task[key]) for key in ("task", "reason", "command")] for task in tasks.values()]
-    columns = [Column(title, words=True) for title in ("task", "reason", "what would fetch it")]
-    caption = "Tasks that were asked for and lack something; what is missing counts as nothing, never as 0."
+    columns = [Column(title, words=True) for title in ("task", "reason", "command that fetches it")]
+    caption = "Requested tasks that lack something; they are left out, never counted as 0."
     return PageSection("Not run", [Table(caption, columns, rows)])
 
 
