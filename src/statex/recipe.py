@@ -159,7 +159,7 @@ class HarnessTasks(Section):
     data: str | None = Field(default=None, description="folder of data sets that are read instead of the hub's")
 
 
-class EvaluationGeneral(Section):
+class EvaluationBase(Section):
     """All of `[evaluation]` but the sections of our suites, one for each line of their table."""
 
     suites: list[str] = Field(
@@ -182,11 +182,11 @@ class EvaluationGeneral(Section):
 
 
 if TYPE_CHECKING:
-    Evaluation = EvaluationGeneral
+    Evaluation = EvaluationBase
 else:
     Evaluation = create_model(
         "Evaluation",
-        __base__=EvaluationGeneral,
+        __base__=EvaluationBase,
         __module__=__name__,
         **{name: (find_suite(name).settings, find_suite(name).settings()) for name in SUITES},
     )
