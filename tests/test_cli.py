@@ -13,7 +13,7 @@ import torch
 from statex.cli import main
 from statex.data.tokenizer import train_tokenizer
 from statex.models.scratch import make_model
-from statex.recipe import Data
+from statex.settings import Data
 from statex.utils.atomic import working_in
 from tiny_recipe import CONFIGS, EVALUATION, TRAINING, data_values, environment, write_recipe, write_text
 
@@ -532,11 +532,11 @@ def test_eval_of_another_suite_adds_to_what_is_there(call, gla, tmp_path):
 
 
 def test_help_of_eval_lists_what_can_be_measured(call):
-    from statex.suite_names import HARNESS_GROUPS, SUITE_GROUPS, SUITE_TITLES
+    from statex.results.suites import HARNESS_GROUPS, SUITES, suite_groups
 
     _, output, _ = call("eval", "--help")
     words = set(output.replace(",", " ").replace(":", " ").replace(".", " ").split())
-    assert {*SUITE_TITLES, *SUITE_GROUPS, *HARNESS_GROUPS} <= words
+    assert {*SUITES, *suite_groups(), *HARNESS_GROUPS} <= words
 
 
 def test_options_of_eval_are_keys_of_a_recipe():

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from statex.errors import UserError
+from statex.results.suites import SUITES
 
 app = typer.Typer(
     name="statex",
@@ -252,8 +253,7 @@ def evaluate(
 ) -> None:
     """Measure recall, text and cost of a model; resumes where it stopped.
 
-    Suites, which need no network and no recipe; `offline` stands for all of them: mqar, passkey, ar_hits,
-    nll_by_position, niah_single_1, niah_single_2, niah_single_3, niah_multikey, variable_tracking, symbol_icl, cost.
+    Suites, which need no network and no recipe; `offline` stands for all of them: {suites}.
 
     Groups of lm-eval's tasks, with `pip install 'statex[eval]'`; any other of its tasks may be named too:
 
@@ -296,6 +296,9 @@ def evaluate(
     if not measured.results:
         complain("nothing could be run: the data of every task is missing")
         raise typer.Exit(1)
+
+
+evaluate.__doc__ = (evaluate.__doc__ or "").format(suites=", ".join(SUITES))
 
 
 @app.command()
@@ -382,7 +385,7 @@ def measure_folder(model: str, sections: Any, folder: Path) -> Any:
     import torch
 
     from statex.checkpoint import load, load_tokenizer
-    from statex.evaluation import measure_model
+    from statex.evaluation import Request, measure_model
     from statex.expansion.state import state_report
     from statex.results import merge_results
     from statex.run.progress import Display
@@ -399,9 +402,7 @@ def measure_folder(model: str, sections: Any, folder: Path) -> Any:
         "dtype": str(network.dtype).removeprefix("torch."),
     }
     with working_in(folder, "output"), Display() as display:
-        measured = measure_model(
-            network,
-            tokenizer,
+        request = Request(
             sections.evaluation,
             output=folder,
             text=sections.evaluation.text or sections.data.text,
@@ -409,6 +410,7 @@ def measure_folder(model: str, sections: Any, folder: Path) -> Any:
             progress=lambda name, finished, total: display.update(Path(model).name, name, finished, total),
             identity=identity,
         )
+        measured = measure_model(network, tokenizer, request)
         merge_results(folder / "results.jsonl", measured.results)
     return measured
 

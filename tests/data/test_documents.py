@@ -11,7 +11,7 @@ import pytest
 
 from statex.data.documents import open_documents, standard_library_files
 from statex.errors import UserError
-from statex.recipe import TextSource
+from statex.settings import TextSource
 
 
 def read(*files, part="all", **values):

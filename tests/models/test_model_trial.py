@@ -10,7 +10,8 @@ from statex.expansion.plan import plan_expansion
 from statex.models.expanded import expand
 from statex.models.scratch import make_config
 from statex.models.trial import model_without_memory, try_model
-from statex.recipe import Data, Recall, Training
+from statex.recipe import Training
+from statex.settings import Data, Recall
 from statex.training.memory import require_memory, size_of
 from tiny_recipe import CONFIGS, TRAINING, data_values, write_text
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from statex.claims import RECALL_MARGIN
 from transformers import AutoModelForCausalLM
 
-from statex.claims import RECALL_MARGIN
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
 from statex.expansion.stored import stored_plan

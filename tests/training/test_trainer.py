@@ -16,7 +16,7 @@ from statex.expansion.stored import stored_plan
 from statex.families import family_of
 from statex.models.dispatch import statex_ops
 from statex.models.expanded import expand, reinitialize
-from statex.recipe import TextSource
+from statex.settings import TextSource
 from statex.training.arguments import training_arguments
 from statex.training.trainer import StatexTrainer, freeze_all_but_expanded, train
 

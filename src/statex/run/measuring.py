@@ -109,15 +109,13 @@ def measurements(
         identity: model, arm and seed of every result.
         progress: called with a suite, the cells done and their number.
     """
-    from statex.evaluation import measure_model
+    from statex.evaluation import Request, measure_model
     from statex.utils.timing import Stopwatch
 
     network, tokenizer = _load_to_measure(recipe, trained)
     facts = _facts(network, identity)
     watch = Stopwatch(network.device)
-    measured = measure_model(
-        network,
-        tokenizer,
+    request = Request(
         recipe.evaluation,
         output=folder / "evaluation",
         text=recipe.evaluation.text or recipe.data.text,
@@ -127,6 +125,7 @@ def measurements(
         progress=progress,
         identity=facts,
     )
+    measured = measure_model(network, tokenizer, request)
     results = measured.results
     if measured.not_run:
         missing = {"tasks": [asdict(one) for one in measured.not_run]}
@@ -139,18 +138,17 @@ def measurements(
 def diagnosis(recipe: Recipe, trained: Path, start: Path, identity: dict[str, Any]) -> list[Result]:
     """What a trained arm does with what its expansion gave it; `start` is the model it was trained from."""
     from statex.checkpoint import load
+    from statex.evaluation import Request
     from statex.evaluation.diagnostics import diagnose
 
     network, tokenizer = _load_to_measure(recipe, trained)
-    return diagnose(
-        network,
-        tokenizer,
+    request = Request(
         recipe.evaluation,
         text=recipe.evaluation.text or recipe.data.text,
-        start=load(start, dtype=network.dtype).state_dict(),
         training_length=recipe.training.sequence_length,
         identity=_facts(network, identity),
     )
+    return diagnose(network, tokenizer, request, load(start, dtype=network.dtype).state_dict())
 
 
 def measured_dtype(recipe: Recipe) -> Any:

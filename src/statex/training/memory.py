@@ -10,7 +10,8 @@ import torch
 from statex.errors import UserError
 from statex.expansion.edits import ExpansionPlan
 from statex.expansion.stored import layer_geometry
-from statex.recipe import Recall, Training
+from statex.recipe import Training
+from statex.settings import Recall
 from statex.training.arguments import compute_in_bf16
 from statex.utils.environment import host_memory
 

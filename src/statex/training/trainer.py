@@ -24,7 +24,8 @@ from statex.expansion.edits import ExpansionPlan, StoredPlan
 from statex.expansion.stored import stored_plan
 from statex.families import family_of
 from statex.models.dispatch import statex_ops
-from statex.recipe import Data, Training
+from statex.recipe import Training
+from statex.settings import Data
 from statex.training import CHECKPOINTS, SUMMARY
 from statex.training.arguments import training_arguments
 from statex.training.checkpoints import last_checkpoint, step_of, write_listing
