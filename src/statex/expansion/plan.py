@@ -215,16 +215,17 @@ def plan_reinitialization(
     """The control's plan: the same mixers made fresh, the state not enlarged.
 
     Raises:
-        UserError: unknown family, layer out of range, or a model that has a plan already.
+        UserError: unknown family, layer or seed out of range, or a model that has a plan already.
     """
     model = model_of(model_or_config)
     family = family_of(model.config)
     family.check(model.config)
     refuse_second_plan(model.config)
     geometry = family.geometry(model.config)
-    chosen = select_layers(family.recurrent_layers(model.config), ExpansionConfig(layers=layers))
-    edits = [_plan_layer(model, family, index, geometry, "reinit", None) for index in chosen]
-    return ExpansionPlan("reinitialize", family.model_type, "reinit", 1, None, seed, edits)
+    chosen = ExpansionConfig(layers=layers, seed=seed)
+    indices = select_layers(family.recurrent_layers(model.config), chosen)
+    edits = [_plan_layer(model, family, index, geometry, "reinit", None) for index in indices]
+    return ExpansionPlan("reinitialize", family.model_type, "reinit", 1, None, chosen.seed, edits)
 
 
 def select_layers(recurrent: list[int], expansion: ExpansionConfig) -> list[int]:

@@ -1,5 +1,6 @@
 """The public `expand` and `reinitialize`: plan, operate, and make the model one that describes itself."""
 
+import math
 from typing import Any
 
 from torch import nn
@@ -8,6 +9,7 @@ from statex.errors import UserError
 from statex.expansion.config import ExpansionConfig
 from statex.expansion.plan import ExpansionPlan, plan_expansion, plan_reinitialization
 from statex.expansion.surgery import apply_plan, unchanged_on_error
+from statex.measure import host_memory
 from statex.models.registration import register_models
 from statex.models.replay import ReplayExpansion
 
@@ -24,14 +26,15 @@ def expand(model: nn.Module, config: ExpansionConfig | None = None, **fields: An
         `AutoModelForCausalLM.from_pretrained` (after `import statex`) need nothing else.
 
     Raises:
-        UserError: unknown family, layer out of range, factor that does not fit, a model expanded before, or fields
-            out of range; or a model that cannot be changed in place: inside a wrapper (adapters, compiled code,
-            parallel training), quantised, partly on disk, or of a class of the user's own that cannot hold an
-            expanded state. Whatever fails, the model is unchanged then.
+        UserError: unknown family, layer out of range, factor that does not fit, a model expanded before, fields out
+            of range, or mixers that are larger than the memory; or a model that cannot be changed in place: inside a
+            wrapper (adapters, compiled code, parallel training), quantised, partly on disk, or of a class of the
+            user's own that cannot hold an expanded state. Whatever fails, the model is unchanged then.
     """
     if config is not None and fields:
         raise UserError("config", config, "excludes further fields", "give an ExpansionConfig or its fields, not both")
     plan = plan_expansion(model, config or ExpansionConfig(**fields))
+    _require_memory(model, plan)
     register_models()  # the configuration changes its class without being built, which would do it
     with unchanged_on_error(model):
         apply_plan(model, plan)
@@ -58,6 +61,15 @@ def reinitialize(model: nn.Module, layers: list[int], seed: int = 0) -> Expansio
     with unchanged_on_error(model):
         apply_plan(model, plan)
     return plan
+
+
+def _require_memory(model: nn.Module, plan: ExpansionPlan) -> None:
+    """Refuse an expansion whose mixers, which are made in fp32 on the CPU, are larger than its memory."""
+    needed = 4 * sum(math.prod(edit.after) for layer in plan.layers for edit in layer.tensors)
+    there = host_memory()
+    if needed > there and any(not parameter.is_meta for parameter in model.parameters()):
+        problem = f"makes mixers of {needed / 2**30:,.1f} GiB, and there are {there / 2**30:,.1f} GiB of memory"
+        raise UserError("factor", plan.factor, problem, "lower it (or rank), or expand fewer layers")
 
 
 def _expanded_class(model_type: str) -> Any:
