@@ -135,12 +135,16 @@ def _locked(folder: Path, field: str) -> Iterator[None]:
     """Hold the lock of a folder, a file beside it, which the system gives back however the process ends."""
     made: list[Path] = []
     try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(field, str(folder), "is no folder", "use another name")
         path = _lock_path(folder.resolve(), made)
         descriptor = _lock(path)
     except BlockingIOError:
         holder = path.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
         problem = f"another process works in it ({holder})"
         raise UserError(field, str(folder), problem, "wait until it ends, or use another folder") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise
