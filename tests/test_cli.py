@@ -686,6 +686,16 @@ def test_bench(call, monkeypatch, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["file", "file/inside"])
+def test_bench_refuses_a_folder_that_cannot_be_before_it_measures(call, monkeypatch, tmp_path, name):
+    monkeypatch.setattr("statex.benchmarking.run_ops_benchmark", lambda **options: pytest.fail("it measured"))
+    (tmp_path / "file").write_text("")
+    status, _, errors = call("bench", "ops", "--out", tmp_path / name)
+    assert status == 2
+    assert f"--out = '{tmp_path / name}'" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_bench_draws_a_sweep(call, tmp_path):
     case = ["--case", "ssd-64x64-n512-1k", "--case", "ssd-64x64-n512-4k"]
     status, output, _ = call("bench", "ops", "--sweep", "tokens", *case, "--out", tmp_path)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -341,11 +342,13 @@ def bench(
         return
     from statex.benchmarking import run_model_benchmark, run_ops_benchmark
     from statex.benchmarking.ops import records_file
+    from statex.utils.atomic import working_in
 
-    if what == "model":
-        rows = run_model_benchmark(cases=case, out=out)
-    else:
-        rows = run_ops_benchmark(cases=case, out=out, sweep=sweep, peers=peers)
+    with working_in(out, "--out") if out is not None else nullcontext():
+        if what == "model":
+            rows = run_model_benchmark(cases=case, out=out)
+        else:
+            rows = run_ops_benchmark(cases=case, out=out, sweep=sweep, peers=peers)
     if as_json:
         print_json(rows)
     if sweep is not None and out is not None:

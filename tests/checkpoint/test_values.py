@@ -89,7 +89,8 @@ OF_FAMILY = {
     },
     "mamba2": {
         "n_groups": [0, 3], "state_size": [0, 10**9], "conv_kernel": [0], "chunk_size": [0, 10**7], "head_dim": [-16],
-        "layer_norm_epsilon": [-1], "time_step_limit": [3, [0.1], [1.0, 0.0], [0.0, float("nan")], ["a", "b"]],
+        "layer_norm_epsilon": [-1], "time_step_limit": [3, [0.1], [1.0, 0.0], [0.0, float("nan")], ["a", "b"],
+                            [0.0, {}], [0.0, {"__float__": [1]}]],
         "expand": [0], "expansion": ["", {"version": 1}],
     },
 }  # fmt: skip

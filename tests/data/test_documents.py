@@ -201,6 +201,12 @@ def test_a_format_that_is_given_goes_before_the_ending(tmp_path):
     assert read(tmp_path / "part-00000", format="text")[0]["id"] == "part-00000"
 
 
+def test_column_names_of_csv_may_stand_behind_empty_lines(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\n\r\nn,text\n1,one\n")
+    (tmp_path / "b.csv").write_bytes(b"text\ntwo\n")
+    assert [document["text"] for document in read(tmp_path / "*")] == ["one", "two"]
+
+
 def test_long_fields_of_csv_are_read(tmp_path):
     (tmp_path / "a.csv").write_text("text\n" + "word " * 50_000 + "\n")
     assert len(read(tmp_path / "a.csv")[0]["text"]) == 250_000

@@ -268,6 +268,26 @@ def test_every_generator_is_left_as_it_was(family, monkeypatch):
         assert seeded == []
 
 
+@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("fields", [{"factor": 2**31 - 1}, {"factor": 10**9}])
+def test_mixers_larger_than_the_memory_are_refused(family, fields):
+    model = MAKERS[family]()
+    before = everything(model)
+    with pytest.raises(statex.UserError, match=r"factor = \d+: makes mixers of .* GiB"):
+        statex.expand(model, every=1, init="preserve", **fields)
+    assert everything(model) == before
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**62, 1.5])
+def test_seeds_that_no_generator_takes_are_refused(seed):
+    model = make_mamba2()
+    before = everything(model)
+    for change in (lambda: statex.expand(model, every=1, seed=seed), lambda: statex.reinitialize(model, [0], seed)):
+        with pytest.raises(statex.UserError, match="seed = "):
+            change()
+        assert everything(model) == before
+
+
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_an_activation_that_the_expanded_mixer_lacks_is_refused_by_the_plan(activation):
     model = make_mamba2(hidden_act=activation)

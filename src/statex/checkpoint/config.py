@@ -97,7 +97,7 @@ def _check_sizes(family: Family, values: dict[str, Any], headers: dict[str, Tens
     remedy = "correct config.json, or fetch the weights that belong to it"
     prefix = family.mixer_path.partition("{}")[0]
     layers = {name.removeprefix(prefix).partition(".")[0] for name in headers if name.startswith(prefix)}
-    if layers and values["num_hidden_layers"] != len(layers):
+    if values["num_hidden_layers"] != len(layers):
         problem = f"the weights have {len(layers)} layers"
         raise UserError("num_hidden_layers", values["num_hidden_layers"], problem, remedy)
     longest = max((size for header in headers.values() for size in header.shape), default=0)

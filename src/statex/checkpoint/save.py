@@ -33,8 +33,9 @@ NO_COMPANIONS = (
     ".onnx",
     ".py",
     ".index.json",
+    ".lock",
 )
-"""Endings of files that are weights, training state or code: not copied beside an expanded model."""
+"""Endings of files that are weights, training state, code or a process's lock: not copied beside an expanded model."""
 
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -51,15 +51,16 @@ def plan_reinitialization(
     """The control's plan: the same mixers made fresh, the state not enlarged.
 
     Raises:
-        UserError: unknown family, or layer out of range.
+        UserError: unknown family, or layer or seed out of range.
     """
     model = model_of(model_or_config)
     family = family_of(model.config)
     family.check(model.config)
     shapes = layer_shapes(model.config)
-    chosen = select_layers(family.recurrent_layers(model.config), ExpansionConfig(layers=layers))
-    edits = [_plan_layer(model, family, index, shapes[index], shapes[index], "reinit") for index in chosen]
-    return ExpansionPlan("reinitialize", family.model_type, "reinit", 1, None, seed, edits)
+    chosen = ExpansionConfig(layers=layers, seed=seed)
+    indices = select_layers(family.recurrent_layers(model.config), chosen)
+    edits = [_plan_layer(model, family, index, shapes[index], shapes[index], "reinit") for index in indices]
+    return ExpansionPlan("reinitialize", family.model_type, "reinit", 1, None, chosen.seed, edits)
 
 
 def select_layers(recurrent: list[int], expansion: ExpansionConfig) -> list[int]:

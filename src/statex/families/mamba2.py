@@ -50,7 +50,7 @@ class Mamba2Fields(ConfigFields):
     def _is_a_range(cls, value: Any) -> Any:
         if isinstance(value, list | tuple) and len(value) == 2:
             # transformers writes infinity as an object
-            low, high = (float(one["__float__"]) if isinstance(one, dict) else one for one in value)
+            low, high = (float(str(one.get("__float__"))) if isinstance(one, dict) else one for one in value)
             if all(type(one) in (int, float) for one in (low, high)) and 0 <= low < high:
                 return value
         raise ValueError("is no range of time steps; use two numbers, the first at least 0 and below the second")

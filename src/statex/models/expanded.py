@@ -1,5 +1,6 @@
 """The public `expand` and `reinitialize`: plan, operate, and make the model one that describes itself."""
 
+import math
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from statex.families import FAMILIES
 from statex.models.factory import expanded_model_classes
 from statex.models.registration import register_families
 from statex.models.replay import ReplayExpansion
+from statex.utils.environment import host_memory
 
 
 def expand(model: nn.Module, config: ExpansionConfig | None = None, **fields: Any) -> ExpansionPlan:
@@ -28,13 +30,14 @@ def expand(model: nn.Module, config: ExpansionConfig | None = None, **fields: An
 
     Raises:
         UserError: unknown family, layer out of range, factor that does not fit, a layer expanded before that cannot be
-            expanded further, or fields out of range; or a model that cannot be changed in place: inside a wrapper
-            (adapters, compiled code, parallel training), quantised, partly on disk, or of a class of the user's own
-            that cannot hold an expanded state. Whatever fails, the model is unchanged then.
+            expanded further, fields out of range, or mixers that are larger than the memory; or a model that cannot be
+            changed in place: inside a wrapper (adapters, compiled code, parallel training), quantised, partly on disk,
+            or of a class of the user's own that cannot hold an expanded state. Whatever fails, the model is unchanged.
     """
     if config is not None and fields:
         raise UserError("config", config, "excludes further fields", "give an ExpansionConfig or its fields, not both")
     plan = plan_expansion(model, config or ExpansionConfig(**fields))
+    _require_memory(model, plan)
     register_families()
     with unchanged_on_error(model):
         apply_plan(model, plan)
@@ -61,3 +64,12 @@ def reinitialize(model: nn.Module, layers: list[int], seed: int = 0) -> Expansio
     with unchanged_on_error(model):
         apply_plan(model, plan)
     return plan
+
+
+def _require_memory(model: nn.Module, plan: ExpansionPlan) -> None:
+    """Refuse an expansion whose mixers, which are made in fp32 on the CPU, are larger than its memory."""
+    needed = 4 * sum(math.prod(edit.after) for layer in plan.layers for edit in layer.tensors)
+    there = host_memory()
+    if needed > there and any(not parameter.is_meta for parameter in model.parameters()):
+        problem = f"makes mixers of {needed / 2**30:,.1f} GiB, and there are {there / 2**30:,.1f} GiB of memory"
+        raise UserError("factor", plan.factor, problem, "lower it (or rank), or expand fewer layers")

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from statex.recipe import Evaluation, Recipe
 from statex.results import Result, read_results
+from statex.results.record import NOT_RUN_FILE, SETTINGS_FILES
 from statex.training import SUMMARY
 from statex.utils.atomic import write_text_atomic
 from statex.utils.environment import default_device, device_name, source_commit
@@ -19,8 +20,6 @@ RESULTS = "results.jsonl"
 DIAGNOSTICS = "diagnostics.jsonl"
 SECTION = Path("evaluation", "section.json")
 """The section of the recipe by which an arm is measured."""
-CLAIMS = ("evaluation.json", "harness.json", "not_run.json")
-"""What `evaluate` and lm-eval's tasks leave beside the scores: how they were made."""
 
 
 def was_measured_by(folder: Path, evaluation: Evaluation) -> bool:
@@ -69,7 +68,7 @@ def _remove_scores(folder: Path, changed: set[str], evaluation: Evaluation) -> N
     for path in (folder / "items").glob("*.jsonl"):
         if (path.stem if path.stem in sections else "harness") in changed:
             path.unlink()
-    for name in CLAIMS if changed else ():
+    for name in (*SETTINGS_FILES, NOT_RUN_FILE) if changed else ():
         (folder / name).unlink(missing_ok=True)
 
 
