@@ -311,3 +311,17 @@ def test_what_is_no_model_is_refused():
     for wrong in (GLAModel(GLAConfig(**make_gla().config.to_diff_dict())), nn.Linear(2, 2)):
         with pytest.raises(statex.UserError):
             statex.expand(wrong)
+
+
+@pytest.mark.parametrize("model", [None, "x", torch.nn.Module, 3])
+def test_what_is_no_module_is_refused(model):
+    with pytest.raises(statex.UserError, match="model = "):
+        statex.expand(model, every=1)
+    with pytest.raises(statex.UserError, match="model = "):
+        statex.plan_expansion(model, statex.ExpansionConfig(every=1))
+
+
+@pytest.mark.parametrize("config", ["paper-gla", {"every": 1}, 3])
+def test_what_is_no_expansion_config_is_refused(config):
+    with pytest.raises(statex.UserError, match="is no ExpansionConfig"):
+        statex.expand(make_gla(), config)

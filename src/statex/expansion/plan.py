@@ -110,11 +110,14 @@ def model_of(model_or_config: nn.Module | PreTrainedConfig) -> Any:
     """The model itself, or one on the meta device made from a configuration.
 
     Raises:
-        UserError: a model that cannot be changed in place as it stands.
+        UserError: a model that cannot be changed in place as it stands, or something that is no model.
     """
     if isinstance(model_or_config, nn.Module):
         require_expandable(model_or_config)
         return model_or_config
+    if not isinstance(model_or_config, PreTrainedConfig):
+        remedy = "give a model that AutoModelForCausalLM or statex.load made"
+        raise UserError("model", model_or_config, "is neither a model nor a configuration", remedy)
     family_of(model_or_config)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(model_or_config)

@@ -36,6 +36,10 @@ def expand(model: nn.Module, config: ExpansionConfig | None = None, **fields: An
     """
     if config is not None and fields:
         raise UserError("config", config, "excludes further fields", "give an ExpansionConfig or its fields, not both")
+    if config is not None and not isinstance(config, ExpansionConfig):
+        raise UserError(
+            "config", config, "is no ExpansionConfig", "give one, or its fields, as in expand(model, every=6)"
+        )
     plan = plan_expansion(model, config or ExpansionConfig(**fields))
     _require_memory(model, plan)
     register_families()

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from statex.errors import UserError, explained
 from statex.families import FAMILIES
+from statex.models.fields import check_fields
 from statex.models.registration import register_families
 
 BOUNDS = {
@@ -41,6 +42,10 @@ def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> P
         if name in BOUNDS and not (isinstance(value, int) and value in BOUNDS[name]):
             bounds = f"{BOUNDS[name].start} to {BOUNDS[name].stop - 1}"
             raise UserError(f"config.{name}", value, f"is no number from {bounds}", "give one")
+    try:
+        check_fields(FAMILIES[family], type(AutoConfig.for_model(family)), from_tokenizer | fields)
+    except UserError as error:
+        raise UserError(f"config.{error.field}", error.value, error.problem, error.remedy) from None
     with explained("config", fields, f"does not make a {family}", "correct the values"):
         return AutoConfig.for_model(family, **from_tokenizer, **fields)
 
