@@ -13,7 +13,7 @@ import torch
 from statex.cli import main
 from statex.data.tokenizer import train_tokenizer
 from statex.models.scratch import make_model
-from statex.recipe import Data
+from statex.settings import Data
 from statex.utils.atomic import working_in
 from tiny_recipe import CONFIGS, EVALUATION, TRAINING, data_values, environment, write_recipe, write_text
 
@@ -256,12 +256,17 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused_before_the_start(ca
     assert nothing_new(tmp_path, "model", "recipe.toml")
 
 
-def test_expanding_twice_is_refused(call, gla, tmp_path):
+def test_expanding_twice(call, gla, tmp_path):
     assert call("expand", gla, tmp_path / "once")[0] == 0
     status, _, errors = call("expand", tmp_path / "once", tmp_path / "twice")
     assert status == 2
-    assert "is expanded already (layers 0); start from the checkpoint before that" in errors
+    assert "was expanded before and cannot be so again" in errors
+    assert "leaves no heads to merge" in errors
     assert nothing_new(tmp_path, "once")
+    assert call("expand", tmp_path / "once", tmp_path / "twice", "--init", "preserve", "--factor", "2")[0] == 0
+    status, output, _ = call("inspect", tmp_path / "twice")
+    assert "expand, init reinit, factor 2, then expand, init preserve, factor 2" in output
+    assert "### Step 2" in (tmp_path / "twice" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing tensor", "wrong shape", "no weights"])
@@ -545,11 +550,11 @@ def test_eval_of_another_suite_adds_to_what_is_there(call, gla, tmp_path):
 
 
 def test_help_of_eval_lists_what_can_be_measured(call):
-    from statex.suite_names import HARNESS_GROUPS, SUITE_GROUPS, SUITE_TITLES
+    from statex.results.suites import HARNESS_GROUPS, SUITES, suite_groups
 
     _, output, _ = call("eval", "--help")
     words = set(output.replace(",", " ").replace(":", " ").replace(".", " ").split())
-    assert {*SUITE_TITLES, *SUITE_GROUPS, *HARNESS_GROUPS} <= words
+    assert {*SUITES, *suite_groups(), *HARNESS_GROUPS} <= words
 
 
 def test_options_of_eval_are_keys_of_a_recipe():
@@ -697,6 +702,16 @@ def test_bench(call, monkeypatch, tmp_path):
         ("model", {"cases": None, "out": tmp_path}),
         ("ops", {"cases": None, "out": None, "sweep": "tokens", "peers": False}),
     ]
+
+
+@pytest.mark.parametrize("name", ["file", "file/inside"])
+def test_bench_refuses_a_folder_that_cannot_be_before_it_measures(call, monkeypatch, tmp_path, name):
+    monkeypatch.setattr("statex.benchmarking.run_ops_benchmark", lambda **options: pytest.fail("it measured"))
+    (tmp_path / "file").write_text("")
+    status, _, errors = call("bench", "ops", "--out", tmp_path / name)
+    assert status == 2
+    assert f"--out = '{tmp_path / name}'" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_bench_draws_a_sweep(call, tmp_path):

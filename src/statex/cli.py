@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 
 from statex.errors import UserError
+from statex.results.suites import SUITES
 
 app = typer.Typer(
     name="statex",
@@ -252,8 +254,7 @@ def evaluate(
 ) -> None:
     """Measure recall, text and cost of a model; resumes where it stopped.
 
-    Suites, which need no network and no recipe; `offline` stands for all of them: mqar, passkey, ar_hits,
-    nll_by_position, niah_single_1, niah_single_2, niah_single_3, niah_multikey, variable_tracking, symbol_icl, cost.
+    Suites, which need no network and no recipe; `offline` stands for all of them: {suites}.
 
     Groups of lm-eval's tasks, with `pip install 'statex[eval]'`; any other of its tasks may be named too:
 
@@ -298,6 +299,9 @@ def evaluate(
         raise typer.Exit(1)
 
 
+evaluate.__doc__ = (evaluate.__doc__ or "").format(suites=", ".join(SUITES))
+
+
 @app.command()
 def bench(
     what: Annotated[Literal["ops", "model"], typer.Argument(help="ops: the recurrences. model: whole models.")],
@@ -338,11 +342,13 @@ def bench(
         return
     from statex.benchmarking import run_model_benchmark, run_ops_benchmark
     from statex.benchmarking.ops import records_file
+    from statex.utils.atomic import working_in
 
-    if what == "model":
-        rows = run_model_benchmark(cases=case, out=out)
-    else:
-        rows = run_ops_benchmark(cases=case, out=out, sweep=sweep, peers=peers)
+    with working_in(out, "--out") if out is not None else nullcontext():
+        if what == "model":
+            rows = run_model_benchmark(cases=case, out=out)
+        else:
+            rows = run_ops_benchmark(cases=case, out=out, sweep=sweep, peers=peers)
     if as_json:
         print_json(rows)
     if sweep is not None and out is not None:
@@ -382,7 +388,7 @@ def measure_folder(model: str, sections: Any, folder: Path) -> Any:
     import torch
 
     from statex.checkpoint import load, load_tokenizer
-    from statex.evaluation import measure_model
+    from statex.evaluation import Request, measure_model
     from statex.expansion.state import state_report
     from statex.results import merge_results
     from statex.run.progress import Display
@@ -399,9 +405,7 @@ def measure_folder(model: str, sections: Any, folder: Path) -> Any:
         "dtype": str(network.dtype).removeprefix("torch."),
     }
     with working_in(folder, "output"), Display() as display:
-        measured = measure_model(
-            network,
-            tokenizer,
+        request = Request(
             sections.evaluation,
             output=folder,
             text=sections.evaluation.text or sections.data.text,
@@ -409,6 +413,7 @@ def measure_folder(model: str, sections: Any, folder: Path) -> Any:
             progress=lambda name, finished, total: display.update(Path(model).name, name, finished, total),
             identity=identity,
         )
+        measured = measure_model(network, tokenizer, request)
         merge_results(folder / "results.jsonl", measured.results)
     return measured
 

@@ -40,7 +40,7 @@ COMPANIONS = {
 NOT_COPIED = {
     "README.md": "the card of the source", "pytorch_model.bin": "pickle", "optimizer.pt": "pickle",
     "scheduler.pt": "pickle", "rng_state.pth": "pickle", "training_args.bin": "pickle", "trainer_state.json": "{}",
-    "pytorch_model.bin.index.json": "{}", "other.safetensors": "", "modeling_x.py": "",
+    "pytorch_model.bin.index.json": "{}", "other.safetensors": "", "modeling_x.py": "", ".inside.lock": "process 1",
 }  # fmt: skip
 
 

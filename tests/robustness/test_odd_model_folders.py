@@ -33,7 +33,7 @@ def check(damage, place):
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=QUIET)
 @example(damage=("mamba2", [("config.json", ("num_hidden_layers",), "set", 10**9)]))
-@example(damage=("expanded-gla", [("config.json", ("expansion", "layers", 0, "index"), "set", 99)]))
+@example(damage=("expanded-gla", [("config.json", ("expansion", 0, "layers", 0, "index"), "set", 99)]))
 @example(damage=("shards", [("model.safetensors.index.json", ("weight_map", "lm_head.weight"), "set", "../b")]))
 @example(damage=("gla", [("model.safetensors", ("lm_head.weight", "dtype"), "set", "I32")]))
 @example(damage=("gla", [("tokenizer_config.json", None, "text", ("[]", 0.0, 0))]))

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from statex.claims import RECALL_MARGIN
 from transformers import AutoModelForCausalLM
 
-from statex.claims import RECALL_MARGIN
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
-from statex.expansion.plan import stored_plan
+from statex.expansion.stored import stored_plan
 from statex.recipe import apply_override, parse_recipe
 from statex.results import Result, read_results
 from statex.run import run_recipe

@@ -15,11 +15,12 @@ from statex.data.mixture import TrainingBatches
 from statex.data.tokenizer import train_tokenizer
 from statex.errors import UserError
 from statex.models.scratch import make_model
-from statex.recipe import Data, Recipe, load_recipe, parse_recipe
+from statex.recipe import Recipe, load_recipe, parse_recipe
 from statex.results import read_results
 from statex.run import Chain, Selection, run_recipe, unfinished_stages
 from statex.run.preflight import prepare_run
 from statex.run.stages import training_stages
+from statex.settings import Data
 from statex.utils.atomic import locked, working_in
 from tiny_recipe import CONFIGS, EVALUATION, TRAINING, data_values, write_text
 from trials.full_disk import small_disk
@@ -134,7 +135,7 @@ def test_tasks_that_could_all_not_be_run_are_said_and_not_a_failure(recipe, monk
     folder = run_recipe(recipe(evaluation=EVALUATION | {"suites": ["statex_trec_fine"], "harness": {"limit": 2}}))
     (missing, *_) = [row for row in read_results(folder / "results.jsonl") if row.metric == "not_run"]
     assert [one["task"] for one in missing.details["tasks"]] == ["statex_trec_fine"]
-    sentence = "Nothing was measured: none of the suites and tasks that were asked for could be run."
+    sentence = "Nothing was measured: none of the requested suites and tasks could be run."
     assert sentence in (folder / "report.md").read_text()
     show_summary(folder)
     assert sentence in " ".join(capsys.readouterr().out.split())

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
-from statex.training.checkpoints import last_checkpoint, step_of
+from statex.training.checkpoints import damage_of, last_checkpoint, step_of
 from statex.training.trainer import StatexTrainer, train
 from tiny_recipe import CONFIGS, EVALUATION, data_values, environment, run_statex, write_recipe
 
@@ -166,6 +166,14 @@ def test_checkpoints_that_are_all_damaged_are_refused(stopped):
     message = f"checkpoint = '{checkpoints / 'checkpoint-4'}': its file files.json is missing, and there is no other"
     assert message in str(caught.value)
     assert f"remove {checkpoints} to train this stage from its beginning" in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [None, "many", [1], {}])
+def test_a_damaged_size_is_a_damaged_listing(tmp_path, size):
+    listing = tmp_path / "files.json"
+    (tmp_path / "optimizer.pt").write_bytes(b"")
+    listing.write_text(json.dumps({"optimizer.pt": {"size": size, "sha256": ""}}))
+    assert damage_of(tmp_path) == "its file files.json cannot be read"
 
 
 def test_a_list_of_sizes_alone_still_serves(stopped):

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
-from statex.expansion.plan import stored_plan
+from statex.expansion.stored import stored_plan
 from statex.families import family_of
 from statex.models.dispatch import statex_ops
 from statex.models.expanded import expand, reinitialize
-from statex.recipe import TextSource
+from statex.settings import TextSource
 from statex.training.arguments import training_arguments
 from statex.training.trainer import StatexTrainer, freeze_all_but_expanded, train
 

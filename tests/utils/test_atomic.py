@@ -69,6 +69,13 @@ def test_only_what_was_written_stays(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_file_is_no_folder_to_work_in(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match=r"output = .*is no folder"), working_in(tmp_path / "run", "output"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_the_lock_lies_inside_where_the_parent_is_not_ours(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     (tmp_path / "disk").mkdir()

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from statex.errors import UserError
-from statex.expansion.plan import stored_plan
+from statex.expansion.stored import stored_plan
 from statex.models.gla.configuration import GLAConfig
 from statex.models.shim import SHIM
 from statex.utils.atomic import new_folder

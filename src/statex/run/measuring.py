@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from statex.recipe import Evaluation, Recipe
 from statex.results import Result, read_results
+from statex.results.record import NOT_RUN_FILE, SETTINGS_FILES
 from statex.training import SUMMARY
 from statex.utils.atomic import write_text_atomic
 from statex.utils.environment import default_device, device_name, source_commit
@@ -19,8 +20,6 @@ RESULTS = "results.jsonl"
 DIAGNOSTICS = "diagnostics.jsonl"
 SECTION = Path("evaluation", "section.json")
 """The section of the recipe by which an arm is measured."""
-CLAIMS = ("evaluation.json", "harness.json", "not_run.json")
-"""What `evaluate` and lm-eval's tasks leave beside the scores: how they were made."""
 
 
 def was_measured_by(folder: Path, evaluation: Evaluation) -> bool:
@@ -69,7 +68,7 @@ def _remove_scores(folder: Path, changed: set[str], evaluation: Evaluation) -> N
     for path in (folder / "items").glob("*.jsonl"):
         if (path.stem if path.stem in sections else "harness") in changed:
             path.unlink()
-    for name in CLAIMS if changed else ():
+    for name in (*SETTINGS_FILES, NOT_RUN_FILE) if changed else ():
         (folder / name).unlink(missing_ok=True)
 
 
@@ -109,15 +108,13 @@ def measurements(
         identity: model, arm and seed of every result.
         progress: called with a suite, the cells done and their number.
     """
-    from statex.evaluation import measure_model
+    from statex.evaluation import Request, measure_model
     from statex.utils.timing import Stopwatch
 
     network, tokenizer = _load_to_measure(recipe, trained)
     facts = _facts(network, identity)
     watch = Stopwatch(network.device)
-    measured = measure_model(
-        network,
-        tokenizer,
+    request = Request(
         recipe.evaluation,
         output=folder / "evaluation",
         text=recipe.evaluation.text or recipe.data.text,
@@ -127,6 +124,7 @@ def measurements(
         progress=progress,
         identity=facts,
     )
+    measured = measure_model(network, tokenizer, request)
     results = measured.results
     if measured.not_run:
         missing = {"tasks": [asdict(one) for one in measured.not_run]}
@@ -139,18 +137,17 @@ def measurements(
 def diagnosis(recipe: Recipe, trained: Path, start: Path, identity: dict[str, Any]) -> list[Result]:
     """What a trained arm does with what its expansion gave it; `start` is the model it was trained from."""
     from statex.checkpoint import load
+    from statex.evaluation import Request
     from statex.evaluation.diagnostics import diagnose
 
     network, tokenizer = _load_to_measure(recipe, trained)
-    return diagnose(
-        network,
-        tokenizer,
+    request = Request(
         recipe.evaluation,
         text=recipe.evaluation.text or recipe.data.text,
-        start=load(start, dtype=network.dtype).state_dict(),
         training_length=recipe.training.sequence_length,
         identity=_facts(network, identity),
     )
+    return diagnose(network, tokenizer, request, load(start, dtype=network.dtype).state_dict())
 
 
 def measured_dtype(recipe: Recipe) -> Any:
@@ -187,8 +184,8 @@ def _facts(network: Any, identity: dict[str, Any]) -> dict[str, Any]:
 
 def _state_results(network: Any, facts: dict[str, Any]) -> Iterator[Result]:
     """The size of the state, whole and layer by layer, and the number of parameters."""
-    from statex.expansion.plan import stored_plan
     from statex.expansion.state import state_report
+    from statex.expansion.stored import stored_plan
 
     state, plan = state_report(network), stored_plan(network.config)
     fresh = plan.fresh_tensors if plan else set()

@@ -136,6 +136,9 @@ def _check_fields(training: Training) -> None:
         if field not in TrainingArguments.__dataclass_fields__:
             problem = "is no field of transformers.TrainingArguments"
             raise UserError(f"training.trainer.{field}", value, problem, "correct its name")
+        if field.endswith("_config") and not isinstance(value, (str, dict)):
+            # transformers opens what is no table as a file; a number is then one that is open already, such as stdout
+            raise UserError(f"training.trainer.{field}", value, "is neither a table nor a file", "give one of them")
     loggers = get_available_reporting_integrations()
     if missing := [name for name in training.report_to if name not in loggers]:
         remedy = f"install it, or use one that is: {', '.join(loggers) or 'there is none'}"

@@ -84,7 +84,7 @@ def damage_of(checkpoint: Path) -> str | None:
 
 def _size_and_hash(entry: Any) -> tuple[int, str | None]:
     """An entry of a listing; earlier versions wrote sizes alone."""
-    return (entry, None) if isinstance(entry, int) else (entry["size"], entry["sha256"])
+    return (entry, None) if isinstance(entry, int) else (int(entry["size"]), entry["sha256"])
 
 
 def _sha256(path: Path) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from statex.errors import UserError
-from statex.expansion.plan import ExpansionPlan, layer_geometry
-from statex.recipe import Recall, Training
+from statex.expansion.edits import ExpansionPlan
+from statex.expansion.stored import layer_geometry
+from statex.recipe import Training
+from statex.settings import Recall
 from statex.training.arguments import compute_in_bf16
 from statex.utils.environment import host_memory
 

@@ -20,10 +20,12 @@ from transformers.trainer_utils import rotate_checkpoints
 from statex.checkpoint import write_card
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
-from statex.expansion.plan import ExpansionPlan, stored_plan
+from statex.expansion.edits import ExpansionPlan, StoredPlan
+from statex.expansion.stored import stored_plan
 from statex.families import family_of
 from statex.models.dispatch import statex_ops
-from statex.recipe import Data, Training
+from statex.recipe import Training
+from statex.settings import Data
 from statex.training import CHECKPOINTS, SUMMARY
 from statex.training.arguments import training_arguments
 from statex.training.checkpoints import last_checkpoint, step_of, write_listing
@@ -113,7 +115,7 @@ def require_master_weights(model: PreTrainedModel) -> None:
         raise UserError("model.dtype", str(narrow.pop()), problem, "load the model with dtype=torch.float32")
 
 
-def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | None) -> None:
+def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | StoredPlan | None) -> None:
     """Leave gradients only to the mixers that the plan changed, and to norms it reset.
 
     Raises:

@@ -144,11 +144,15 @@ def locked(folder: Path, field: str, wait: bool = False) -> Iterator[None]:
     """
     made: list[Path] = []
     try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(field, str(folder), "is no folder", "use another name")
         path = _lock_path(folder.resolve(), made)
         descriptor = _lock(path, wait)
     except BlockingIOError:
         problem = f"another process works in it ({_holder(path)})"
         raise UserError(field, str(folder), problem, "wait until it ends, or use another folder") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise
