@@ -213,7 +213,7 @@ def test_an_edited_evaluation_measures_what_it_changes_again(recipe, caplog, of_
 def test_a_mistake_in_an_edited_evaluation_is_told_before_anything_is_replaced(recipe):
     folder = run_recipe(recipe())
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"evaluation\.nll_by_position\.length = 900000: no held-out document has so"):
+    with pytest.raises(UserError, match=r"evaluation\.nll_by_position\.length = 900000: no held-out document has"):
         run_recipe(recipe(evaluation=EVALUATION | {"nll_by_position": {"length": 900000}}))
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
