@@ -61,7 +61,7 @@ def test_two_ranks_train_what_one_does(values, tokenizer, tmp_path):
     before = load_file(folders[0] / "expanded" / "model.safetensors")
     for name in theirs:
         difference = (ours[name] - theirs[name]).norm()
-        assert difference <= 1e-6 * theirs[name].norm(), name
+        assert difference <= 1e-5 * theirs[name].norm(), name
         assert not torch.equal(theirs[name], before[name])
 
 
