@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from statex.claims import RECALL_MARGIN
 from transformers import AutoModelForCausalLM
 
 from statex.data.mixture import TrainingBatches
@@ -18,6 +17,7 @@ from statex.errors import UserError
 from statex.expansion.stored import stored_plan
 from statex.recipe import apply_override, parse_recipe
 from statex.results import Result, read_results
+from statex.results.claims import RECALL_MARGIN
 from statex.run import run_recipe
 from statex.run.launch import wait_for
 from statex.run.preflight import prepare_run
