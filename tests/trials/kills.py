@@ -48,8 +48,10 @@ def one_round(folder: Path, seed: int) -> tuple[int, int, int]:
         done = run_statex("run", recipe)
         assert done.returncode == 0, done.stderr
     theirs, ours = (outcome(folder / "runs" / name) for name in names)
-    differing = sum(ours.get(key) != theirs.get(key) for key in ours.keys() | theirs.keys())
-    return sum(map(int, killed.stdout.split())), len(theirs), differing
+    differing = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
+    for key in differing:
+        print(f"seed {seed}, {key}: {theirs.get(key)} without kills, {ours.get(key)} with them", flush=True)
+    return sum(map(int, killed.stdout.split())), len(theirs), len(differing)
 
 
 def main(kills: int = 100, seed: int = 0) -> int:
