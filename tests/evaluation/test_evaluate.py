@@ -117,7 +117,7 @@ def test_attention_has_a_limit(tokenizer, evaluation, source):
 
 def test_text_that_is_too_short(tokenizer, evaluation, source):
     short = evaluation.nll_by_position.model_copy(update={"length": 100_000})
-    with pytest.raises(UserError, match="no held-out document has so many tokens"):
+    with pytest.raises(UserError, match="no held-out document has that many tokens"):
         evaluate(make_gla(), tokenizer, Request(evaluation.model_copy(update={"nll_by_position": short}), text=source))
 
 

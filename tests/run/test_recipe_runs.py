@@ -336,7 +336,7 @@ MISTAKES = {
     ),
     "documents too short": (
         "evaluation.nll_by_position.length=900000",
-        "evaluation.nll_by_position.length = 900000: no held-out document has so many tokens",
+        "evaluation.nll_by_position.length = 900000: no held-out document has that many tokens",
     ),
     "vocabulary too small": (
         "data.recall.num_keys=60",

@@ -148,7 +148,7 @@ def test_a_second_process_in_the_folder_of_a_run_is_refused(recipe, tmp_path, mo
         with pytest.raises(UserError, match=r"output = .*lpt-seed0': another process works in it \(process \d+ on "):
             run_recipe(settings)
         monkeypatch.setenv("RANK", "1")  # of torchrun: its first process holds the lock for all
-        monkeypatch.setattr("statex.run._run_chains", lambda *args: None)
+        monkeypatch.setattr("statex.run.chains._run_chains", lambda *args: None)
         assert run_recipe(settings) == settings.folder
     assert [path.name for path in settings.folder.iterdir()] == ["recipe.toml"]
 

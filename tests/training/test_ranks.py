@@ -112,7 +112,7 @@ def test_processes_of_torchrun_and_workers_exclude_one_another(values, monkeypat
 
 def test_a_step_that_does_not_divide_among_the_processes_is_refused(values, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setattr("statex.run.world_size", lambda: 1)
+    monkeypatch.setattr("statex.run.chains.world_size", lambda: 1)
     with pytest.raises(
         UserError, match=r"training.tokens_per_step = 128: its 4 sequences .* among 3 processes; give a"
     ):
