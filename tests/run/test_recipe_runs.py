@@ -303,8 +303,8 @@ MISTAKES = {
     "family": ("models.gla.family=lstm", "models.gla.family = 'lstm': is unknown; known families: "),
     "configuration": ("models.gla.config.hidden=3", "models.gla.config.hidden = 3: is no field of the architecture of"),
     "vocabulary": ("models.gla.config.vocab_size=9", "models.gla.config.vocab_size = 9: follows from the tokenizer"),
-    "sizes": ("models.mamba2.config.num_heads=3", "models.mamba2.config = {"),
-    "type of a size": ('models.mamba2.config.hidden_size="x"', "models.mamba2.config = {"),
+    "sizes": ("models.mamba2.config.num_heads=3", "models.mamba2.config.n_groups = 2: does not divide num_heads = 3"),
+    "type of a size": ('models.mamba2.config.hidden_size="x"', "models.mamba2.config.hidden_size = 'x': "),
     "GLA's sizes": ("models.gla.config.num_heads=3", "is not divisible by num_heads = 3"),
     "missing text": ('data.text.files=["none/*.txt"]', "data.text.files = 'none/*.txt': no file matches; give a path"),
     "missing text of evaluation": (
@@ -355,8 +355,8 @@ MISTAKES = {
         "arms.lpt.training.trainer.optim_args=x",
         "arms.lpt.training.trainer = {'optim_args': ",
     ),
-    "numbers of a model": ("models.gla.config.norm_eps=-1.0", "models.gla.config = {"),
-    "groups": ("models.mamba2.config.n_groups=3", "makes a model that fails (B has 3 groups"),
+    "numbers of a model": ("models.gla.config.norm_eps=-1.0", "models.gla.config.norm_eps = -1.0: "),
+    "groups": ("models.mamba2.config.n_groups=3", "models.mamba2.config.n_groups = 3: does not divide num_heads"),
     "weights": ("models.gla.config.hidden_size=100000", "weights; to train them takes at least"),
     "weights of an arm": ("arms.preserve.expansion.factor=1000000000", "arms.preserve.expansion = {'every': 1, "),
     "keys": ("data.recall.num_keys=1000000", "data.tokenizer.vocab_size = 300: 256 bytes, <|endoftext|> and 1000008"),
@@ -417,7 +417,7 @@ def test_a_checkpoint_that_cannot_be_used_is_told_before_anything_is_written(
     message = {
         "truncated": "is truncated or damaged",
         "no tokenizer": f"models.gla.checkpoint = '{checkpoint}': has no tokenizer; save the model's",
-        "expanded": "is expanded already",
+        "expanded": "was expanded before and cannot be so again",
     }[damage]
     with pytest.raises(UserError) as caught:
         run_recipe(parse_recipe(with_checkpoint))

@@ -113,8 +113,9 @@ class Inputs:
         from statex.data.mixture import TrainingBatches
 
         if self.is_new("batches", model, training.model_dump_json()):
+            tokenizer = self.outline(model).tokenizer
             with errors_in(section):
-                TrainingBatches(self.recipe.data, training, self.outline(model).tokenizer)
+                TrainingBatches(self.recipe.data, training, tokenizer)
 
 
 @contextmanager
