@@ -23,7 +23,7 @@ from statex.models.dispatch import REPLACEMENTS, find_member, norm_forward
 from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions
 from statex.models.padding import padding_stays_zero
 from statex.models.replay import ReplayExpansion
-from statex.ops.segments import one_seq_idx
+from statex.ops.segments import cu_seqlens_of, one_seq_idx
 
 
 def _module_on_statex_ops(original: types.ModuleType) -> types.ModuleType:
@@ -129,7 +129,8 @@ class StatexMamba2Model(ReplayExpansion, Mamba2Model):
         tokens = [given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None]
         if tokens:  # else transformers says that they are missing
             seq_idx = one_seq_idx(seq_idx, cu_seqlens, tokens[0])
-        return super().forward(*args, **{"use_cache": False} | kwargs, seq_idx=seq_idx)
+        borders = cu_seqlens_of(seq_idx) if seq_idx is not None else None  # for all layers
+        return super().forward(*args, **{"use_cache": False} | kwargs, seq_idx=seq_idx, cu_seqlens=borders)
 
 
 CLASSES: dict[type[nn.Module], type[nn.Module]] = {
