@@ -168,11 +168,12 @@ def peak(one: Pass) -> float:
 def measured(case: str, sizes: Sizes, repetitions: int, device: torch.device) -> dict[str, Any]:
     """One row: correctness, then seconds, peak memory in GiB and the first pass."""
     blocks = make_blocks(case, sizes, device)
-    row: dict[str, Any] = check(blocks, sizes, device)
+    with fresh_cache():
+        row: dict[str, Any] = check(blocks, sizes, device)
     one = Pass(blocks, sizes.tokens, sizes.documents, device)
     row |= {"first_s": first_seconds(one), "peak_gib": peak(one)}
     wanted = one.run()
-    with compiled(blocks):
+    with compiled(blocks), fresh_cache():  # so that the first pass compiles everything
         plain, fused = swapped(blocks)
         row |= {"compiled_first_s": first_seconds(one), "compiled_peak_gib": peak(one)}
         row["difference"] = distance(one.run(), wanted)
@@ -229,8 +230,7 @@ def main() -> None:
             backends.FUSED_WITHOUT_GRADIENTS = LAYER_OPS[layer_ops]
             torch._dynamo.reset()
             try:
-                with fresh_cache():  # so that the first pass compiles everything
-                    row = measured(case, sizes, arguments.repetitions, device)
+                row = measured(case, sizes, arguments.repetitions, device)
             except Exception as problem:  # the others are still worth their time
                 print(f"{case} {layer_ops}: {type(problem).__name__}: {problem}"[:3000], flush=True)
                 continue

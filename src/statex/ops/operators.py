@@ -1,6 +1,6 @@
 """Operators of PyTorch's dispatcher: torch.compile takes each into its graph whole, forward and backward.
 
-Where nothing is compiled they are bypassed: a call through the dispatcher costs tens of microseconds.
+Where nothing is compiled they are bypassed: with gradients a call through the dispatcher costs 50 us more.
 
 Shape letters: B batch, T time, S segments.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 def define(schema: str, kernel: Callable, fake: Callable) -> Any:
     """Define the operator `statex::name` of a schema "name(arguments) -> results".
 
-    `torch.library.custom_op` would do the same at two and a half times the time of a call.
+    `torch.library.custom_op` would do the same, and add twice as much to the time of a call.
 
     Args:
         kernel: computes the results on any device. They alias neither the arguments nor one another.
