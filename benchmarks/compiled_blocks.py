@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch._inductor.utils import fresh_cache
 
 import statex
-from statex import measure
 from statex.models.configuration_mamba2 import StatexMamba2Config
 from statex.models.gla.configuration import GLAConfig
 from statex.models.gla.modeling import GLAForCausalLM
 from statex.models.mamba2 import StatexMamba2ForCausalLM
 from statex.ops import backends, use_backend
+from statex.utils import environment, timing
 
 CASES = ("gla", "gla-expanded", "mamba2", "mamba2-expanded")
 LAYER_OPS = {"kernels": backends.FUSED_WITHOUT_GRADIENTS, "compiler": set()}  # of those, not fused with gradients
@@ -153,16 +153,16 @@ def check(blocks: nn.ModuleList, sizes: Sizes, device: torch.device) -> dict[str
 
 
 def first_seconds(one: Pass) -> float:
-    watch = measure.Stopwatch(one.device)
+    watch = timing.Stopwatch(one.device)
     one.run()
     return watch.seconds()
 
 
 def peak(one: Pass) -> float:
-    measure.reset_peak_memory(one.device)
+    timing.reset_peak_memory(one.device)
     one.run()
-    measure.synchronize(one.device)
-    return measure.peak_memory(one.device) / 2**30
+    timing.synchronize(one.device)
+    return timing.peak_memory(one.device) / 2**30
 
 
 def measured(case: str, sizes: Sizes, repetitions: int, device: torch.device) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def measured(case: str, sizes: Sizes, repetitions: int, device: torch.device) ->
         for _ in range(repetitions):
             for is_compiled, put in ((False, plain), (True, fused)):
                 put()
-                seconds[is_compiled] += measure.time_functions([one.run], device, repetitions=1, warmup=1)
+                seconds[is_compiled] += timing.time_functions([one.run], device, repetitions=1, warmup=1)
     row |= {"s": statistics.median(seconds[False]), "compiled_s": statistics.median(seconds[True])}
     return row | {"ratio": row["s"] / row["compiled_s"]}
 
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny blocks and 300 tokens, for a CPU")
     parser.add_argument("--out", type=Path, default=Path("."))
     arguments = parser.parse_args()
-    device, small = measure.default_device(), arguments.small
+    device, small = environment.default_device(), arguments.small
     sizes = Sizes(
         layers=min(2, arguments.layers) if small else arguments.layers,
         tokens=min(300, arguments.tokens) if small else arguments.tokens,
@@ -220,7 +220,11 @@ def main() -> None:
         checkpointing=not arguments.no_checkpointing,
         small=small,
     )
-    about = {"device": measure.device_name(device), "commit": measure.source_commit(), "versions": measure.versions()}
+    about = {
+        "device": environment.device_name(device),
+        "commit": environment.source_commit(),
+        "versions": environment.versions(),
+    }
     about |= {"layers": sizes.layers, "tokens": sizes.tokens, "documents": sizes.documents}
     print(f"{about['device']}, {sizes}\n{HEADER}", flush=True)
     rows, path = [], arguments.out / "compiled_blocks.json"

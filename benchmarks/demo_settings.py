@@ -28,9 +28,10 @@ def trial(variant: str, seed: int, pretraining: bool, folder: str) -> dict:
     os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     import torch
 
-    from statex.pipeline import collect_results, run_chain
-    from statex.preparation import prepare_run
     from statex.recipe import apply_override, parse_recipe
+    from statex.run import chains_of, run_chain
+    from statex.run.collect import collect_results
+    from statex.run.preflight import prepare_run
 
     torch.set_num_threads(1)
     model, *changes = variant.split()
@@ -45,7 +46,8 @@ def trial(variant: str, seed: int, pretraining: bool, folder: str) -> dict:
     start = time.perf_counter()
     recipe = parse_recipe(values)
     prepare_run(recipe)
-    run_chain(recipe, model, seed, True, lambda *_: None)
+    for chain in chains_of(recipe):
+        run_chain(recipe, chain, True, lambda *_: None)
     rows = [row for row in collect_results(recipe) if row.seed == seed]
     recall: dict[str, dict[int, float]] = {}
     text = {}

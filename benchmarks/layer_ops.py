@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statex import measure, ops
+from statex import ops
 from statex.benchmarking.ops import BYTES_PER_SECOND
+from statex.utils import environment, timing
 
 TOKENS, CHECKED_TOKENS = 16384, 1000
 TOLERANCE = 1e-2  # relative, bf16 against fp64
@@ -111,7 +112,7 @@ def long_pass(case: Case) -> list[dict[str, Any]]:
         else:
             runs = [functools.partial(case.run, backend, inputs) for backend in ("torch", "triton")]
         with torch.set_grad_enabled(backward):
-            seconds = measure.time_functions(runs, "cuda", repetitions=10)
+            seconds = timing.time_functions(runs, "cuda", repetitions=10)
         floor = units * sum(case.moved[: 1 + backward]) / BYTES_PER_SECOND["H200"]
         records.append({"pass": "fwd+bwd" if backward else "fwd", "torch_ms": 1e3 * seconds[0], "ms": 1e3 * seconds[1]})
         records[-1] |= {"floor_ms": 1e3 * floor, "floor_share": floor / seconds[1]}
@@ -130,7 +131,7 @@ def one_token(case: Case, batch: int) -> dict[str, Any]:
         inputs["x"] = inputs["x"][0]
         return functools.partial(ops.short_convolution_step, **inputs, state=state, backend=backend)
 
-    seconds = measure.time_replays([[step(backend)] * 20 for backend in ("torch", "triton")])
+    seconds = timing.time_replays([[step(backend)] * 20 for backend in ("torch", "triton")])
     return {"pass": f"token, batch {batch}", "torch_ms": 1e3 * seconds[0], "ms": 1e3 * seconds[1], "floor_share": None}
 
 
@@ -147,7 +148,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("."))
     arguments = parser.parse_args()
     begun, records = time.perf_counter(), []
-    about = {"device": measure.device_name("cuda"), "commit": measure.source_commit(), "versions": measure.versions()}
+    about = {
+        "device": environment.device_name("cuda"),
+        "commit": environment.source_commit(),
+        "versions": environment.versions(),
+    }
     for case in CASES:
         torch.manual_seed(0)
         try:

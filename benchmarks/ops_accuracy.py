@@ -19,7 +19,7 @@ from statex.benchmarking.cases import CASES, DECAYS
 from statex.benchmarking.ops import errors_of_a_draw, log_ratios
 from statex.benchmarking.peers import peer
 from statex.benchmarking.runner import run_cases
-from statex.evaluation.statistics import student_quantile
+from statex.results.statistics import student_quantile
 
 
 def measured(name: str, device: torch.device, draws: int, seed: int) -> list[dict[str, Any]]:

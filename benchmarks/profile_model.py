@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from statex import measure
 from statex.benchmarking import model as bench
 from statex.models.dispatch import statex_ops
+from statex.utils import environment, timing
 
 DECODED = 8  # tokens in one profile
 
@@ -23,15 +23,15 @@ DECODED = 8  # tokens in one profile
 def grouped(run: Callable[[], object], count: int, top: int) -> dict[str, Any]:
     """Microseconds and calls, for one of `count` tokens or prompts, by kernel and by the operation that launched it."""
     run()
-    device = measure.default_device()
-    watch = measure.Stopwatch(device)
+    device = environment.default_device()
+    watch = timing.Stopwatch(device)
     run()
     wall = watch.seconds()
     on_cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_cuda else [])
     with profile(activities=activities) as profiler:
         run()
-        measure.synchronize(device)
+        timing.synchronize(device)
     kernels: list[dict[str, Any]] = []
     operations: list[dict[str, Any]] = []
     for event in profiler.key_averages():
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("."))
     arguments = parser.parse_args()
-    device = measure.default_device()
+    device = environment.default_device()
     results: dict[str, Any] = {}
     begun = time.perf_counter()
     for name in arguments.models or bench.MODELS:

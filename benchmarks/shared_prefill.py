@@ -11,13 +11,15 @@ import statistics
 import time
 
 from statex.checkpoint import load, load_tokenizer
-from statex.evaluation.context import Cell, Context
-from statex.evaluation.needles import Prompt, score_prompts
-from statex.evaluation.niah_multikey import cell_prompts
+from statex.evaluation.context import Context
+from statex.evaluation.prompts.needles import Prompt, score_prompts
 from statex.evaluation.reader import Reader
-from statex.measure import default_device, device_name, source_commit, versions
+from statex.evaluation.suite import Cell
+from statex.evaluation.suites.niah_multikey import TASK
 from statex.models.dispatch import statex_ops
-from statex.recipe import Evaluation, TextSource
+from statex.recipe import Evaluation
+from statex.settings import TextSource
+from statex.utils.environment import default_device, device_name, source_commit, versions
 
 
 def main() -> None:
@@ -42,7 +44,7 @@ def main() -> None:
 
 def measure(context: Context, length: int, max_new_tokens: int, repetitions: int) -> None:
     cell = Cell(f"length-{length}", {"length": length})
-    shared = cell_prompts(context, cell)
+    shared = TASK.prompts(context, cell)
     separate = [Prompt(one.context, (question,)) for one in shared for question in one.questions]
     seconds: dict[str, list[float]] = {"shared": [], "separate": []}
     scores = {}

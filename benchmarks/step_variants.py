@@ -20,11 +20,12 @@ import torch
 import triton
 import triton.language as tl
 
-from statex import measure, ops
+from statex import ops
 from statex.benchmarking.cases import Case, make_inputs, rotating_inputs
 from statex.benchmarking.ops import BYTES_PER_SECOND
 from statex.ops.gla import step_gla
 from statex.ops.ssd import step_ssd
+from statex.utils import timing
 
 SHAPES = {  # name: case; ssd's key_dim is N, its value_dim P
     case.name: case
@@ -292,7 +293,7 @@ def measure_shape(case: Case, deadline: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
     def record(name: str, run: Callable[..., Any], error: float | None, **more: Any) -> None:
-        [taken] = measure.time_replays([[functools.partial(run, **each) for each in inputs]])
+        [taken] = timing.time_replays([[functools.partial(run, **each) for each in inputs]])
         rows.append({"shape": case.name, "variant": name, "us": 1e6 * taken, "floor_share": floor / taken})
         rows[-1] |= {"error": error} | more
 

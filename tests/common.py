@@ -137,7 +137,7 @@ def mixer(model, index=EXPANDED):
 
 def base_type(model):
     """The family's name in statex.FAMILIES, expanded or not."""
-    return model.config.model_type.replace("statex_mamba2", "mamba2")
+    return getattr(model.config, "base_model_type", model.config.model_type)
 
 
 def tokens(batch=2, length=20, seed=0):

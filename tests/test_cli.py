@@ -12,9 +12,9 @@ import torch
 
 from statex.cli import main
 from statex.data.tokenizer import train_tokenizer
-from statex.files import working_in
 from statex.models.scratch import make_model
-from statex.recipe import Data
+from statex.settings import Data
+from statex.utils.atomic import working_in
 from tiny_recipe import CONFIGS, EVALUATION, TRAINING, data_values, environment, write_recipe, write_text
 
 VERBS = ["inspect", "expand", "train", "eval", "bench", "report", "run"]
@@ -76,8 +76,8 @@ def nothing_new(folder: Path, *known: str) -> bool:
 def test_help_comes_at_once():
     """Without torch or transformers, which take seconds; counted in the processor's time, whatever else runs."""
     script = (
-        "import sys, time\n"
-        "sys.argv = ['statex', '--help']\n"
+        "import sys, sysconfig, time\n"
+        "sys.argv = [sysconfig.get_path('scripts') + '/statex', '--help']\n"
         "from statex.__main__ import main\n"
         "try:\n    main()\n"
         "except SystemExit as end:\n"
@@ -256,12 +256,17 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused_before_the_start(ca
     assert nothing_new(tmp_path, "model", "recipe.toml")
 
 
-def test_expanding_twice_is_refused(call, gla, tmp_path):
+def test_expanding_twice(call, gla, tmp_path):
     assert call("expand", gla, tmp_path / "once")[0] == 0
     status, _, errors = call("expand", tmp_path / "once", tmp_path / "twice")
     assert status == 2
-    assert "is expanded already (layers 0); start from the checkpoint before that" in errors
+    assert "was expanded before and cannot be so again" in errors
+    assert "leaves no heads to merge" in errors
     assert nothing_new(tmp_path, "once")
+    assert call("expand", tmp_path / "once", tmp_path / "twice", "--init", "preserve", "--factor", "2")[0] == 0
+    status, output, _ = call("inspect", tmp_path / "twice")
+    assert "expand, init reinit, factor 2, then expand, init preserve, factor 2" in output
+    assert "### Step 2" in (tmp_path / "twice" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing tensor", "wrong shape", "no weights"])
@@ -303,7 +308,7 @@ def test_a_full_disk_is_a_failure_that_leaves_nothing(call, gla, tmp_path, monke
         Path(folder, "model.safetensors").write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("statex.models.replay.ReplayExpansion.save_pretrained", full)
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
     status, output, errors = call("expand", gla, tmp_path / "out", "--json")
     assert (status, output) == (1, "")
     message = f"statex: no space left in {tmp_path / 'out'}; make room, the same command resumes"
@@ -398,6 +403,24 @@ def test_a_recipe_that_is_not_there(call, tmp_path):
     assert "there is no such file; give the path of a TOML recipe" in errors
 
 
+def test_a_part_of_a_recipe_is_run_and_the_last_part_writes_the_report(call, recipe, tmp_path):
+    text = recipe.read_text().replace("[arms.base]", "[arms.again]\nkind = 'base'\n[arms.base]")
+    recipe.write_text(text)
+    folder = tmp_path / "runs" / "measured"
+    status, output, _ = call("run", recipe, "--arm", "base", "--model", "gla", "--seed", "0")
+    assert (status, output) == (
+        0, f"no report yet: 1 stages of other selections are not finished in {folder}\n",
+    )  # fmt: skip
+    assert not (folder / "report.html").exists()
+    assert not (folder / "gla" / "again-seed0").exists()
+    status, output, errors = call("run", recipe, "--arm", "x")
+    assert (status, output) == (2, "")
+    assert errors.splitlines()[-1] == "statex: --arm = 'x': is no arm of this recipe; known: again, base."
+    status, output, _ = call("run", recipe, "--arm", "again")
+    assert output.startswith(f"report: {folder / 'report.html'}\n")
+    assert status == 0
+
+
 FULL = "statex: no space left in runs/x; make room, the same command resumes"
 
 
@@ -415,10 +438,13 @@ def test_failures(call, recipe, monkeypatch, error, status, message):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("statex.pipeline.run_recipe", fail)
+    monkeypatch.setattr("statex.run.run_recipe", fail)
     found, output, errors = call("run", recipe, "--json")
     assert (found, output) == (status, "")
-    assert errors.strip() == message
+    start, end = errors.splitlines()
+    assert start.startswith("statex 0.")
+    assert "tested: " in start
+    assert end == message
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
@@ -426,11 +452,11 @@ def test_failures(call, recipe, monkeypatch, error, status, message):
 def test_a_signal_stops_as_the_keyboard_does(call, recipe, monkeypatch, number, rank):
     """Under torchrun one process says so."""
     monkeypatch.setenv("RANK", str(rank))
-    monkeypatch.setattr("statex.pipeline.run_recipe", lambda *args, **kwargs: signal.raise_signal(number))
+    monkeypatch.setattr("statex.run.run_recipe", lambda *args, **kwargs: signal.raise_signal(number))
     before = signal.getsignal(number)
     status, output, errors = call("run", recipe, "--json")
     assert (status, output) == (1, "")
-    assert errors.strip() == ("statex: stopped; the same command resumes" if rank == 0 else "")
+    assert errors.splitlines()[-1:] == (["statex: stopped; the same command resumes"] if rank == 0 else [])
     assert signal.getsignal(number) is before
 
 
@@ -443,16 +469,16 @@ def test_what_breaks_because_of_a_signal_is_no_error_of_ours(call, recipe, monke
         except KeyboardInterrupt:
             raise RuntimeError("Connection closed by peer") from None
 
-    monkeypatch.setattr("statex.pipeline.run_recipe", fail)
+    monkeypatch.setattr("statex.run.run_recipe", fail)
     status, _, errors = call("run", recipe)
-    assert (status, errors.strip()) == (1, "statex: stopped; the same command resumes")
+    assert (status, errors.splitlines()[-1]) == (1, "statex: stopped; the same command resumes")
 
 
 def test_a_signal_that_is_ignored_stays_so(call, recipe, monkeypatch):
     """As under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        monkeypatch.setattr("statex.pipeline.run_recipe", lambda *args, **kwargs: signal.raise_signal(signal.SIGHUP))
+        monkeypatch.setattr("statex.run.run_recipe", lambda *args, **kwargs: signal.raise_signal(signal.SIGHUP))
         status, _, errors = call("train", recipe)
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -464,7 +490,7 @@ def test_our_own_errors_are_not_hidden(recipe, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("ours")
 
-    monkeypatch.setattr("statex.pipeline.run_recipe", fail)
+    monkeypatch.setattr("statex.run.run_recipe", fail)
     monkeypatch.setattr(sys, "argv", ["statex", "run", str(recipe)])
     with pytest.raises(AssertionError, match="ours"):
         main()
@@ -524,11 +550,11 @@ def test_eval_of_another_suite_adds_to_what_is_there(call, gla, tmp_path):
 
 
 def test_help_of_eval_lists_what_can_be_measured(call):
-    from statex.suite_names import HARNESS_GROUPS, SUITE_GROUPS, SUITE_TITLES
+    from statex.results.suites import HARNESS_GROUPS, SUITES, suite_groups
 
     _, output, _ = call("eval", "--help")
     words = set(output.replace(",", " ").replace(":", " ").replace(".", " ").split())
-    assert {*SUITE_TITLES, *SUITE_GROUPS, *HARNESS_GROUPS} <= words
+    assert {*SUITES, *suite_groups(), *HARNESS_GROUPS} <= words
 
 
 def test_options_of_eval_are_keys_of_a_recipe():
@@ -676,6 +702,16 @@ def test_bench(call, monkeypatch, tmp_path):
         ("model", {"cases": None, "out": tmp_path}),
         ("ops", {"cases": None, "out": None, "sweep": "tokens", "peers": False}),
     ]
+
+
+@pytest.mark.parametrize("name", ["file", "file/inside"])
+def test_bench_refuses_a_folder_that_cannot_be_before_it_measures(call, monkeypatch, tmp_path, name):
+    monkeypatch.setattr("statex.benchmarking.run_ops_benchmark", lambda **options: pytest.fail("it measured"))
+    (tmp_path / "file").write_text("")
+    status, _, errors = call("bench", "ops", "--out", tmp_path / name)
+    assert status == 2
+    assert f"--out = '{tmp_path / name}'" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_bench_draws_a_sweep(call, tmp_path):

@@ -16,32 +16,24 @@ PARTS = sorted(
     | {path.stem for path in SOURCE.glob("*.py")} - {"__init__", "__main__"}
 )
 
-ALLOWED = {  # besides "errors" and "files", which all but the first and "ops" may import
-    "compatibility": set(),
+ALLOWED = {  # besides "errors" and "utils", which all but the first and "ops" may import
     "errors": set(),
-    "files": set(),
+    "utils": set(),
     "ops": set(),
     "families": {"ops"},
     "expansion": {"families"},
     "models": {"expansion", "families", "ops"},
     "checkpoint": {"expansion", "families", "models", "reporting.model_card"},
-    "measure": set(),
-    "claims": set(),
     "results": set(),
-    "recipe": {"expansion.config"},
-    "suite_names": set(),
-    "progress": set(),
-    "launch": set(),
-    "data": {"recipe"},
-    "training": {"recipe", "measure", "data", "ops", "expansion", "families", "models", "checkpoint"},
-    "evaluation": {
-        "recipe", "results", "claims", "suite_names", "measure", "data", "ops", "expansion", "families", "models",
-        "checkpoint",
-    },
-    "benchmarking": {"results", "measure", "ops", "expansion", "families", "models", "checkpoint"},
-    "reporting": {"recipe", "results", "claims", "suite_names"},
+    "settings": set(),
+    "recipe": {"settings", "expansion.config", "results", "evaluation.suites"},
+    "data": {"settings", "recipe"},
+    "training": {"settings", "recipe", "data", "ops", "expansion", "families", "models", "checkpoint"},
+    "evaluation": {"settings", "recipe", "results", "data", "ops", "expansion", "families", "models", "checkpoint"},
+    "benchmarking": {"results", "ops", "expansion", "families", "models", "checkpoint"},
+    "reporting": {"recipe", "results"},
 }  # fmt: skip
-MAY_IMPORT_ALL = {"pipeline", "cli", "preparation"}
+MAY_IMPORT_ALL = {"cli", "run"}
 HEAVY = {"fla", "lm_eval", "matplotlib", "datasets"}
 
 
@@ -77,7 +69,7 @@ def test_imports_point_one_way(part):
     if part in MAY_IMPORT_ALL:
         return
     assert part in ALLOWED, f"{part} is a new part: say in ALLOWED what it may import"
-    leaves = set() if part in ("errors", "ops") else {"errors", "files"}
+    leaves = set() if part in ("errors", "ops") else {"errors", "utils"}
     wrong = [
         f"{path} imports statex.{name}"
         for path, name in other_parts(part)
@@ -97,15 +89,36 @@ def test_nothing_imports_what_may_import_all():
     assert wrong == []
 
 
+def modules():
+    """The name of every module in statex, with its path."""
+    names = ((path.relative_to(SOURCE.parent).with_suffix("").parts, path) for path in SOURCE.rglob("*.py"))
+    return {".".join(parts).removesuffix(".__init__"): path for parts, path in names}
+
+
+def test_no_module_imports_itself_by_way_of_others_not_even_inside_a_function():
+    known = modules()
+    imports = {
+        module: {
+            name if name in known else name.rpartition(".")[0]
+            for name in imported(path)
+            if name in known or name.rpartition(".")[0] in known
+        }
+        - {module}
+        for module, path in known.items()
+    }
+    while leaves := {module for module, others in imports.items() if not others}:
+        imports = {module: others - leaves for module, others in imports.items() if module not in leaves}
+    assert imports == {}, "these modules import one another, or import those that do"
+
+
 @pytest.mark.parametrize(
     ("part", "forbidden"),
     [
         ("ops", {"transformers"}),
         ("reporting", {"torch", "transformers"}),
         ("results", {"torch", "transformers"}),
-        ("claims", {"torch", "transformers"}),
+        ("settings", {"torch", "transformers"}),
         ("recipe", {"torch", "transformers"}),
-        ("suite_names", {"torch", "transformers"}),
         ("errors", {"torch", "transformers"}),
     ],
 )
@@ -115,9 +128,52 @@ def test_parts_that_do_without_a_library(part, forbidden):
         assert not found, f"{path} imports {found}"
 
 
+def test_no_two_classes_share_a_name():
+    """Of all parts but the two in which cases and tiles are of one kind each."""
+    homes: dict[str, list[str]] = {}
+    for part in set(PARTS) - {"benchmarking", "ops"}:
+        for path in files(part):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    homes.setdefault(node.name, []).append(path.relative_to(SOURCE).as_posix())
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
+
+
+def imports_of_modules():
+    """Module of statex -> the modules of statex that it imports, anywhere in it."""
+    names = {path: ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in SOURCE.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for path, name in names.items()}
+    return {
+        module: {
+            known
+            for name in imported(path)
+            for known in (name.removeprefix("statex."), name.removeprefix("statex.").rpartition(".")[0])
+            if name.startswith("statex.") and known in modules and known != module
+        }
+        for module, path in modules.items()
+    }
+
+
+def test_modules_of_evaluation_and_reporting_import_in_no_circle():
+    """Lazily or not."""
+    parts = ("evaluation", "reporting", "results", "recipe", "settings", "data")
+    graph = {module: found for module, found in imports_of_modules().items() if module.split(".")[0] in parts}
+    order: list[str] = []
+
+    def visit(module, above):
+        assert module not in above, " -> ".join([*above[above.index(module) :], module])
+        if module not in order:
+            for other in sorted(graph[module] & graph.keys()):
+                visit(other, [*above, module])
+            order.append(module)
+
+    for module in graph:
+        visit(module, [])
+
+
 def test_one_door_to_each_foreign_library():
     """fla replaces entries of transformers' registry when it is imported; lm_eval is an extra."""
-    doors = {"fla": "benchmarking/peers", "lm_eval": "evaluation/harness"}
+    doors = {"fla": "benchmarking/peers", "lm_eval": "evaluation/lm_eval"}
     for path in SOURCE.rglob("*.py"):
         for name in imported(path):
             library = name.split(".")[0]
@@ -146,9 +202,10 @@ begin = time.perf_counter()
 import statex
 seconds = time.perf_counter() - begin
 libraries = sorted({name.split(".")[0] for name in sys.modules} & set(sys.argv[1:]))
+modules = sorted(name for name in sys.modules if name.startswith(("statex.families", "statex.models.gla")))
 import statex.checkpoint, statex.models.expanded
-statex.models.registration.register_models()
-print(json.dumps({"seconds": seconds, "libraries": libraries, "same": tables() == before, "added": added()}))
+found = {"seconds": seconds, "libraries": libraries, "modules": modules}
+print(json.dumps(found | {"same": tables() == before, "added": added()}))
 """
 
 
@@ -163,6 +220,7 @@ def imported_after_transformers():
 def test_importing_statex_is_cheap(imported_after_transformers):
     assert imported_after_transformers["seconds"] < 0.3
     assert imported_after_transformers["libraries"] == []
+    assert imported_after_transformers["modules"] == []
 
 
 def test_importing_statex_changes_nothing_else_in_transformers_tables(imported_after_transformers):

@@ -280,3 +280,53 @@ def test_sections_of_an_evaluation_without_a_recipe():
     assert sections.data.seed == 3
     with pytest.raises(UserError, match=r"training = .*: is not a known key"):
         evaluation_sections(["training.steps=5"], suites=["mqar"])
+
+
+def test_a_recipe_that_extends_another_changes_what_it_says(values, tmp_path):
+    base = tmp_path / "base" / "base.toml"
+    base.parent.mkdir()
+    write_recipe(base, values)
+    middle = write_recipe(tmp_path / "middle.toml", {"extends": "base/base.toml", "training": {"weights": {"text": 1}}})
+    changes = {
+        "extends": middle.name, "name": "other", "seeds": [1, 2], "models": {"gla": {"config": {"num_heads": 1}}},
+        "evaluation": {"harness": {"data": "sets"}}, "arms": {"base": {"kind": "base"}},
+    }  # fmt: skip
+    recipe = load_recipe(write_recipe(tmp_path / "top.toml", changes), ["training.steps=9"])
+    assert (recipe.name, recipe.seeds, recipe.training.steps) == ("other", [1, 2], 9)
+    assert recipe.training.weights.model_dump() == {"text": 1, "mqar": 0.5, "passkey": 0}
+    before = values["models"]["gla"]["config"]
+    assert recipe.models["gla"].config == before | {"num_heads": 1}
+    assert recipe.models["mamba2"].config == values["models"]["mamba2"]["config"]
+    assert list(recipe.arms) == [*values["arms"], "base"]
+    assert recipe.data.text.files == [str(base.parent / "text/*.txt")]  # each file's paths are seen from its own folder
+    assert recipe.evaluation.harness.data == str(tmp_path / "sets")
+    assert "extends" not in recipe.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a": 'extends = "none.toml"'}, "extends = 'none.toml': there is no such file beside"),
+        ({"a": 'extends = "."'}, "extends = '.': there is no such file beside"),
+        ({"a": "extends = 3"}, "extends = 3: is no path; give the path of another recipe, seen from this one."),
+        ({"a": 'extends = "a.toml"'}, "extends = 'a.toml': leads back to itself (a.toml -> a.toml); take one of"),
+        (
+            {"a": 'extends = "b.toml"', "b": 'extends = "../X/a.toml"'},
+            "leads back to itself (a.toml -> b.toml -> a.toml)",
+        ),
+        ({"a": 'extends = "b.toml"', "b": "name = "}, "b.toml': is not valid TOML ("),
+        ({"a": f'extends = "{"x" * 300}"'}, "there is no such file beside"),
+        ({"a": 'extends = "b.toml"', "b": "seeds = inf"}, "seeds = inf: is no finite number"),
+    ],
+)
+def test_recipes_that_cannot_be_extended(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / f"{name}.toml").write_text(text.replace("../X", f"../{tmp_path.name}"))
+    with pytest.raises(UserError) as caught:
+        load_recipe(tmp_path / "a.toml")
+    assert message in str(caught.value)
+
+
+def test_only_a_file_extends_another(values):
+    with pytest.raises(UserError, match=r"extends = 'x': is not a known key"):
+        changed(values, "extends=x")

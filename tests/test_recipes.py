@@ -53,8 +53,8 @@ def test_there_are_recipes():
     assert "demo.toml" in {path.name for path in RECIPES}
 
 
-def test_the_study_is_the_demo_with_three_seeds():
+def test_the_study_is_the_demo_with_five_seeds():
     demo, study = (load_recipe(path) for path in RECIPES if path.stem in ("demo", "cpu-study"))
     demo, study = sorted((demo, study), key=lambda recipe: len(recipe.seeds))
-    assert (demo.seeds, study.seeds) == ([0], [0, 1, 2])
+    assert (demo.seeds, study.seeds) == ([0], [0, 1, 2, 3, 4])
     assert demo.model_dump(exclude={"name", "seeds"}) == study.model_dump(exclude={"name", "seeds"})

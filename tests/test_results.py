@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 import pytest
 
-from statex.files import new_folder, write_whole
 from statex.results import Result, read_results, write_results
+from statex.utils.atomic import new_folder, write_text_atomic
 
 RESULTS = [
     Result("mqar", "accuracy", 0.25, "fraction", 0.1, 0.4, 32, {"num_pairs": 8}, "gla", "lpt", 0, None, 4096, "a CPU"),
@@ -49,7 +49,7 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path):
 
 def test_a_killed_writer_s_remains_do_no_harm(tmp_path):
     (tmp_path / ".a.txt.tmp").write_text("half")
-    write_whole(tmp_path / "a.txt", "whole")
+    write_text_atomic(tmp_path / "a.txt", "whole")
     (tmp_path / ".out.tmp").mkdir()
     (tmp_path / ".out.tmp" / "half").write_text("half")
     with new_folder(tmp_path / "out") as folder:

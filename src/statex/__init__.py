@@ -1,6 +1,6 @@
 """statex: enlarge the recurrent state of a pre-trained language model, post-train it, measure what it gained and cost.
 
-Importing it registers the configurations `statex_gla` and `statex_mamba2` with transformers and does nothing else;
+Importing it has the families' names registered with transformers once its Auto classes are used, and does nothing else;
 everything below is imported when it is first used.
 """
 
@@ -10,14 +10,15 @@ import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from statex.compatibility import warn_untested
-from statex.models.registration import register_configurations
+from statex.models.registration import register_when_needed
+from statex.utils.environment import warn_untested
 
 if TYPE_CHECKING:
     from statex.checkpoint import export_fla, inspect, load
     from statex.errors import UserError
     from statex.expansion.config import PRESETS, ExpansionConfig
-    from statex.expansion.plan import ExpansionPlan, plan_expansion
+    from statex.expansion.edits import ExpansionPlan
+    from statex.expansion.plan import plan_expansion
     from statex.expansion.state import state_report
     from statex.families import FAMILIES
     from statex.models.dispatch import statex_ops
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ExpansionConfig": "statex.expansion.config",
-    "ExpansionPlan": "statex.expansion.plan",
+    "ExpansionPlan": "statex.expansion.edits",
     "FAMILIES": "statex.families",
     "PRESETS": "statex.expansion.config",
     "UserError": "statex.errors",
@@ -79,4 +80,4 @@ def _is_command_line() -> bool:
 
 if not _is_command_line():
     warn_untested()
-    register_configurations()
+    register_when_needed()

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 
 from statex.errors import UserError
+from statex.results.suites import SUITES
 
 app = typer.Typer(
     name="statex",
@@ -26,6 +28,30 @@ Override = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe; may be given several times."),
 ]
+OfModels = Annotated[
+    list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model of the recipe; several times.")
+]
+OfArms = Annotated[
+    list[str] | None, typer.Option("--arm", metavar="NAME", help="Only this arm of the recipe; several times.")
+]
+OfSeeds = Annotated[
+    list[int] | None, typer.Option("--seed", metavar="SEED", help="Only this seed of the recipe; several times.")
+]
+Suites = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A suite, a group or a task of lm-eval; several times. Default: offline."),
+]
+OutOfScores = Annotated[Path | None, typer.Option(help="Folder of scores. Default: runs/eval/ and the model's name.")]
+Limit = Annotated[
+    int | None, typer.Option(help="Items of each task of lm-eval, and of each of its lengths. Default: all.")
+]
+PromptLengths = Annotated[
+    str | None, typer.Option(help="Tokens of prompts, for example 1024,4096, wherever lengths can be chosen.")
+]
+BatchSize = Annotated[int | None, typer.Option(help="Prompts that are read at once.")]
+DataFolder = Annotated[
+    Path | None, typer.Option(help="Folder of data sets that lm-eval's tasks read instead of the hub's.")
+]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file; see the folder recipes/.")]
 ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a name on the Hugging Face hub.")]
 
@@ -34,14 +60,19 @@ def show_version(wanted: bool) -> None:
     """Print the version of statex and those it was tested with, and stop."""
     if wanted:
         from statex import __version__
-        from statex.compatibility import describe_versions
+        from statex.utils.environment import describe_versions
 
         print(f"statex {__version__}, {describe_versions()}")
         raise typer.Exit
 
 
+LONG_VERBS = ("train", "eval", "bench", "run")
+"""They say at start-up with which versions they run."""
+
+
 @app.callback()
 def statex(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show versions, and those tested.")
     ] = False,
@@ -61,10 +92,14 @@ def statex(
     Exit status: 0 done, 1 failure, 2 a mistake in what was asked.
     """
     from statex import __version__
-    from statex.compatibility import describe_versions, warn_untested
+    from statex.run.launch import is_main_process
+    from statex.utils.environment import describe_versions, warn_untested
 
-    Console(stderr=True).print(f"statex {__version__}, {describe_versions()}", style="dim", highlight=False)
-    warn_untested()
+    if is_main_process():
+        if context.invoked_subcommand in LONG_VERBS:
+            line = f"statex {__version__}, {describe_versions()}"
+            Console(stderr=True).print(line, style="dim", highlight=False, soft_wrap=True)
+        warn_untested()
 
 
 @app.command()
@@ -124,8 +159,8 @@ def expand(
     from statex.checkpoint import load, load_config, save_with_companions
     from statex.expansion.plan import plan_expansion
     from statex.expansion.state import state_report
-    from statex.files import check_new_folder, working_in
     from statex.models.expanded import expand as expand_model
+    from statex.utils.atomic import check_new_folder, working_in
 
     fields = {
         "every": every, "layers": parse_numbers("--layers", layers), "num_layers": num_layers, "factor": factor,
@@ -149,63 +184,77 @@ def expand(
 
 
 @app.command()
-def train(recipe: RecipePath, overrides: Override = None, as_json: Json = False) -> None:
+def train(
+    recipe: RecipePath,
+    model: OfModels = None,
+    arm: OfArms = None,
+    seed: OfSeeds = None,
+    overrides: Override = None,
+    as_json: Json = False,
+) -> None:
     """Pre-train, expand and post-train all arms and seeds of a recipe; resumes where an earlier call stopped.
 
     Example: `statex train recipes/demo.toml --set training.steps=200`
 
     On several GPUs: `torchrun --nproc-per-node 8 -m statex train RECIPE`
-    """
-    from statex.pipeline import run_recipe
-    from statex.recipe import load_recipe
 
-    folder = run_recipe(load_recipe(recipe, overrides or []), evaluation=False)
+    As one of several jobs that share the run: `statex train RECIPE --model gla --arm lpt --seed 0`
+    """
+    from statex.recipe import load_recipe
+    from statex.run import Selection, run_recipe
+
+    selection = Selection(model or (), arm or (), seed or ())
+    folder = run_recipe(load_recipe(recipe, overrides or []), selection, evaluation=False)
     done(folder, as_json, f"trained models in {folder}")
 
 
 @app.command()
-def run(recipe: RecipePath, overrides: Override = None, as_json: Json = False) -> None:
+def run(
+    recipe: RecipePath,
+    model: OfModels = None,
+    arm: OfArms = None,
+    seed: OfSeeds = None,
+    overrides: Override = None,
+    as_json: Json = False,
+) -> None:
     """Run all stages of a recipe: train every arm and seed, evaluate, compare, report. Resumes where it stopped.
 
     Example: `statex run recipes/demo.toml --set seeds=[0,1,2]`
-    """
-    from statex.launch import is_main_process
-    from statex.pipeline import run_recipe
-    from statex.recipe import load_recipe
 
-    folder = run_recipe(load_recipe(recipe, overrides or []))
+    As one of several jobs that share the run: `statex run RECIPE --model gla --arm lpt --arm preserve`. The last one
+    to finish writes the report.
+    """
+    from statex.recipe import load_recipe
+    from statex.run import Selection, run_recipe, unfinished_stages
+    from statex.run.launch import is_main_process
+
+    resolved = load_recipe(recipe, overrides or [])
+    folder = run_recipe(resolved, Selection(model or (), arm or (), seed or ()))
+    if not is_main_process():
+        return
+    if left := unfinished_stages(resolved):
+        done(folder, as_json, f"no report yet: {len(left)} stages of other selections are not finished in {folder}")
+        return
     done(folder, as_json, f"report: {folder / 'report.html'}")
-    if is_main_process() and not as_json:
+    if not as_json:
         show_summary(folder)
 
 
 @app.command(name="eval")
 def evaluate(
     model: ModelPath,
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A suite, a group or a task of lm-eval; several times. Default: offline."),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of scores. Default: runs/eval/ and the model's name.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Items of each task of lm-eval, and of each of its lengths. Default: all.")
-    ] = None,
-    lengths: Annotated[
-        str | None, typer.Option(help="Tokens of prompts, for example 1024,4096, wherever lengths can be chosen.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Prompts that are read at once.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of data sets that lm-eval's tasks read instead of the hub's.")
-    ] = None,
+    suite: Suites = None,
+    out: OutOfScores = None,
+    limit: Limit = None,
+    lengths: PromptLengths = None,
+    batch_size: BatchSize = None,
+    data: DataFolder = None,
     overrides: Override = None,
     as_json: Json = False,
 ) -> None:
     """Measure recall, text and cost of a model; resumes where it stopped.
 
-    Suites, which need no network and no recipe; `offline` stands for all of them: mqar, passkey, ar_hits,
-    nll_by_position, niah_single_1, niah_single_2, niah_single_3, niah_multikey, variable_tracking, symbol_icl, cost.
+    Suites, which need no network and no recipe; `offline` stands for all of them: {suites}.
 
     Groups of lm-eval's tasks, with `pip install 'statex[eval]'`; any other of its tasks may be named too:
 
@@ -229,44 +278,16 @@ def evaluate(
     """
     from dataclasses import asdict
 
-    import torch
-
-    from statex.checkpoint import load, load_tokenizer
-    from statex.evaluation import check_names, measure_model
-    from statex.expansion.state import state_report
-    from statex.files import working_in
-    from statex.measure import default_device
-    from statex.progress import Display
+    from statex.evaluation import check_names
     from statex.recipe import evaluation_sections
-    from statex.results import merge_results
 
     settings = evaluation_overrides(limit, lengths, batch_size, data)
     sections = evaluation_sections([*settings, *(overrides or [])], suites=suite or ["offline"])
     check_names(sections.evaluation.suites)
     if not sections.evaluation.suites:
         raise UserError("evaluation.suites", [], "names nothing to measure", "name a suite with --suite")
-    tokenizer = load_tokenizer(model)
-    dtype = sections.evaluation.dtype
-    network: Any = load(model, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
-    network = network.to(device=default_device()).eval()
     folder = out or Path("runs") / "eval" / model_name(model)
-    identity = {
-        "model": model,
-        "state_bytes": state_report(network).total_bytes,
-        "dtype": str(network.dtype).removeprefix("torch."),
-    }
-    with working_in(folder, "output"), Display() as display:
-        measured = measure_model(
-            network,
-            tokenizer,
-            sections.evaluation,
-            output=folder,
-            text=sections.evaluation.text or sections.data.text,
-            count_text=sections.data.text,
-            progress=lambda name, finished, total: display.update(Path(model).name, name, finished, total),
-            identity=identity,
-        )
-        merge_results(folder / "results.jsonl", measured.results)
+    measured = measure_folder(model, sections, folder)
     if as_json:
         rows, missing = ([asdict(one) for one in some] for some in (measured.results, measured.not_run))
         print_json({"results": rows, "not_run": missing})
@@ -276,6 +297,9 @@ def evaluate(
     if not measured.results:
         complain("nothing could be run: the data of every task is missing")
         raise typer.Exit(1)
+
+
+evaluate.__doc__ = (evaluate.__doc__ or "").format(suites=", ".join(SUITES))
 
 
 @app.command()
@@ -318,11 +342,13 @@ def bench(
         return
     from statex.benchmarking import run_model_benchmark, run_ops_benchmark
     from statex.benchmarking.ops import records_file
+    from statex.utils.atomic import working_in
 
-    if what == "model":
-        rows = run_model_benchmark(cases=case, out=out)
-    else:
-        rows = run_ops_benchmark(cases=case, out=out, sweep=sweep, peers=peers)
+    with working_in(out, "--out") if out is not None else nullcontext():
+        if what == "model":
+            rows = run_model_benchmark(cases=case, out=out)
+        else:
+            rows = run_ops_benchmark(cases=case, out=out, sweep=sweep, peers=peers)
     if as_json:
         print_json(rows)
     if sweep is not None and out is not None:
@@ -355,6 +381,41 @@ def report(
         print_json({"html": str(html), "markdown": str(markdown)})
     else:
         print(f"{html}\n{markdown}")
+
+
+def measure_folder(model: str, sections: Any, folder: Path) -> Any:
+    """Load a model and measure it by the sections of a recipe; its results are merged into those in `folder`."""
+    import torch
+
+    from statex.checkpoint import load, load_tokenizer
+    from statex.evaluation import Request, measure_model
+    from statex.expansion.state import state_report
+    from statex.results import merge_results
+    from statex.run.progress import Display
+    from statex.utils.atomic import working_in
+    from statex.utils.environment import default_device
+
+    tokenizer = load_tokenizer(model)
+    dtype = sections.evaluation.dtype
+    network: Any = load(model, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+    network = network.to(device=default_device()).eval()
+    identity = {
+        "model": model,
+        "state_bytes": state_report(network).total_bytes,
+        "dtype": str(network.dtype).removeprefix("torch."),
+    }
+    with working_in(folder, "output"), Display() as display:
+        request = Request(
+            sections.evaluation,
+            output=folder,
+            text=sections.evaluation.text or sections.data.text,
+            count_text=sections.data.text,
+            progress=lambda name, finished, total: display.update(Path(model).name, name, finished, total),
+            identity=identity,
+        )
+        measured = measure_model(network, tokenizer, request)
+        merge_results(folder / "results.jsonl", measured.results)
+    return measured
 
 
 def expansion_config(preset: str | None, fields: dict[str, Any]) -> Any:
@@ -407,7 +468,7 @@ def model_name(model: str) -> str:
 
 def done(folder: Path, as_json: bool, message: str) -> None:
     """Say where the result is; under torchrun once."""
-    from statex.launch import is_main_process
+    from statex.run.launch import is_main_process
 
     if is_main_process():
         print_json({"folder": str(folder)}) if as_json else print(message)
@@ -453,7 +514,7 @@ INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Entry point: runs a verb and turns errors into exit status 1 (failure) or 2 (the user's mistake)."""
-    from statex.launch import is_main_process, stop_signals
+    from statex.run.launch import is_main_process, stop_signals
 
     status = 0
     try:

@@ -47,7 +47,7 @@ def test_every_call_says_that_no_code_is_to_be_run():
 def test_code_in_a_folder_is_not_run_though_y_is_typed(make, tmp_path):
     """For each file that can name code: its classes are transformers' own names and names that nobody knows."""
     from statex.data.tokenizer import train_tokenizer
-    from statex.recipe import Data
+    from statex.settings import Data
     from tiny_recipe import data_values, write_text
 
     folder, mark = tmp_path / "model", tmp_path / "ran"

@@ -8,7 +8,7 @@ import pytest
 import statex
 from common import make_gla
 from statex.checkpoint import save_with_companions
-from statex.files import check_new_folder, new_folder
+from statex.utils.atomic import check_new_folder, new_folder
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -40,7 +40,7 @@ COMPANIONS = {
 NOT_COPIED = {
     "README.md": "the card of the source", "pytorch_model.bin": "pickle", "optimizer.pt": "pickle",
     "scheduler.pt": "pickle", "rng_state.pth": "pickle", "training_args.bin": "pickle", "trainer_state.json": "{}",
-    "pytorch_model.bin.index.json": "{}", "other.safetensors": "", "modeling_x.py": "",
+    "pytorch_model.bin.index.json": "{}", "other.safetensors": "", "modeling_x.py": "", ".inside.lock": "process 1",
 }  # fmt: skip
 
 

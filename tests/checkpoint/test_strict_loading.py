@@ -143,6 +143,18 @@ class TestDamagedFolders:
         change_config(folder, num_hidden_layers=3)
         refused(folder, "config.json: num_hidden_layers = 3: the weights have 2 layers", call)
 
+    def test_more_layers_than_memory_beside_weights_without_layers(self, folder, call):
+        change_tensors(folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if "layers" in name])
+        change_config(folder, num_hidden_layers=10**9)
+        refused(folder, "config.json: num_hidden_layers = 1000000000: the weights have 0 layers", call)
+
+    def test_index_with_a_name_that_no_file_can_have(self, folder, call):
+        (folder / WEIGHTS).unlink()
+        index = {"metadata": {}, "weight_map": {"lm_head.weight": "a" * 300 + ".safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(statex.UserError, match="name too long"):
+            call(folder)
+
     def test_folder_that_is_not_there(self, folder, call):
         refused(folder / "nowhere", "is no folder here", call)
         refused("statex-tests/no-such-model", "is no folder here", call)
@@ -166,7 +178,10 @@ class TestDamagedFolders:
             refused(folder, "index.json.*damaged", call)
 
 
-@pytest.mark.parametrize("values", [{}, {"version": 99}, {"version": 1}, {"version": 1, "layers": [{}]}])
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"version": 99}, {"version": 1}, {"version": 1, "layers": [{}]}, [], [{}], [{"version": 2}], [{"version": 1}]],
+)
 def test_damaged_plan(tmp_path, values):
     Case("gla", "conv", "preserve", factor=2).expanded().save_pretrained(tmp_path)
     change_config(tmp_path, expansion=values)

@@ -89,7 +89,8 @@ OF_FAMILY = {
     },
     "mamba2": {
         "n_groups": [0, 3], "state_size": [0, 10**9], "conv_kernel": [0], "chunk_size": [0, 10**7], "head_dim": [-16],
-        "layer_norm_epsilon": [-1], "time_step_limit": [3, [0.1], [1.0, 0.0], [0.0, float("nan")], ["a", "b"]],
+        "layer_norm_epsilon": [-1], "time_step_limit": [3, [0.1], [1.0, 0.0], [0.0, float("nan")], ["a", "b"],
+                            [0.0, {}], [0.0, {"__float__": [1]}]],
         "expand": [0], "expansion": ["", {"version": 1}],
     },
 }  # fmt: skip
@@ -228,11 +229,19 @@ def test_one_file_goes_before_an_index_as_in_transformers(folder):
 
 
 def plan_of(folder):
-    return json.loads((folder / CONFIG).read_text())["expansion"]
+    (plan,) = json.loads((folder / CONFIG).read_text())["expansion"]
+    return plan
 
 
 def with_layer(plan, **changes):
     plan["layers"][0] |= changes
+
+
+def grown_rows(plan):
+    """The first tensor that grows, and its rows."""
+    edits = plan["layers"][0]["tensors"]
+    edit = next(edit for edit in edits if isinstance(edit["edit"], dict) and edit["before"] != edit["after"])
+    return edit, edit["edit"]
 
 
 PLANS = {
@@ -268,6 +277,16 @@ PLANS = {
     "tensor after": lambda plan: plan["layers"][0]["tensors"][0].update(after=[1, 1]),
     "tensor name": lambda plan: plan["layers"][0]["tensors"][0].update(name="lm_head.weight"),
     "no edit": lambda plan: plan["layers"][0]["tensors"][0].update(edit=None),
+    "other edit": lambda plan: plan["layers"][0]["tensors"][0].update(edit="grown"),
+    "edit in words": lambda plan: plan["layers"][0]["tensors"][0].update(edit="fresh"),
+    "kept though larger": lambda plan: grown_rows(plan)[0].update(edit="kept"),
+    "other rows": lambda plan: grown_rows(plan)[1]["segments"][0].update(before=7),
+    "rows of no tensor": lambda plan: grown_rows(plan)[1].update(dim=5),
+    "no segments": lambda plan: grown_rows(plan)[1].update(segments=[]),
+    "fill": lambda plan: grown_rows(plan)[1]["segments"][0].update(fill="evil"),
+    "noise": lambda plan: grown_rows(plan)[1]["segments"][0].update(noise=-1.0),
+    "scale": lambda plan: grown_rows(plan)[1]["segments"][0].update(scale=0.0),
+    "order": lambda plan: grown_rows(plan)[1]["segments"][0].update(order=[0, 0]),
     "version": lambda plan: plan.update(version="1"),
 }
 
@@ -277,21 +296,29 @@ PLANS = {
 def test_plans_that_are_not_the_model_s(folder, name):
     plan = plan_of(folder)
     PLANS[name](plan)
-    change_json(folder / CONFIG, expansion=plan)
+    change_json(folder / CONFIG, expansion=[plan])
     refused(folder, "" if name.startswith("other") else "expansion")  # the first thing that disagrees may be a tensor
+
+
+@pytest.mark.parametrize("folder", ["expanded", "expanded-mamba2"], indirect=True)
+def test_lists_of_plans_that_are_not_the_model_s(folder):
+    plan = plan_of(folder)
+    for plans in ([], [plan, plan], [plan, 3], [[plan]], {"plans": [plan]}, plan):
+        change_json(folder / CONFIG, expansion=plans)
+        refused(folder, "expansion")
 
 
 def test_a_plan_of_an_expansion_in_a_model_that_has_none(good, tmp_path):
     for plain, expanded in (("gla", "expanded"), ("mamba2", "expanded-mamba2")):
         folder = shutil.copytree(good / plain, tmp_path / plain)
-        change_json(folder / CONFIG, expansion=plan_of(good / expanded))
+        change_json(folder / CONFIG, expansion=[plan_of(good / expanded)])
         with pytest.raises(statex.UserError):
             statex.inspect(folder)
 
 
 def test_plans_stay_what_they_were(good):
     for name in ("expanded", "expanded-mamba2"):
-        assert load_config(good / name).expansion == plan_of(good / name)
+        assert load_config(good / name).expansion == [plan_of(good / name)]
 
 
 # tokenizers, and what is given by hand

@@ -7,7 +7,7 @@ from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from statex.data.tokenizer import END_OF_TEXT, train_tokenizer
-from statex.recipe import Data, Recall, TextSource, Tokenizer
+from statex.settings import Data, Recall, TextSource, Tokenizer
 
 NUM_DOCUMENTS = 120
 

@@ -4,7 +4,7 @@ from transformers import AutoTokenizer
 
 from statex.data.tokenizer import key_token, recall_vocabulary, train_tokenizer, value_token
 from statex.errors import UserError
-from statex.recipe import Recall, Tokenizer
+from statex.settings import Recall, Tokenizer
 
 
 def test_vocabulary_layout(tokenizer, data):

@@ -11,7 +11,7 @@ import pytest
 
 from statex.data.documents import open_documents, standard_library_files
 from statex.errors import UserError
-from statex.recipe import TextSource
+from statex.settings import TextSource
 
 
 def read(*files, part="all", **values):
@@ -199,6 +199,12 @@ def test_a_format_that_is_given_goes_before_the_ending(tmp_path):
     (tmp_path / "part-00001.gz").write_bytes(gzip.compress(CONTENTS["a.jsonl"]))
     assert [row["text"] for row in read(tmp_path / "part-*", format="jsonl")] == ["one", "two\nlines"] * 2
     assert read(tmp_path / "part-00000", format="text")[0]["id"] == "part-00000"
+
+
+def test_column_names_of_csv_may_stand_behind_empty_lines(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\n\r\nn,text\n1,one\n")
+    (tmp_path / "b.csv").write_bytes(b"text\ntwo\n")
+    assert [document["text"] for document in read(tmp_path / "*")] == ["one", "two"]
 
 
 def test_long_fields_of_csv_are_read(tmp_path):

@@ -6,7 +6,8 @@ from torch.utils.data import DataLoader
 
 from statex.data.mixture import TrainingBatches, combined_seed, gradient_accumulation_steps
 from statex.errors import UserError
-from statex.recipe import Data, Recall, TextSource, Training
+from statex.recipe import Training
+from statex.settings import Data, Recall, TextSource
 
 
 def training(**values):

@@ -6,7 +6,8 @@ import pytest
 from tiny_models import MODELS, VOCABULARY
 
 from statex.data.tokenizer import train_tokenizer
-from statex.recipe import Evaluation, Recall, TextSource, Tokenizer
+from statex.recipe import Evaluation
+from statex.settings import Recall, TextSource, Tokenizer
 
 RECALL = Recall(num_keys=16, num_values=16, shapes=[(16, 4)])
 

@@ -7,6 +7,7 @@ import torch
 from tiny_models import make_gla, make_mamba2
 
 import statex
+from statex.evaluation import Request
 from statex.evaluation.diagnostics import (
     combine_seeds,
     diagnose,
@@ -16,7 +17,7 @@ from statex.evaluation.diagnostics import (
     without_new_state,
 )
 from statex.evaluation.reader import Reader
-from statex.expansion.plan import stored_plan
+from statex.expansion.stored import stored_plan
 from statex.results import Result
 
 CASES = [(make_gla, "preserve"), (make_gla, "inherit"), (make_gla, "reinit"), (make_mamba2, "preserve")]
@@ -38,7 +39,7 @@ def test_new_entries_are_as_many_as_the_state_grew(make, init):
 def test_diagnose(make, init, tokenizer, evaluation, source):
     model = expanded(make, init)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    results = diagnose(model, tokenizer, evaluation, text=source, start=start, identity={"arm": init})
+    results = diagnose(model, tokenizer, Request(evaluation, text=source, identity={"arm": init}), start=start)
     figures = {row.metric: row for row in results}
     assert {row.arm for row in results} == {init}
     assert 0 < figures["new_state_energy"].value < 1
@@ -57,7 +58,7 @@ def test_diagnose(make, init, tokenizer, evaluation, source):
 @pytest.mark.parametrize(("suites", "metric"), [(["mqar"], "recall_drop"), (["nll_by_position", "piqa"], "nll_rise")])
 def test_only_what_the_suites_have_data_for_is_diagnosed(suites, metric, tokenizer, evaluation, source):
     asked = evaluation.model_copy(update={"suites": suites})
-    results = diagnose(expanded(make_mamba2, "inherit"), tokenizer, asked, text=source)
+    results = diagnose(expanded(make_mamba2, "inherit"), tokenizer, Request(asked, text=source))
     assert [row.metric for row in results if not row.slice or "num_pairs" in row.slice] == [
         f"{metric}_without_new_state"
     ]
@@ -91,7 +92,7 @@ def test_effective_rank_of_known_matrices():
 
 
 def test_a_model_without_a_plan_has_no_diagnostics(tokenizer, evaluation, source):
-    assert diagnose(make_gla(), tokenizer, evaluation, text=source) == []
+    assert diagnose(make_gla(), tokenizer, Request(evaluation, text=source)) == []
 
 
 def test_several_seeds_are_one_figure_with_an_interval():

@@ -8,10 +8,11 @@ import pytest
 from tiny_models import MODELS, make_gla, make_llama
 
 from statex.errors import UserError
-from statex.evaluation import SUITES, compare_arms, evaluate
+from statex.evaluation import Request, compare_arms, evaluate, find_suite
 from statex.evaluation.records import Score, read_scores, write_scores
-from statex.evaluation.statistics import wilson
 from statex.results import read_results, write_results
+from statex.results.statistics import wilson
+from statex.results.suites import SUITES
 
 ARMS = [("lpt", 0), ("lpt", 1), ("statex", 0), ("statex", 1)]
 
@@ -24,10 +25,9 @@ def figure(results, suite, metric, **where):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_all_suites_on_every_model(name, tokenizer, evaluation, source, tmp_path):
-    results = evaluate(
-        MODELS[name](), tokenizer, evaluation, text=source, output=tmp_path, training_length=64,
-        identity={"model": name, "arm": "lpt", "seed": 0, "state_bytes": 7},
-    )  # fmt: skip
+    identity = {"model": name, "arm": "lpt", "seed": 0, "state_bytes": 7}
+    request = Request(evaluation, text=source, output=tmp_path, training_length=64, identity=identity)
+    results = evaluate(MODELS[name](), tokenizer, request)
     assert {row.suite for row in results} == set(evaluation.suites)
     mqar = figure(results, "mqar", "accuracy", num_pairs=4, length=16)
     assert (mqar.n, mqar.unit, mqar.state_bytes, mqar.model) == (5, "fraction", 7, name)
@@ -51,14 +51,14 @@ def test_all_suites_on_every_model(name, tokenizer, evaluation, source, tmp_path
 
 
 def test_a_second_call_reads_what_is_there(tokenizer, evaluation, source, tmp_path, monkeypatch):
-    first = evaluate(make_gla(), tokenizer, evaluation, text=source, output=tmp_path)
+    first = evaluate(make_gla(), tokenizer, Request(evaluation, text=source, output=tmp_path))
     path = tmp_path / "items" / "passkey.jsonl"
     rows = path.read_text().splitlines()
     path.write_text("".join(line + "\n" for line in rows if "length-150" not in line))
     scored = []
-    for name, suite in SUITES.items():
-        monkeypatch.setitem(SUITES, name, _watched(suite, scored))
-    assert evaluate(make_gla(), tokenizer, evaluation, text=source, output=tmp_path) == first
+    for name in SUITES:
+        monkeypatch.setattr(f"statex.evaluation.suites.{name}.SUITE", _watched(find_suite(name), scored))
+    assert evaluate(make_gla(), tokenizer, Request(evaluation, text=source, output=tmp_path)) == first
     assert scored == ["length-150-depth-0.25", "length-150-depth-0.75"]
 
 
@@ -75,7 +75,7 @@ def test_batches_of_1_and_of_3_give_the_same_scores(name, tokenizer, evaluation,
     scores = {}
     for size in (1, 3):
         settings = evaluation.model_copy(update={"batch_size": size})
-        evaluate(MODELS[name](), tokenizer, settings, text=source, output=tmp_path / str(size))
+        evaluate(MODELS[name](), tokenizer, Request(settings, text=source, output=tmp_path / str(size)))
         paths = sorted((tmp_path / str(size) / "items").glob("*.jsonl"))
         scores[size] = [score for path in paths for score in read_scores(path)]
     for one, other in zip(scores[1], scores[3], strict=True):
@@ -86,45 +86,45 @@ def test_batches_of_1_and_of_3_give_the_same_scores(name, tokenizer, evaluation,
 @pytest.mark.parametrize("change", ["model", "settings", "training_length"])
 def test_a_folder_of_other_settings_is_refused(tokenizer, evaluation, source, tmp_path, change):
     evaluation = evaluation.model_copy(update={"suites": ["mqar"]})
-    evaluate(make_gla(), tokenizer, evaluation, text=source, output=tmp_path)
+    evaluate(make_gla(), tokenizer, Request(evaluation, text=source, output=tmp_path))
     other = evaluation.model_copy(update={"seed": 1}) if change == "settings" else evaluation
     model = make_gla(seed=1) if change == "model" else make_gla()
     length = 32 if change == "training_length" else None
     with pytest.raises(UserError, match="was made with another"):
-        evaluate(model, tokenizer, other, text=source, output=tmp_path, training_length=length)
+        evaluate(model, tokenizer, Request(other, text=source, output=tmp_path, training_length=length))
 
 
 def test_a_text_whose_bad_records_are_now_skipped_is_the_same(tokenizer, evaluation, source, tmp_path):
     evaluation = evaluation.model_copy(update={"suites": ["mqar"]})
-    first = evaluate(make_gla(), tokenizer, evaluation, text=source, output=tmp_path)
+    first = evaluate(make_gla(), tokenizer, Request(evaluation, text=source, output=tmp_path))
     skipping = source.model_copy(update={"bad_records": "skip"})
-    assert evaluate(make_gla(), tokenizer, evaluation, text=skipping, output=tmp_path) == first
+    assert evaluate(make_gla(), tokenizer, Request(evaluation, text=skipping, output=tmp_path)) == first
     other = source.model_copy(update={"held_out": 0.4})
     with pytest.raises(UserError, match=r"another text\.held_out"):
-        evaluate(make_gla(), tokenizer, evaluation, text=other, output=tmp_path)
+        evaluate(make_gla(), tokenizer, Request(evaluation, text=other, output=tmp_path))
 
 
 def test_an_unknown_suite_lists_the_known_ones(tokenizer, evaluation):
     with pytest.raises(UserError, match=r"known suites: mqar, passkey, ar_hits, nll_by_position"):
-        evaluate(make_gla(), tokenizer, evaluation.model_copy(update={"suites": ["pass_key"]}))
+        evaluate(make_gla(), tokenizer, Request(evaluation.model_copy(update={"suites": ["pass_key"]})))
 
 
 def test_attention_has_a_limit(tokenizer, evaluation, source):
     long = evaluation.model_copy(update={"passkey": evaluation.passkey.model_copy(update={"lengths": [161]})})
     with pytest.raises(UserError, match="160 tokens that this model"):
-        evaluate(make_llama(), tokenizer, long, text=source)
+        evaluate(make_llama(), tokenizer, Request(long, text=source))
 
 
 def test_text_that_is_too_short(tokenizer, evaluation, source):
     short = evaluation.nll_by_position.model_copy(update={"length": 100_000})
     with pytest.raises(UserError, match="no held-out document has so many tokens"):
-        evaluate(make_gla(), tokenizer, evaluation.model_copy(update={"nll_by_position": short}), text=source)
+        evaluate(make_gla(), tokenizer, Request(evaluation.model_copy(update={"nll_by_position": short}), text=source))
 
 
 def test_without_a_tokenizer_only_ids_are_asked(evaluation):
-    assert evaluate(make_gla(), None, evaluation.model_copy(update={"suites": ["mqar"]}))
+    assert evaluate(make_gla(), None, Request(evaluation.model_copy(update={"suites": ["mqar"]})))
     with pytest.raises(UserError, match="tokenizer"):
-        evaluate(make_gla(), None, evaluation.model_copy(update={"suites": ["passkey"]}))
+        evaluate(make_gla(), None, Request(evaluation.model_copy(update={"suites": ["passkey"]})))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def evaluated(tokenizer, evaluation, source, tmp_path_factory):
     for number, key in enumerate(ARMS):
         folder = tmp_path_factory.mktemp(f"{key[0]}-{key[1]}")
         model = make_gla(seed=number)
-        found[key] = folder, evaluate(model, tokenizer, evaluation, text=source, output=folder)
+        found[key] = folder, evaluate(model, tokenizer, Request(evaluation, text=source, output=folder))
     return found
 
 

@@ -1,6 +1,7 @@
 """lm-eval's tasks on our models, and our items on lm-eval's; skipped where lm-eval is not installed."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -9,23 +10,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness import run_harness
 from planted import PlantedModel
 from tiny_models import VOCABULARY, make_gla, make_llama, make_mamba2
 
 from prefix_space import make_tokenizer
 from statex.errors import UserError
-from statex.evaluation import SUITES
-from statex.evaluation.context import Cell, Context
-from statex.evaluation.needles import Prompt, Question, score_prompts
+from statex.evaluation import Request
+from statex.evaluation.context import Context
+from statex.evaluation.prompts.needles import Prompt, Question, score_prompts
 from statex.evaluation.reader import Reader
+from statex.evaluation.suite import Cell
 from statex.recipe import Evaluation
-from statex.suite_names import HARNESS_GROUPS
+from statex.results.suites import HARNESS_GROUPS, SUITES
 
 pytest.importorskip("lm_eval")
 
-from statex.evaluation.harness import TASKS_FOLDER, load_tasks, run_harness, scores_of, task_manager
-from statex.evaluation.harness.model import StateLM
-from statex.evaluation.harness.run import offline
+from statex.evaluation.lm_eval import TASKS_FOLDER, load_tasks, task_manager
+from statex.evaluation.lm_eval.isolation import offline
+from statex.evaluation.lm_eval.model import StateLM
+from statex.evaluation.lm_eval.samples import scores_of
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +157,7 @@ def test_our_items_in_lm_eval_give_our_score(which, names, source, text, request
     model = PlantedModel(VOCABULARY, saved_tokenizer, memory=420)
     lengths = {"lengths": [1000], "num_items": 2}
     settings = Evaluation.model_validate({"suites": names} | dict.fromkeys(names, lengths))
-    ours = evaluate(model, saved_tokenizer, settings, text=source)
+    ours = evaluate(model, saved_tokenizer, Request(settings, text=source))
     run = run_harness(
         model, saved_tokenizer, [f"statex_{name}" for name in names], lengths=[1000],
         metadata={"num_items": 2, **text},
@@ -283,10 +287,10 @@ def test_a_task_and_a_suite_of_one_name_do_not_meet(saved_tokenizer, source, tex
         "niah_single_1": {"lengths": [900], "num_depths": 1, "num_items": 3},
     }  # fmt: skip
     settings = Evaluation.model_validate(values)
-    first = measure_model(model, saved_tokenizer, settings, text=source, output=tmp_path)
+    first = measure_model(model, saved_tokenizer, Request(settings, text=source, output=tmp_path))
     numbers = {row.suite: row.n for row in first.results if row.metric == "accuracy"}
     assert numbers == {"niah_single_1": 3, "lm_eval_niah_single_1": 2}
-    assert measure_model(model, saved_tokenizer, settings, text=source, output=tmp_path) == first
+    assert measure_model(model, saved_tokenizer, Request(settings, text=source, output=tmp_path)) == first
     with pytest.raises(UserError, match="was made with another model"):
         run_harness(make_gla(), saved_tokenizer, ["statex_passkey"], output=tmp_path)
 
@@ -440,10 +444,20 @@ def test_lengths_and_filters_of_samples_become_slices_and_metrics():
     common = {"prompt_hash": "p", "target_hash": "t", "doc_id": 3}
     ruler = common | {"filter": "none", "metrics": ["4096", "8192"], "4096": -1.0, "8192": 0.5}
     gsm = common | {"filter": "strict-match", "metrics": ["exact_match"], "exact_match": 1}
-    one, other = scores_of("task", [ruler, gsm])
+    one, other = scores_of("task", [ruler, gsm], {"exact_match,strict-match": 1.0})
     assert (one.slice, one.scores) == ({"length": 8192}, {"accuracy": 0.5})
     assert (other.slice, other.scores) == ({}, {"exact_match_strict_match": 1.0})
     assert one.cluster == other.cluster
+
+
+def test_what_is_no_mean_of_its_items_is_left_out(caplog):
+    common = {"prompt_hash": "p", "target_hash": "t", "filter": "none", "metrics": ["acc", "ppl", "median"]}
+    samples = [
+        common | {"doc_id": place, "acc": place % 2, "ppl": -float(place), "median": place**2} for place in range(3)
+    ]
+    scores = scores_of("task", samples, {"acc,none": 1 / 3, "ppl,none": math.exp(1.0), "median,none": 1.0})
+    assert [score.scores for score in scores] == [{"acc": place % 2, "nll": float(place)} for place in range(3)]
+    assert "task: median is left out" in caplog.text
 
 
 @pytest.fixture(autouse=True)

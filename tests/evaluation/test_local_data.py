@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import math
 from pathlib import Path
 
 import pytest
+from harness import run_harness
 from tiny_models import make_gla
 
 from statex.errors import UserError
@@ -15,8 +17,7 @@ import lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from statex.evaluation.harness import run_harness
-from statex.evaluation.harness.local_data import USUAL_NAMES, find_parts
+from statex.evaluation.lm_eval.local_data import USUAL_NAMES, find_parts
 from statex.recipe import parse_recipe
 
 PIQA = [{"goal": f"ab {i}", "sol1": "cab dig", "sol2": f"fed {i} hi", "label": i % 2} for i in range(6)]
@@ -88,7 +89,7 @@ def test_what_the_folder_lacks_is_not_run(folder, saved_tokenizer):
     run = run_harness(make_gla(), saved_tokenizer, ["winogrande", "gsm8k", "hellaswag"], data=folder)
     assert run.results == []
     reasons = {one.task: one.reason for one in run.not_run}
-    assert reasons["winogrande"] == "the split that it asks about has no rows"
+    assert reasons["winogrande"] == "the split that it is evaluated on has no rows"
     assert reasons["gsm8k"] == "the split that its examples come from has no rows"
     assert "Rowan/hellaswag" in reasons["hellaswag"]
 
@@ -131,3 +132,35 @@ def test_where_a_data_set_is_looked_for(tmp_path, path, name, file):
     split = "train" if "blimp" in file else "test"
     assert find_parts(tmp_path, USUAL_NAMES, path, name) == {split: tmp_path / file}
     assert find_parts(tmp_path, USUAL_NAMES, path, "other") == {}
+
+
+def test_a_perplexity_is_the_mean_nll_of_its_items(saved_tokenizer, tmp_path):
+    """lm-eval logs each item's log-likelihood under the name of the perplexity that it makes of all of them."""
+    (tmp_path / "data" / "lambada").mkdir(parents=True)
+    rows = [{"text": text} for text in ("ab cd ef", "dig fed cab jab", "a longer text of many words")]
+    path = tmp_path / "data" / "lambada" / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = run_harness(make_gla(), saved_tokenizer, ["lambada_openai"], data=tmp_path / "data")
+    assert run.not_run == []
+    values = {row.metric: row for row in run.results}
+    assert set(values) == {"nll", "acc"}
+    assert (values["nll"].n, values["nll"].unit) == (3, "nats")
+    changes = ["dataset_kwargs:", f"  data_files: {{test: {path}}}"]
+    theirs = alone(make_gla(), saved_tokenizer, tmp_path, "lambada/lambada_openai.yaml", changes)
+    assert values["nll"].value == pytest.approx(math.log(theirs["perplexity,none"]), rel=1e-4)
+    assert values["nll"].low < values["nll"].value < values["nll"].high
+
+
+@pytest.mark.parametrize("column", ["label", "label_fine"])
+def test_many_shot_labels_by_either_name(saved_tokenizer, tmp_path, column):
+    """The hub's copy of TREC calls the fine label otherwise than other copies do."""
+    (tmp_path / "data" / "trec").mkdir(parents=True)
+    rows = [{"text": f"who {i}", column: i % 2, "label_coarse": 0} for i in range(4)]
+    for split in ("train", "test"):
+        (tmp_path / "data" / "trec" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    metadata = {"num_shots": [2]}
+    run = run_harness(
+        make_gla(), saved_tokenizer, ["statex_trec_fine"], data=tmp_path / "data", metadata=metadata, limit=2
+    )
+    assert run.not_run == []
+    assert [row.n for row in run.results] == [2]

@@ -6,10 +6,10 @@ import pytest
 from tiny_models import make_gla
 
 from statex.errors import UserError
-from statex.evaluation import check_names, evaluate, measure_model
+from statex.evaluation import Request, check_names, evaluate, measure_model
 from statex.evaluation.records import Score
 from statex.evaluation.summary import generic_suite
-from statex.suite_names import HARNESS_GROUPS
+from statex.results.suites import HARNESS_GROUPS
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def without_lm_eval(monkeypatch):
 def test_our_suites_need_no_lm_eval(without_lm_eval, tokenizer, evaluation, source):
     settings = evaluation.model_copy(update={"suites": ["mqar"]})
     check_names(["offline", "mqar"])
-    measured = measure_model(make_gla(), tokenizer, settings, text=source)
-    assert measured.results == evaluate(make_gla(), tokenizer, settings, text=source)
+    measured = measure_model(make_gla(), tokenizer, Request(settings, text=source))
+    assert measured.results == evaluate(make_gla(), tokenizer, Request(settings, text=source))
     assert measured.not_run == []
 
 
@@ -36,7 +36,7 @@ def test_a_group_without_lm_eval_names_the_remedy(without_lm_eval, name):
 def test_an_unknown_name_is_told_before_anything_runs(without_lm_eval, tokenizer, evaluation, source, tmp_path):
     settings = evaluation.model_copy(update={"suites": ["mqar", "pass_key"]})
     with pytest.raises(UserError, match=r"'pass_key': is not a suite; known suites: mqar, .*; groups: offline, recall"):
-        measure_model(make_gla(), tokenizer, settings, text=source, output=tmp_path / "out")
+        measure_model(make_gla(), tokenizer, Request(settings, text=source, output=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -7,12 +7,13 @@ import torch
 from planted import Guesser, PlantedModel
 from tiny_models import MODELS, VOCABULARY
 
-from statex.evaluation import evaluate, find_suite
-from statex.evaluation.context import Cell, Context
-from statex.evaluation.mqar import cells as mqar_cells
-from statex.evaluation.needles import score_prompts
-from statex.evaluation.niah_multikey import cell_prompts
+from statex.evaluation import Request, evaluate, find_suite
+from statex.evaluation.context import Context
+from statex.evaluation.prompts.needles import score_prompts
 from statex.evaluation.reader import Reader
+from statex.evaluation.suite import Cell
+from statex.evaluation.suites.mqar import cells as mqar_cells
+from statex.evaluation.suites.niah_multikey import TASK
 from statex.recipe import Evaluation
 
 RECALL = ["mqar", "passkey", "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey", "variable_tracking"]
@@ -36,7 +37,7 @@ def settings():
 
 
 def test_a_perfect_copier_scores_1_on_every_recall_suite(tokenizer, source, settings):
-    results = evaluate(PlantedModel(VOCABULARY, tokenizer), tokenizer, settings, text=source)
+    results = evaluate(PlantedModel(VOCABULARY, tokenizer), tokenizer, Request(settings, text=source))
     accuracies = {(row.suite, str(row.slice)): row.value for row in results if row.metric == "accuracy"}
     assert {suite for suite, _ in accuracies} == set(RECALL)
     assert set(accuracies.values()) == {1.0}
@@ -47,7 +48,7 @@ def test_a_perfect_copier_scores_1_on_every_recall_suite(tokenizer, source, sett
 
 def test_a_perfect_copier_recalls_symbols_and_does_not_generalise(tokenizer, source, settings):
     icl = settings.model_copy(update={"suites": ["symbol_icl"]})
-    results = evaluate(PlantedModel(VOCABULARY, tokenizer), tokenizer, icl, text=source)
+    results = evaluate(PlantedModel(VOCABULARY, tokenizer), tokenizer, Request(icl, text=source))
     figures = {(row.slice["shots"], row.slice.get("symbols")): row for row in results}
     assert figures[4, "seen"].value == figures[16, "seen"].value == 1.0
     assert figures[16, "unseen"].value < 0.7
@@ -62,7 +63,7 @@ def test_a_guesser_scores_at_chance(tokenizer, source, settings):
             "symbol_icl": settings.symbol_icl.model_copy(update={"num_items": 12, "num_queries": 8}),
         }
     )
-    results = evaluate(Guesser(VOCABULARY), tokenizer, many, text=source)
+    results = evaluate(Guesser(VOCABULARY), tokenizer, Request(many, text=source))
     chance = {"mqar": 1 / VOCABULARY, "passkey": 0.0, "niah_single_1": 0.0, "symbol_icl": 0.25}
     for row in results:
         if row.metric == "accuracy" and row.suite != "symbol_icl":
@@ -77,7 +78,7 @@ def test_memory_of_512_tokens_falls_exactly_where_it_must_on_mqar():
         {"mqar": {"num_pairs": [256], "num_keys": 256, "num_values": 256, "num_items": 2}}
     )
     from statex.data.recall import mqar_batch
-    from statex.evaluation.mqar import vocabulary
+    from statex.evaluation.suites.mqar import vocabulary
 
     model = PlantedModel(600, memory=MEMORY)
     context = Context(Reader(model), None, settings, None, None)
@@ -102,7 +103,7 @@ def test_memory_of_512_tokens_falls_exactly_where_it_must_on_needles(tokenizer, 
             "niah_multikey": {"lengths": [1300], "num_keys": 4, "num_items": 2},
         }
     )
-    results = evaluate(PlantedModel(VOCABULARY, tokenizer, memory=MEMORY), tokenizer, settings, text=source)
+    results = evaluate(PlantedModel(VOCABULARY, tokenizer, memory=MEMORY), tokenizer, Request(settings, text=source))
     figures = {row.slice["depth"]: row.value for row in results if row.metric == "accuracy" and "depth" in row.slice}
     assert {value for depth, value in figures.items() if depth < 0.5} == {0.0}
     assert {value for depth, value in figures.items() if depth > 0.8} == {1.0}
@@ -114,10 +115,10 @@ def test_shared_prefill_gives_what_separate_questions_give(name, batch_size, tok
     """Also where questions of several lengths are answered as one batch, which attention's cache does not allow."""
     values = {"batch_size": batch_size, "niah_multikey": {"num_items": 2, "max_new_tokens": 5}}
     reader = Reader(MODELS[name]())
-    assert reader.joins == (name in ("gla", "mamba2"))
+    assert reader.can_batch_states == (name in ("gla", "mamba2"))
     context = Context(reader, tokenizer, Evaluation.model_validate(values), source, source)
     cell = Cell("length-600", {"length": 600})
-    prompts = cell_prompts(context, cell)
+    prompts = TASK.prompts(context, cell)
     shared = score_prompts(context, "niah_multikey", cell, prompts, 5)
     separate = [
         score_prompts(context, "niah_multikey", cell, [replace(prompt, questions=(question, question))], 5)[0]

@@ -5,24 +5,20 @@ import pytest
 from planted import PlantedModel
 
 from prefix_space import KINDS, VOCAB_SIZE, make_tokenizer
-from statex.evaluation import SUITES, niah_multikey, variable_tracking
+from statex.evaluation import find_suite
 from statex.evaluation.context import Context
-from statex.evaluation.needles import answer_text
-from statex.evaluation.niah_single import cell_prompts
+from statex.evaluation.prompts.needles import answer_text
 from statex.evaluation.reader import Reader
-from statex.evaluation.symbol_icl import QUERY, build_task
+from statex.evaluation.suites import niah_multikey, niah_single_2, variable_tracking
+from statex.evaluation.suites.symbol_icl import QUERY, build_task
 from statex.recipe import Evaluation
 
 pytest.importorskip("lm_eval")
 
-from statex.evaluation.harness.model import StateLM
+from statex.evaluation.lm_eval.model import StateLM
 
 LENGTH = 850
-NEEDLES = {
-    "niah_single_2": lambda context, cell: cell_prompts(context, "niah_single_2", cell),
-    "niah_multikey": niah_multikey.cell_prompts,
-    "variable_tracking": variable_tracking.cell_prompts,
-}
+NEEDLES = {module.TASK.name: module.TASK for module in (niah_single_2, niah_multikey, variable_tracking)}
 
 
 class Recorder(PlantedModel):
@@ -54,9 +50,9 @@ def context(tokenizer, source):
 @pytest.mark.parametrize("suite", NEEDLES)
 def test_needles(context, suite):
     model, lm_eval = context.reader.model, StateLM(context.reader, context.tokenizer, batch_size=1)
-    (cell,) = SUITES[suite].cells(context)
-    scores = SUITES[suite].score(context, cell)
-    for prompt in NEEDLES[suite](context, cell):
+    (cell,) = find_suite(suite).cells(context)
+    scores = find_suite(suite).score(context, cell)
+    for prompt in NEEDLES[suite].prompts(context, cell):
         for question in prompt.questions:
             asked, answer = lm_eval._encode_pair(prompt.context + question.text, answer_text(question))
             assert tuple(asked) in model.seen
@@ -70,8 +66,8 @@ def test_needles(context, suite):
 def test_symbols(context):
     settings, model = context.evaluation.symbol_icl, context.reader.model
     lm_eval = StateLM(context.reader, context.tokenizer, batch_size=1)
-    (cell,) = SUITES["symbol_icl"].cells(context)
-    scores = SUITES["symbol_icl"].score(context, cell)
+    (cell,) = find_suite("symbol_icl").cells(context)
+    scores = find_suite("symbol_icl").score(context, cell)
     generator = np.random.default_rng([context.evaluation.seed, 0])
     task = build_task(generator, settings.num_labels, max(settings.shots))
     for shots in settings.shots:

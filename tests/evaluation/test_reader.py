@@ -114,21 +114,21 @@ def test_a_finished_row_is_not_continued(model, ids):
 
 def test_only_attention_has_a_limit(model):
     limits = {"llama": 160, "falcon_h1": 160}
-    assert Reader(model).real_limit() == limits.get(model.config.model_type)
+    assert Reader(model).max_context() == limits.get(model.config.model_type)
 
 
 def test_a_model_that_cannot_continue_several_tokens_is_read_whole_then_one_by_one(ids):
     torch.manual_seed(0)
     model = MambaForCausalLM(MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=8))
     reader = Reader(model, 16)
-    assert not reader.continues
+    assert not reader.supports_chunked_continuation
     _, state = reader.read(ids[:, :60].tolist())
     behind = reader.score(ids[:, 60:-1], ids[:, 61:], state)[0]
     torch.testing.assert_close(behind, plain_nll(model, ids)[:, 60:], atol=1e-4, rtol=1e-4)
 
 
 def test_the_other_models_can(model):
-    assert Reader(model).continues
+    assert Reader(model).supports_chunked_continuation
 
 
 def test_a_model_without_cache_is_refused():

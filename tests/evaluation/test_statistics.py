@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from statex.claims import RECALL_MARGIN, claim
 from statex.errors import UserError
-from statex.evaluation.statistics import (
+from statex.results.claims import RECALL_MARGIN, claim
+from statex.results.statistics import (
     Estimate,
     Needs,
     Sums,

@@ -1,5 +1,6 @@
 """What the suites ask: hits, ranges, lengths, symbols, and that every model is asked the same."""
 
+import importlib
 from dataclasses import replace
 
 import numpy as np
@@ -8,20 +9,22 @@ from tiny_models import VOCABULARY, make_gla, make_llama, make_mamba2
 
 import statex
 from statex.errors import UserError
-from statex.evaluation import SUITES, evaluate, find_suite, niah_multikey
-from statex.evaluation.ar_hits import find_hits
-from statex.evaluation.context import Cell, Context
-from statex.evaluation.haystack import LONGEST_SENTENCE, split_sentences, text_haystack
-from statex.evaluation.lengths import default_lengths
-from statex.evaluation.needles import num_tokens
-from statex.evaluation.niah_single import cell_prompts
-from statex.evaluation.nll_by_position import position_ranges
+from statex.evaluation import Request, evaluate, find_suite
+from statex.evaluation.context import Context
+from statex.evaluation.prompts.grids import default_lengths
+from statex.evaluation.prompts.haystack import LONGEST_SENTENCE, split_sentences, text_haystack
+from statex.evaluation.prompts.needles import num_tokens
 from statex.evaluation.reader import Reader
 from statex.evaluation.records import digest_of
-from statex.evaluation.symbol_icl import build_task
-from statex.evaluation.text import CountTable, count_table, default_ngram, held_out_windows, ngram_keys
-from statex.recipe import Evaluation, TextSource
-from statex.suite_names import HARNESS_GROUPS, SUITE_TITLES, result_name, split_names, task_name
+from statex.evaluation.suite import Cell
+from statex.evaluation.suites.ar_hits import find_hits
+from statex.evaluation.suites.nll_by_position import position_ranges
+from statex.evaluation.suites.symbol_icl import build_task
+from statex.evaluation.text.count_table import CountTable, count_table, default_ngram, ngram_keys
+from statex.evaluation.text.windows import held_out_windows
+from statex.recipe import Evaluation
+from statex.results.suites import HARNESS_GROUPS, SUITES, result_name, split_names, task_name
+from statex.settings import TextSource
 
 NAMES = [
     "passkey", "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey", "variable_tracking", "mqar",
@@ -35,7 +38,6 @@ def context(tokenizer, source):
 
 
 def test_the_suites_have_their_names():
-    assert list(SUITES) == list(SUITE_TITLES)  # a new suite needs a title, which the report shows
     assert set(SUITES) == set(NAMES)
     assert set(split_names(["offline"])[0]) == set(NAMES)
     assert all(find_suite(name).name == name for name in NAMES)
@@ -78,15 +80,14 @@ def test_ngrams_that_do_not_fit_64_bits_are_refused():
 
 
 def test_the_count_table_is_kept_and_read_again(context, tmp_path, monkeypatch):
-    settings = context.evaluation.ar_hits.model_copy(update={"count_tokens": 2000})
     shared = replace(context, shared=tmp_path)
-    monkeypatch.setattr("statex.evaluation.text._tables", {})
-    first = count_table(shared, settings)
+    monkeypatch.setattr("statex.evaluation.text.count_table._tables", {})
+    first = count_table(shared, None, 2000)
     assert first.num_tokens == 2000
     assert first.counts.sum() > 0
-    monkeypatch.setattr("statex.evaluation.text._tables", {})
-    monkeypatch.setattr("statex.evaluation.text.count_ngrams", None)
-    assert count_table(shared, settings).digest == first.digest
+    monkeypatch.setattr("statex.evaluation.text.count_table._tables", {})
+    monkeypatch.setattr("statex.evaluation.text.count_table.count_ngrams", None)
+    assert count_table(shared, None, 2000).digest == first.digest
 
 
 def test_position_ranges_double_and_end_at_the_training_length():
@@ -103,12 +104,16 @@ def test_windows_are_of_all_documents_before_second_ones(context):
     assert all(len(window.ids) == 101 for window in windows)
 
 
+def prompts_of(context, suite, cell):
+    return importlib.import_module(f"statex.evaluation.suites.{suite}").TASK.prompts(context, cell)
+
+
 @pytest.mark.parametrize("suite", ["niah_single_1", "niah_single_2", "niah_single_3"])
 @pytest.mark.parametrize("length", [400, 900])
 def test_prompts_have_the_length_that_was_asked(context, suite, length):
     settings = Evaluation.model_validate({suite: {"num_items": 5}})
     asked = replace(context, evaluation=settings)
-    prompts = cell_prompts(asked, suite, Cell("", {"length": length, "depth": 0.5}))
+    prompts = prompts_of(asked, suite, Cell("", {"length": length, "depth": 0.5}))
     sizes = [num_tokens(context.tokenizer, prompt) for prompt in prompts]
     slack = 80 if suite == "niah_single_1" else 30  # a line of noise, some words of text
     assert all(length - slack <= size <= length for size in sizes), sizes
@@ -117,12 +122,12 @@ def test_prompts_have_the_length_that_was_asked(context, suite, length):
 
 def test_a_length_without_room_is_refused(context):
     with pytest.raises(UserError, match="too short for the needles"):
-        cell_prompts(context, "niah_single_1", Cell("", {"length": 100, "depth": 0.5}))
+        prompts_of(context, "niah_single_1", Cell("", {"length": 100, "depth": 0.5}))
 
 
 def test_a_text_too_short_for_a_length_is_refused(context):
     with pytest.raises(UserError, match="too short a haystack"):
-        cell_prompts(context, "niah_single_2", Cell("", {"length": 200_000, "depth": 0.5}))
+        prompts_of(context, "niah_single_2", Cell("", {"length": 200_000, "depth": 0.5}))
 
 
 def test_default_lengths_fit_the_question_and_the_model(tokenizer, source):
@@ -137,7 +142,9 @@ def test_default_lengths_fit_the_question_and_the_model(tokenizer, source):
 def test_default_lengths_are_those_of_the_model_before_its_expansion(make, monkeypatch):
     """Or an arm that the expansion makes bigger than a border would be asked something else."""
     model = make()
-    monkeypatch.setattr("statex.evaluation.lengths.CPU_DEFAULT_LENGTHS", {model.num_parameters(): (2,), 1e9: (1,)})
+    monkeypatch.setattr(
+        "statex.evaluation.prompts.grids.CPU_DEFAULT_LENGTHS", {model.num_parameters(): (2,), 1e9: (1,)}
+    )
     statex.expand(model, statex.ExpansionConfig(every=1, factor=2, init="preserve"))
     assert default_lengths(Reader(model)) == (2,)
 
@@ -168,13 +175,11 @@ def test_a_haystack_begins_at_different_places(context):
 @pytest.mark.parametrize("suite", ["niah_single_2", "niah_single_3", "niah_multikey"])
 def test_items_do_not_depend_on_what_was_asked_before(context, suite, monkeypatch):
     """As where several models are measured in one process, or a run goes on in another."""
-    monkeypatch.setattr("statex.evaluation.haystack._texts", {})
+    monkeypatch.setattr("statex.evaluation.prompts.haystack._texts", {})
     short, long = (Cell("", {"length": length, "depth": 0.5}) for length in (700, 2000))
 
     def texts(cell):
-        if suite == "niah_multikey":
-            return [prompt.context for prompt in niah_multikey.cell_prompts(context, cell)]
-        return [prompt.context for prompt in cell_prompts(context, suite, cell)]
+        return [prompt.context for prompt in prompts_of(context, suite, cell)]
 
     first = texts(short)
     texts(long)
@@ -221,23 +226,23 @@ def test_cost_is_measured_and_not_compared(tokenizer, source):
         {"suites": ["cost"], "cost": {"lengths": [64], "batch_sizes": [1, 2], "decode_tokens": 4, "repetitions": 3}}
     )
     model = make_gla()
-    figures = {(row.metric, str(row.slice)): row for row in evaluate(model, tokenizer, settings, text=source)}
+    figures = {(row.metric, str(row.slice)): row for row in evaluate(model, tokenizer, Request(settings, text=source))}
     assert figures["parameters", "{'batch_size': 1}"].value == sum(p.numel() for p in model.parameters())
     assert figures["state_bytes", "{'batch_size': 1}"].value > 4 * 2 * 2 * 8 * 16  # matrix states, and convolutions
     assert figures["prefill_tokens_per_second", "{'length': 64}"].n == 3
     assert figures["decode_ms_per_token", "{'batch_size': 2}"].value > 0
     assert figures["peak_memory", "{'length': 64}"].value > 0
-    assert not SUITES["cost"].paired
+    assert not find_suite("cost").paired
 
 
 def test_a_vocabulary_too_small_for_mqar_is_refused():
     settings = Evaluation.model_validate({"suites": ["mqar"], "mqar": {"num_keys": VOCABULARY, "num_values": 40}})
     with pytest.raises(UserError, match="lower num_keys"):
-        evaluate(make_gla(), None, settings)
+        evaluate(make_gla(), None, Request(settings))
 
 
 def test_a_text_without_held_out_documents_is_refused(tokenizer, tmp_path):
     (tmp_path / "one.txt").write_text("a text")
     source = TextSource(files=[str(tmp_path / "*.txt")], held_out=1e-9)
     with pytest.raises(UserError, match="held_out"):
-        evaluate(make_gla(), tokenizer, Evaluation(suites=["nll_by_position"]), text=source)
+        evaluate(make_gla(), tokenizer, Request(Evaluation(suites=["nll_by_position"]), text=source))

@@ -40,7 +40,8 @@ def test_plan_counts_what_the_model_holds(case):
     (layer,) = plan.layers
     assert [layer.before.elements, layer.after.elements] == [before[EXPANDED], state_after(model, tokens())[EXPANDED]]
     assert layer.after.elements == plan.factor * layer.before.elements
-    assert plan.factor == (case.factor or statex.FAMILIES[base_type(model)].default_factor(model.config))
+    family, factor = statex.FAMILIES[base_type(model)], case.factor
+    assert plan.factor == (factor or family.default_factor(model.config, layer.before))
 
     parameters = dict(model.named_parameters())
     prefix = statex.FAMILIES[plan.model_type].mixer_path.format(EXPANDED) + "."

@@ -16,7 +16,7 @@ from common import (
     tokens,
 )
 from naive_models import naive_logits
-from statex.expansion.plan import layer_geometry
+from statex.expansion.stored import layer_geometry
 from statex.models.caches import cache_argument, cache_of
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)

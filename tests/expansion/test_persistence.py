@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import statex
 from common import CASES, EXPANDED, Case, base_type, logits, make_gla, make_mamba2, mixer, tokens
 from statex.checkpoint import inspect
-from statex.expansion.plan import ExpansionPlan, stored_plan
+from statex.expansion.edits import ExpansionPlan
+from statex.expansion.stored import stored_plan
 
 FEW = [
     Case("gla", "everything", "inherit"),
@@ -150,7 +151,7 @@ def test_the_plan_in_config_json_is_the_plan(tmp_path):
     model = make_gla()
     plan = statex.expand(model, layers=[EXPANDED], factor=2, init="preserve", rank=2, seed=5)
     model.save_pretrained(tmp_path)
-    stored = json.loads((tmp_path / "config.json").read_text())["expansion"]
+    (stored,) = json.loads((tmp_path / "config.json").read_text())["expansion"]
     assert ExpansionPlan.from_dict(stored) == plan
     assert (plan.kind, plan.init, plan.factor, plan.rank, plan.seed) == ("expand", "preserve", 2, 2, 5)
     in_file = load_file(tmp_path / "model.safetensors")
@@ -175,13 +176,11 @@ def test_the_control_is_reinitialised_and_not_enlarged(make, tmp_path):
     assert kept == (["dt_bias", "A_log", "D"] if make is make_mamba2 else [])
 
     model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["expansion"]["kind"] == "reinitialize"
+    assert json.loads((tmp_path / "config.json").read_text())["expansion"][0]["kind"] == "reinitialize"
     for loaded in (AutoModelForCausalLM.from_pretrained(tmp_path), statex.load(tmp_path)):
-        assert stored_plan(loaded.config) == plan
+        assert stored_plan(loaded.config).steps == [plan]
         with statex.statex_ops():
             assert_same_model(loaded.eval(), model)
-    with pytest.raises(statex.UserError, match="re-initialised already"):
-        statex.expand(model, layers=[1], factor=2)
 
 
 def test_the_control_draws_what_an_expansion_draws():

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
 from transformers import AutoModelForCausalLM, Mamba2ForCausalLM
 
@@ -35,7 +35,7 @@ def inside_peft(model):
 
 
 def add_adapter(model):
-    model.add_adapter(adapters(model))
+    inject_adapter_in_model(adapters(model), model)  # what the method of that name does, with any version of PEFT
     return model, "adapters"
 
 
@@ -268,6 +268,26 @@ def test_every_generator_is_left_as_it_was(family, monkeypatch):
         assert seeded == []
 
 
+@pytest.mark.parametrize("family", MAKERS)
+@pytest.mark.parametrize("fields", [{"factor": 2**31 - 1}, {"factor": 10**9}])
+def test_mixers_larger_than_the_memory_are_refused(family, fields):
+    model = MAKERS[family]()
+    before = everything(model)
+    with pytest.raises(statex.UserError, match=r"factor = \d+: makes mixers of .* GiB"):
+        statex.expand(model, every=1, init="preserve", **fields)
+    assert everything(model) == before
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**62, 1.5])
+def test_seeds_that_no_generator_takes_are_refused(seed):
+    model = make_mamba2()
+    before = everything(model)
+    for change in (lambda: statex.expand(model, every=1, seed=seed), lambda: statex.reinitialize(model, [0], seed)):
+        with pytest.raises(statex.UserError, match="seed = "):
+            change()
+        assert everything(model) == before
+
+
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_an_activation_that_the_expanded_mixer_lacks_is_refused_by_the_plan(activation):
     model = make_mamba2(hidden_act=activation)
@@ -291,3 +311,17 @@ def test_what_is_no_model_is_refused():
     for wrong in (GLAModel(GLAConfig(**make_gla().config.to_diff_dict())), nn.Linear(2, 2)):
         with pytest.raises(statex.UserError):
             statex.expand(wrong)
+
+
+@pytest.mark.parametrize("model", [None, "x", torch.nn.Module, 3])
+def test_what_is_no_module_is_refused(model):
+    with pytest.raises(statex.UserError, match="model = "):
+        statex.expand(model, every=1)
+    with pytest.raises(statex.UserError, match="model = "):
+        statex.plan_expansion(model, statex.ExpansionConfig(every=1))
+
+
+@pytest.mark.parametrize("config", ["paper-gla", {"every": 1}, 3])
+def test_what_is_no_expansion_config_is_refused(config):
+    with pytest.raises(statex.UserError, match="is no ExpansionConfig"):
+        statex.expand(make_gla(), config)

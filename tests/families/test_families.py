@@ -15,6 +15,10 @@ GLA = GLAConfig(hidden_size=64, num_heads=8, num_kv_heads=4, num_hidden_layers=3
 MAMBA2 = Mamba2Config(hidden_size=64, num_heads=8, head_dim=16, state_size=32, n_groups=2, num_hidden_layers=3)
 
 
+def geometry(config):
+    return family_of(config).geometry(config)
+
+
 def test_geometry():
     assert FAMILIES["statex_gla"].geometry(GLA) == StateGeometry(num_heads=8, key_dim=4, value_dim=8)
     assert FAMILIES["mamba2"].geometry(MAMBA2) == StateGeometry(num_heads=8, key_dim=32, value_dim=16)
@@ -24,20 +28,24 @@ def test_geometry():
 @pytest.mark.parametrize("init", ["reinit", "inherit"])
 @pytest.mark.parametrize(("factor", "after"), [(2, (4, 8, 16)), (4, (2, 16, 32))])
 def test_gla_merges_heads(init, factor, after):
-    assert FAMILIES["statex_gla"].expanded_geometry(GLA, factor, init) == StateGeometry(*after)
+    assert FAMILIES["statex_gla"].expanded_geometry(GLA, geometry(GLA), factor, init) == StateGeometry(*after)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4, 7])
 def test_gla_preserving_and_mamba2_grow_the_key_dimension(factor):
-    assert FAMILIES["statex_gla"].expanded_geometry(GLA, factor, "preserve") == StateGeometry(8, 4 * factor, 8)
+    assert FAMILIES["statex_gla"].expanded_geometry(GLA, geometry(GLA), factor, "preserve") == StateGeometry(
+        8, 4 * factor, 8
+    )
     for init in ("reinit", "inherit", "preserve"):
-        assert FAMILIES["mamba2"].expanded_geometry(MAMBA2, factor, init) == StateGeometry(8, 32 * factor, 16)
+        after = FAMILIES["mamba2"].expanded_geometry(MAMBA2, geometry(MAMBA2), factor, init)
+        assert after == StateGeometry(8, 32 * factor, 16)
 
 
 def test_default_factors():
-    assert FAMILIES["statex_gla"].default_factor(GLA) == 4
-    assert FAMILIES["statex_gla"].default_factor(GLAConfig(num_heads=4)) == 4
-    assert FAMILIES["mamba2"].default_factor(MAMBA2) == 4
+    for config, factor in ((GLA, 4), (GLAConfig(num_heads=4), 4), (MAMBA2, 4)):
+        assert family_of(config).default_factor(config, geometry(config)) == factor
+    merged = FAMILIES["statex_gla"].expanded_geometry(GLA, geometry(GLA), 2, "reinit")
+    assert FAMILIES["statex_gla"].default_factor(GLA, merged) == 2
 
 
 def test_merging_keeps_each_query_with_its_key():

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, Mamba2Config
 pytest.importorskip("triton")
 
 import statex
-from statex.evaluation import evaluate
+from statex.evaluation import Request, evaluate
 from statex.models.caches import cache_argument, cache_of
 from statex.models.captured_step import CapturedStep
 from statex.models.gla.configuration import GLAConfig
@@ -70,6 +70,6 @@ def test_the_cost_suite_decodes_by_a_graph_too(model):
     settings = Evaluation.model_validate(
         {"suites": ["cost"], "cost": {"lengths": [64], "batch_sizes": [2], "decode_tokens": 4, "repetitions": 3}}
     )
-    figures = {row.metric: row for row in evaluate(model, None, settings)}
+    figures = {row.metric: row for row in evaluate(model, None, Request(settings))}
     assert figures["decode_graph_ms_per_token"].n == figures["decode_ms_per_token"].n == 3
     assert figures["decode_graph_ms_per_token"].value > 0

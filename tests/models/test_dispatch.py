@@ -15,7 +15,7 @@ from common import MAMBA2, distance, logits, make_mamba2, tokens
 from statex.errors import UserError
 from statex.models.caches import cache_argument, cache_of
 from statex.models.dispatch import MAMBA2_NORMS, REPLACEMENTS, norm_forward
-from statex.models.mamba2 import StatexMamba2Mixer
+from statex.models.factory import StatexMamba2Mixer
 
 OURS = REPLACEMENTS | {"MambaRMSNormGated": norm_forward, "Mamba2RMSNorm": norm_forward}
 

@@ -10,7 +10,8 @@ from statex.expansion.plan import plan_expansion
 from statex.models.expanded import expand
 from statex.models.scratch import make_config
 from statex.models.trial import model_without_memory, try_model
-from statex.recipe import Data, Recall, Training
+from statex.recipe import Training
+from statex.settings import Data, Recall
 from statex.training.memory import require_memory, size_of
 from tiny_recipe import CONFIGS, TRAINING, data_values, write_text
 
@@ -41,31 +42,32 @@ def test_what_runs_is_accepted_and_draws_nothing(tokenizer, family):
     ("family", "field", "value", "message"),
     [
         ("statex_gla", "conv_size", 0, "config.conv_size = 0: is no number from 1 to 256; give one."),
-        ("statex_gla", "expand_v", 0.0, "v_proj.weight empty; give sizes above 0."),
-        ("statex_gla", "initializer_range", -1.0, "makes a model that fails ("),
+        ("statex_gla", "expand_v", 0.0, "config.expand_v = 0.0: Input should be greater than 0"),
+        ("statex_gla", "initializer_range", -1.0, "Input should be greater than or equal to 0"),
         ("statex_gla", "dtype", "float16", "config.dtype = 'float16': is no field of the architecture of statex_gla"),
         ("statex_gla", "dtype", "nonsense", "is no field of the architecture"),
         ("statex_gla", "hidden_size", 100_000, "weights; to train them takes at least"),
-        ("statex_gla", "hidden_size", 10**12, "("),
-        ("statex_gla", "hidden_size", 0, "config = {'hidden_size': 0}: makes no model ("),
-        ("statex_gla", "hidden_size", -16, "negative dimension -16"),
+        ("statex_gla", "hidden_size", 10**12, "Input should be less than 2147483648"),
+        ("statex_gla", "hidden_size", 0, "config.hidden_size = 0: Input should be greater than or equal to 1"),
+        ("statex_gla", "hidden_size", -16, "Input should be greater than or equal to 1"),
         ("statex_gla", "num_hidden_layers", 10**30, "is no number from 1 to 256"),
         ("statex_gla", "num_hidden_layers", 0, "is no number from 1 to 256"),
-        ("statex_gla", "num_hidden_layers", True, "expected int, got bool"),
-        ("statex_gla", "norm_eps", -1.0, "give a loss or gradients that are no numbers"),
-        ("statex_gla", "hidden_act", "nonsense", "does not make a statex_gla ("),
+        ("statex_gla", "num_hidden_layers", True, "Input should be a valid integer"),
+        ("statex_gla", "norm_eps", -1.0, "Input should be greater than 0"),
+        ("statex_gla", "norm_eps", 0.0, "Input should be greater than 0"),
+        ("statex_gla", "hidden_act", "nonsense", "is no activation that transformers knows"),
         ("statex_gla", "pad_token_id", 10**12, "follows from the tokenizer"),
         ("statex_gla", "expansion", {}, "is what arms are for; remove it."),
-        ("mamba2", "state_size", 0, "makes a model without a recurrent state"),
-        ("mamba2", "n_groups", 3, "B has 3 groups, expected a divisor of the 4 heads"),
-        ("mamba2", "n_groups", 0, "makes no model ("),
+        ("mamba2", "state_size", 0, "Input should be greater than or equal to 1"),
+        ("mamba2", "n_groups", 3, "does not divide num_heads = 4"),
+        ("mamba2", "n_groups", 0, "Input should be greater than or equal to 1"),
         ("mamba2", "conv_kernel", 0, "is no number from 1 to 256"),
         ("mamba2", "conv_kernel", 10**6, "is no number from 1 to 256"),
         ("mamba2", "chunk_size", 10**7, "config.chunk_size = 10000000: is no number from 1 to 65536"),
-        ("mamba2", "hidden_act", "nonsense", "makes no model (KeyError: 'nonsense')"),
+        ("mamba2", "hidden_act", "nonsense", "is no activation that transformers knows"),
         ("mamba2", "hidden_act", "gelu", "makes a model that fails (hidden_act = 'gelu': "),
-        ("mamba2", "layer_norm_epsilon", -1.0, "give a loss or gradients that are no numbers"),
-        ("mamba2", "time_step_min", -1.0, "math domain error"),
+        ("mamba2", "layer_norm_epsilon", -1.0, "Input should be greater than 0"),
+        ("mamba2", "time_step_min", -1.0, "Input should be greater than 0"),
         ("mamba2", "id2label", 3, "is no field of the architecture of mamba2"),
         ("mamba2", "num_labels", 10**8, "is no field of the architecture of mamba2"),
         ("mamba2", "quantization_config", {"load_in_8bit": True}, "is no field of the architecture of mamba2"),
@@ -99,7 +101,8 @@ def test_the_size_of_a_plan_is_that_of_the_expanded_model(tokenizer, family):
     assert planned == size_of(network)
 
 
-def test_a_step_that_no_memory_holds_is_refused(tokenizer):
+def test_a_step_that_no_memory_holds_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr("statex.training.memory.host_memory", lambda: 16 * 2**30)
     network = model_without_memory("config", {}, make_config("mamba2", CONFIGS["mamba2"], tokenizer))
     training = Training.model_validate(TRAINING | {"tokens_per_step": 2**26})
     with pytest.raises(UserError, match=r"training.tokens_per_step = 67108864: a pass over 2097152 sequences, .* GiB"):

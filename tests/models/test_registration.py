@@ -22,11 +22,13 @@ STATEX_FIRST = """
 import sys
 from statex.models.configuration_mamba2 import StatexMamba2Config
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
-assert "statex.models.gla.modeling" not in sys.modules, "a model class before its configuration was built"
 for name in ("statex_gla", "statex_mamba2"):
     config = AutoConfig.for_model(name, num_hidden_layers=1)
     assert type(config).__module__.startswith("statex."), name
     assert type(config) in AutoModelForCausalLM._model_mapping, name
+model_code = {"statex.models.gla.modeling", "transformers.models.mamba2.modeling_mamba2", "transformers.modeling_utils"}
+assert not model_code & set(sys.modules), "model code before a model was asked for"
+assert AutoModelForCausalLM._model_mapping[type(config)].__name__ == "StatexMamba2ForCausalLM"
 print("registered")
 """
 

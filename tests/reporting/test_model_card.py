@@ -33,8 +33,8 @@ STATE = {"total_elements": 2560, "total_elements_before": 1024}
 
 def test_front_matter_and_contents():
     card = model_card(
-        name="my model", model_type="statex_gla", base_model="org/base", plan=PLAN, state=STATE, num_parameters=103_424,
-        training={"steps": 2000, "betas": [0.9, 0.95]},
+        name="my model", model_type="statex_gla", base_model="org/base", plans=[PLAN], state=STATE,
+        num_parameters=103_424, training={"steps": 2000, "betas": [0.9, 0.95]},
     )  # fmt: skip
     front = card.split("---\n")[1]
     assert yaml.safe_load(front) == {
@@ -56,7 +56,7 @@ def test_front_matter_and_contents():
 
 
 def test_control_untrained_and_plain_models_say_what_they_are():
-    control = model_card(name="c", model_type="statex_gla", base_model="b", plan=PLAN | {"kind": "reinitialize"})
+    control = model_card(name="c", model_type="statex_gla", base_model="b", plans=[PLAN | {"kind": "reinitialize"}])
     assert "**without** enlarging the state" in control
     assert "not been trained since" in control
     plain = model_card(name="p", model_type="mamba2")
@@ -71,7 +71,7 @@ HOSTILE = "<script>x</script>\n# **a** [b](http://c) `d` | e_ --- \n---\nlicense
 @pytest.mark.parametrize("field", ["name", "model_type", "base_model", "training"])
 def test_what_a_user_wrote_is_text(field):
     value = {HOSTILE: HOSTILE} if field == "training" else HOSTILE
-    card = model_card(**({"name": "n", "model_type": "m", "plan": PLAN} | {field: value}))
+    card = model_card(**({"name": "n", "model_type": "m", "plans": [PLAN]} | {field: value}))
     _, front, text = card.split("---\n", 2)
     assert yaml.safe_load(front).keys() <= {"library_name", "pipeline_tag", "base_model", "tags"}
     assert not re.search(r"(?<!\\)<(?!/?(details|summary)>)", text)
@@ -83,5 +83,13 @@ def test_what_a_user_wrote_is_text(field):
 def test_a_plan_s_words_are_text_too():
     plan = PLAN | {"init": HOSTILE, "layers": [PLAN["layers"][0] | {"tensors": [
         {"name": HOSTILE, "before": [1], "after": [2], "edit": HOSTILE}]}]}  # fmt: skip
-    card = model_card(name="n", model_type="m", plan=plan)
+    card = model_card(name="n", model_type="m", plans=[plan])
     assert not re.search(r"(?<!\\)<(?!/?(details|summary)>)", card)
+
+
+def test_the_card_of_a_model_expanded_twice_has_each_step():
+    second = PLAN | {"kind": "expand", "init": "inherit", "factor": 2, "rank": None}
+    card = model_card(name="n", model_type="m", base_model="b", plans=[PLAN, second])
+    assert "enlarging the recurrent state of 1 layer 4 times" in card
+    assert ", then by enlarging the recurrent state of 1 layer 2 times (*inherit*" in card
+    assert card.index("### Step 1") < card.index("init preserve, factor 4") < card.index("### Step 2")

@@ -369,10 +369,10 @@ def test_diagnosis_shows_each_failure_with_its_figure(whole):
     words = section(html, "Diagnosis")
     assert "Text lost, reinit. Text NLL changed by +0.062 against lpt" in words
     assert "Recall flat, reinit. Recall at 32 pairs changed by −0.020" in words
-    assert "not used. Emptying the new entries changes recall by" in words
-    assert "−0.210 [−0.240, −0.180]: they are in use, whether for more or not." in words
+    assert "not used. Zeroing the new entries changes recall by" in words
+    assert "−0.210 [−0.240, −0.180]: they are in use, whether or not they raise recall." in words
     assert "reinit: the new entries, 75 % of the state, hold" in words
-    assert "emptying them changes text NLL by +0.050 nats [+0.040, +0.060] (n = 32 documents)" in words
+    assert "zeroing them changes text NLL by +0.050 nats [+0.040, +0.060] (n = 32 documents)" in words
     assert "recall at 32 pairs by −0.210 [−0.240, −0.180] (n = 64 sequences)" in words
     assert "Not moved at all: layer 2: layers.2.q_proj.weight." in words
     assert "Smallest failure this run could detect (80 % power): a rise of text NLL by 0.013 nats (n = 100" in words

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 import statex
 from common import VOCABULARY, Case, make_gla, make_mamba2
 from statex.checkpoint import load_config, load_tokenizer
-from statex.expansion.plan import stored_plan
+from statex.expansion.stored import stored_plan
 
 RAW = "@raw@"
 """Text that begins with it stands in the file without its quotes: what no JSON library would write."""

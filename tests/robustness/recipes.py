@@ -17,10 +17,10 @@ from transformers import AutoConfig, TrainingArguments
 
 from statex.errors import UserError
 from statex.expansion.config import ExpansionConfig
-from statex.models.registration import register_configurations
-from statex.pipeline import run_recipe
-from statex.preparation import prepare_run
+from statex.models.registration import register_families
 from statex.recipe import Recipe, Training, load_recipe
+from statex.run import run_recipe
+from statex.run.preflight import prepare_run
 from tiny_recipe import CONFIGS, recipe_values, write_text
 
 RAW = "@raw@"
@@ -69,7 +69,7 @@ def make_base(place: Path, family: str) -> dict[str, Any]:
 @st.composite
 def odd_recipes(draw: Any) -> tuple[str, str, list[tuple[str, Any]], bool, bool]:
     """(kind, family, changes, whether they are given as --set, whether an accepted one is trained)."""
-    register_configurations()
+    register_families()
     kind = draw(st.sampled_from(["recipe", "config", "trainer", "expansion", "names"]))
     family = draw(st.sampled_from(sorted(FAMILIES)))
     own = [field.name for field in dataclasses.fields(type(AutoConfig.for_model(FAMILIES[family])))]

@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from statex.data.tokenizer import train_tokenizer
 from statex.models.scratch import make_model
-from statex.recipe import Data, Training
+from statex.recipe import Training
+from statex.settings import Data
 from tiny_recipe import CONFIGS, TRAINING, data_values, write_text
 
 

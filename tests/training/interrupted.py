@@ -17,8 +17,8 @@ import threading
 import time
 from pathlib import Path
 
-from statex.pipeline import run_recipe
 from statex.recipe import load_recipe
+from statex.run import run_recipe
 
 WRITES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree"}
 MOST_KILLS = 10

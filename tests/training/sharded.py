@@ -12,8 +12,8 @@ import signal
 import socket
 import sys
 
-from statex.pipeline import run_recipe
 from statex.recipe import load_recipe
+from statex.run import run_recipe
 from statex.training.trainer import StatexTrainer
 
 

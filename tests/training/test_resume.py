@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
-from statex.training.checkpoints import last_checkpoint, step_of
+from statex.training.checkpoints import damage_of, last_checkpoint, step_of
 from statex.training.trainer import StatexTrainer, train
 from tiny_recipe import CONFIGS, EVALUATION, data_values, environment, run_statex, write_recipe
 
@@ -168,6 +168,14 @@ def test_checkpoints_that_are_all_damaged_are_refused(stopped):
     assert f"remove {checkpoints} to train this stage from its beginning" in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [None, "many", [1], {}])
+def test_a_damaged_size_is_a_damaged_listing(tmp_path, size):
+    listing = tmp_path / "files.json"
+    (tmp_path / "optimizer.pt").write_bytes(b"")
+    listing.write_text(json.dumps({"optimizer.pt": {"size": size, "sha256": ""}}))
+    assert damage_of(tmp_path) == "its file files.json cannot be read"
+
+
 def test_a_list_of_sizes_alone_still_serves(stopped):
     """As earlier versions wrote it."""
     checkpoints, _ = stopped
@@ -215,7 +223,7 @@ def test_stopped_before_its_summary_the_stage_is_finished_again(make, tokenizer,
         path.write_text(text)
 
     with monkeypatch.context() as patched:
-        patched.setattr("statex.training.trainer.write_whole", killed)
+        patched.setattr("statex.training.trainer.write_text_atomic", killed)
         with pytest.raises(KeyboardInterrupt):
             train(make("mamba2"), tokenizer, data, training, tmp_path / "stopped")
     assert (tmp_path / "stopped" / "trained").exists()

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 import statex
 from statex.checkpoint import base_name, save_with_companions, stored_dtype
-from statex.pipeline import run_recipe
 from statex.recipe import parse_recipe
+from statex.run import run_recipe
 from statex.training.trainer import train
 from tiny_recipe import EVALUATION, TRAINING, data_values, write_text
 
@@ -36,7 +36,7 @@ def test_a_model_is_saved_in_the_dtype_of_its_source_and_configured_as_before(
     assert (loaded.dtype, type(loaded)) == (torch.bfloat16, type(model))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}, "what was trained is left alone"
     card = (folder / "README.md").read_text()
-    assert 'base_model: "lab/model"' in card
+    assert "base_model: lab/model" in card
     assert "| learning rate | 0.01 |" in card
     assert "not been trained" not in card
 
@@ -65,7 +65,7 @@ def test_a_checkpoint_of_the_hub_is_called_by_its_name(make, tmp_path):
     statex.expand(model, layers=[0])
     save_with_companions(model, source, tmp_path / "run" / "expanded")
     card = (tmp_path / "run" / "expanded" / "README.md").read_text()
-    assert 'base_model: "state-spaces/mamba2-2.7b"' in card
+    assert "base_model: state-spaces/mamba2-2.7b" in card
     assert "0000000" not in card
     assert base_name(tmp_path / "run" / "expanded") == "run"
 
@@ -85,4 +85,4 @@ def test_arms_of_a_checkpoint_in_bf16(make, tokenizer, tmp_path):
         folder = run / "mamba2" / f"{arm}-seed0" / "trained"
         assert stored_dtype(folder) == torch.bfloat16
         assert json.loads((folder / "config.json").read_text())["use_cache"] is True
-        assert 'base_model: "state-spaces/mamba2-2.7b"' in (folder / "README.md").read_text()
+        assert "base_model: state-spaces/mamba2-2.7b" in (folder / "README.md").read_text()

@@ -50,6 +50,10 @@ def test_what_trains_is_accepted_without_a_word(settings, capsys, changes, with_
         ({"log_level": "nonsense"}, "cannot train a model (KeyError: 'nonsense')"),
         ({"torch_compile_backend": "nonsense"}, "'NONSENSE' is not a valid DynamoBackend"),
         (
+            {"accelerator_config": 1},
+            "training.trainer.accelerator_config = 1: is neither a table nor a file",
+        ),
+        (
             {"accelerator_config": "no_such.json"},
             "training.trainer = {'accelerator_config': 'no_such.json'}: is refused",
         ),

@@ -41,7 +41,7 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # an error may still hold a file that is mapped
 
 
 def write_small_run(folder: Path, output: Path) -> Path:

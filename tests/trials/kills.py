@@ -1,4 +1,4 @@
-"""Kills trainings and evaluations: `python tests/trials/kills.py [KILLS]`; prints how many, and how many differences.
+"""Kills trainings: `python tests/trials/kills.py [KILLS [FIRST_SEED]]`; prints how many, and how many values differ.
 
 Rounds of tests/training/interrupted.py, each of another seed, until there were as many kills (SIGKILL, at a random
 moment or in the middle of writing). After each round the run is ended, and every weight and every figure compared,
@@ -48,18 +48,20 @@ def one_round(folder: Path, seed: int) -> tuple[int, int, int]:
         done = run_statex("run", recipe)
         assert done.returncode == 0, done.stderr
     theirs, ours = (outcome(folder / "runs" / name) for name in names)
-    differing = sum(ours.get(key) != theirs.get(key) for key in ours.keys() | theirs.keys())
-    return sum(map(int, killed.stdout.split())), len(theirs), differing
+    differing = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
+    for key in differing:
+        print(f"seed {seed}, {key}: {theirs.get(key)} without kills, {ours.get(key)} with them", flush=True)
+    return sum(map(int, killed.stdout.split())), len(theirs), len(differing)
 
 
-def main(kills: int = 100) -> int:
-    killed = compared = differing = seed = 0
+def main(kills: int = 100, seed: int = 0) -> int:
+    killed = compared = differing = rounds = 0
     while killed < kills:
         with tempfile.TemporaryDirectory() as folder:
             counts = one_round(Path(folder), seed)
-        seed += 1
+        seed, rounds = seed + 1, rounds + 1
         killed, compared, differing = (a + b for a, b in zip((killed, compared, differing), counts, strict=True))
-        print(f"{killed} kills in {seed} rounds: {differing} of {compared} values differ", flush=True)
+        print(f"{killed} kills in {rounds} rounds: {differing} of {compared} values differ", flush=True)
     return differing
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, Mamba2Config, PreTrainedConfig, PreTrainedModel
 
-from statex import measure
 from statex.benchmarking.ops import BYTES_PER_SECOND
 from statex.benchmarking.runner import run_cases
 from statex.expansion.config import PRESETS
@@ -20,6 +19,7 @@ from statex.models.captured_step import CapturedStep
 from statex.models.dispatch import statex_ops
 from statex.models.expanded import expand
 from statex.models.gla.configuration import GLAConfig
+from statex.utils import environment, timing
 
 TOKENS, NEW_TOKENS = 16384, 64
 CPU_TOKENS, CPU_NEW_TOKENS = 256, 8
@@ -95,7 +95,7 @@ def run_model_benchmark(
     Raises:
         UserError: an unknown case.
     """
-    device = torch.device(device) if device is not None else measure.default_device()
+    device = torch.device(device) if device is not None else environment.default_device()
     known = [name for name, case in CASES.items() if device.type == "cuda" or not case.needs_cuda]
     models: dict[str, list[PreTrainedModel]] = {}
 
@@ -119,15 +119,15 @@ def _run_case(case: Case, models: list[PreTrainedModel], device: torch.device) -
     with statex_ops(), torch.no_grad():
         runs = []
         for label, model in zip(("unexpanded", "expanded"), models, strict=True):
-            watch = measure.Stopwatch(device)
+            watch = timing.Stopwatch(device)
             runs.append(RUNS[case.mode](model, case.batch, tokens))
             runs[-1]()
             record[f"{label}_first_call_s"] = watch.seconds() if on_cuda else None
-        seconds = measure.time_functions(runs, device, repetitions=5, warmup=1)
+        seconds = timing.time_functions(runs, device, repetitions=5, warmup=1)
         for label, model, run, value in zip(("unexpanded", "expanded"), models, runs, seconds, strict=True):
-            measure.reset_peak_memory(device)
+            timing.reset_peak_memory(device)
             run()
-            record[f"{label}_peak_bytes"] = measure.peak_memory(device) if on_cuda else None
+            record[f"{label}_peak_bytes"] = timing.peak_memory(device) if on_cuda else None
             record[f"{label}_ms"] = 1e3 * value if on_cuda else None
             record[f"{label}_ms_per_token"] = 1e3 * value / tokens if on_cuda else None
             record |= _floor(label, model, case, value / tokens, device)
@@ -151,7 +151,7 @@ def floor_bytes(model: PreTrainedModel, batch: int) -> int:
 def _floor(label: str, model: PreTrainedModel, case: Case, seconds: float, device: torch.device) -> dict[str, Any]:
     """The memory floor of a decoded token in ms, and its share in what it took; null where neither is known."""
     names = f"{label}_floor_ms", f"{label}_floor_share"
-    rate = next((rate for name, rate in BYTES_PER_SECOND.items() if name in measure.device_name(device)), None)
+    rate = next((rate for name, rate in BYTES_PER_SECOND.items() if name in environment.device_name(device)), None)
     if case.mode == "read" or rate is None:
         return dict.fromkeys(names)
     floor = floor_bytes(model, case.batch) / rate

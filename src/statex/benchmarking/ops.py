@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statex import measure
 from statex.benchmarking.cases import CASES, DECAYS, SWEEPS, Case, exact, make_inputs, ours, plain, rotating_inputs
 from statex.benchmarking.peers import peer
 from statex.benchmarking.runner import run_cases
 from statex.errors import UserError
+from statex.utils import timing
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-3}  # relative, of output and each gradient against fp64
 SUM_TOLERANCE = 3e-2  # of "d A", one sum a head over all tokens, whose terms cancel (each is in "d dt" as well)
@@ -176,7 +176,7 @@ def _errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, flo
 def _first_call(function: Callable[..., Any], case: Case, dtype: torch.dtype, device: torch.device) -> float:
     """Seconds of the first call at this shape with everything it compiles, backward included."""
     inputs = make_inputs(case, dtype, device)
-    watch = measure.Stopwatch(device)
+    watch = timing.Stopwatch(device)
     _runner(function, inputs, case, not case.is_step)()
     return watch.seconds()
 
@@ -207,7 +207,7 @@ def _times(
 ) -> dict:
     inputs = make_inputs(case, dtype, device)
     runners = [_runner(function, inputs, case, backward) for function in (ours(case), other) if function is not None]
-    seconds = measure.time_functions(runners, device, repetitions)
+    seconds = timing.time_functions(runners, device, repetitions)
     record: dict = {"ratio": seconds[1] / seconds[0] if other is not None else None, "repetitions": repetitions}
     if device.type != "cuda":
         return record
@@ -215,9 +215,9 @@ def _times(
     for run in runners:
         gc.collect()  # what a peer's tuning left behind would be freed in the middle of the measurement
         before = torch.cuda.memory_allocated(device)
-        measure.reset_peak_memory(device)
+        timing.reset_peak_memory(device)
         run()
-        peaks.append(measure.peak_memory(device) - before)
+        peaks.append(timing.peak_memory(device) - before)
     floor = _floor(case, backward, torch.cuda.get_device_name(device))
     record |= {"peak_bytes": peaks[0], "peer_peak_bytes": peaks[1] if other is not None else None}
     if case.is_step:
@@ -242,8 +242,8 @@ def _replayed(case: Case, dtype: torch.dtype, device: torch.device, other: Calla
     functions = [runs(ours(case)), runs(lambda state, **_: state.mul_(1.0))]
     if other is not None:
         with contextlib.suppress(RuntimeError):
-            return measure.time_replays([*functions, runs(other)])
-    return measure.time_replays(functions)
+            return timing.time_replays([*functions, runs(other)])
+    return timing.time_replays(functions)
 
 
 def _floor(case: Case, backward: bool, device_name: str) -> float | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from statex.measure import package_version
+from statex.utils.environment import package_version
 
 MAMBA_CHUNK = 256  # tokens; what mamba_ssm's own models use
 

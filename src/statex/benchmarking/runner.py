@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from statex import measure
 from statex.errors import UserError
-from statex.files import write_whole
+from statex.utils import environment
+from statex.utils.atomic import write_text_atomic
 
 
 def run_cases(
@@ -36,8 +36,12 @@ def run_cases(
     for name in asked or ():
         if name not in known:
             raise UserError("case", name, "is unknown", f"use one of {', '.join(known)}")
-    device = torch.device(device) if device is not None else measure.default_device()
-    about = {"device": measure.device_name(device), "commit": measure.source_commit(), "versions": measure.versions()}
+    device = torch.device(device) if device is not None else environment.default_device()
+    about = {
+        "device": environment.device_name(device),
+        "commit": environment.source_commit(),
+        "versions": environment.versions(),
+    }
     records = []
     for name in asked or known:
         for record in run_case(name, device):
@@ -45,5 +49,5 @@ def run_cases(
             print(line(record), file=sys.stderr, flush=True)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(records, indent=1) + "\n")
+            write_text_atomic(path, json.dumps(records, indent=1) + "\n")
     return records

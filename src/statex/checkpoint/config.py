@@ -17,7 +17,7 @@ from statex.errors import UserError, explained
 from statex.families import Family, family_of, unknown_family
 from statex.models.fields import check_fields
 from statex.models.gla.configuration import GLAConfig
-from statex.models.registration import register_configurations
+from statex.models.registration import register_families
 
 ADAPTER = "adapter_config.json"
 
@@ -50,7 +50,7 @@ def describe(folder: str | os.PathLike) -> Description:
             not safetensors, a truncated file, a tensor that is missing, unexpected, of another shape or of no
             floating type, or a stored plan that is not this model's.
     """
-    register_configurations()
+    register_families()
     folder = model_folder(folder)
     if (folder / ADAPTER).exists():  # transformers would load the model that it names instead
         raise UserError("model", str(folder), f"holds an adapter ({ADAPTER})", "merge it (PEFT's merge_and_unload)")
@@ -97,7 +97,7 @@ def _check_sizes(family: Family, values: dict[str, Any], headers: dict[str, Tens
     remedy = "correct config.json, or fetch the weights that belong to it"
     prefix = family.mixer_path.partition("{}")[0]
     layers = {name.removeprefix(prefix).partition(".")[0] for name in headers if name.startswith(prefix)}
-    if layers and values["num_hidden_layers"] != len(layers):
+    if values["num_hidden_layers"] != len(layers):
         problem = f"the weights have {len(layers)} layers"
         raise UserError("num_hidden_layers", values["num_hidden_layers"], problem, remedy)
     longest = max((size for header in headers.values() for size in header.shape), default=0)

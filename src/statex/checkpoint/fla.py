@@ -7,10 +7,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from statex.errors import UserError
-from statex.expansion.plan import stored_plan
-from statex.files import new_folder
+from statex.expansion.stored import stored_plan
 from statex.models.gla.configuration import GLAConfig
 from statex.models.shim import SHIM
+from statex.utils.atomic import new_folder
 
 FLA_MODEL_TYPE = "gla"
 NOT_IN_FLA = ("expansion", "auto_map")

@@ -73,14 +73,12 @@ def _read_header(path: Path) -> dict[str, TensorHeader]:
     that the tensors cover the file without gap or overlap.
     """
     remedy = "fetch or save the file again"
-    if not path.is_file():
-        raise UserError("model", str(path), "is listed in the index but is not there", remedy)
-    with (
-        explained("model", str(path), "is truncated or damaged", remedy),
-        safe_open(path, framework="pt") as file,
-    ):
-        entries = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        headers = {name: TensorHeader(tuple(each.get_shape()), each.get_dtype()) for name, each in entries.items()}
+    with explained("model", str(path), "is truncated or damaged", remedy):
+        if not path.is_file():
+            raise UserError("model", str(path), "is listed in the index but is not there", remedy)
+        with safe_open(path, framework="pt") as file:
+            entries = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            headers = {name: TensorHeader(tuple(each.get_shape()), each.get_dtype()) for name, each in entries.items()}
     for name, header in headers.items():
         if header.dtype not in FLOATING:
             problem = f"the tensor {name} is stored as {header.dtype}, not as one of {', '.join(FLOATING)}"

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from statex.checkpoint.config import describe
-from statex.expansion.plan import stored_plan
 from statex.expansion.state import StateReport, state_report
+from statex.expansion.stored import stored_plan
 
 
 @dataclass(frozen=True)
@@ -44,5 +44,7 @@ def inspect(folder: str | os.PathLike) -> Inspection:
         num_parameters=num_parameters,
         dtypes=sorted({header.dtype for header in headers.values()}),
         state=state_report(config),
-        expansion=f"{plan.kind}, init {plan.init}, factor {plan.factor}" if plan else None,
+        expansion=", then ".join(f"{one.kind}, init {one.init}, factor {one.factor}" for one in plan.steps)
+        if plan
+        else None,
     )

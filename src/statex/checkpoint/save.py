@@ -14,9 +14,9 @@ from transformers.utils import CHAT_TEMPLATE_DIR
 from statex.checkpoint.config import load_config
 from statex.checkpoint.folder import model_folder
 from statex.checkpoint.headers import read_headers
-from statex.expansion.plan import stored_plan
 from statex.expansion.state import state_report
-from statex.files import new_folder
+from statex.expansion.stored import stored_plan
+from statex.utils.atomic import new_folder
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,9 @@ NO_COMPANIONS = (
     ".onnx",
     ".py",
     ".index.json",
+    ".lock",
 )
-"""Endings of files that are weights, training state or code: not copied beside an expanded model."""
+"""Endings of files that are weights, training state, code or a process's lock: not copied beside an expanded model."""
 
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -95,7 +96,7 @@ def write_card(folder: Path, model: PreTrainedModel, base: str | None, training:
         name=", ".join([base or f"{model.config.model_type} from scratch", *done]),
         model_type=model.config.model_type,
         base_model=base,
-        plan=plan.to_dict() if plan else None,
+        plans=[step.in_words() for step in plan.steps] if plan else [],
         state=state_report(model).to_dict(),
         num_parameters=model.num_parameters(),
         training=training,

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from statex.checkpoint.headers import TensorHeader
 from statex.errors import UserError, explained
-from statex.expansion.plan import check_plan_tensors, stored_plan
+from statex.expansion.stored import check_plan_tensors, stored_plan
 
 
 def check_tensors(config: Any, headers: dict[str, TensorHeader], folder: str | os.PathLike) -> None:

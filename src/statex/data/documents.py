@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from statex.data.files import BYTE_ORDER_MARK, format_of, no_column, read_records, text_problem
 from statex.errors import UserError
-from statex.recipe import TextSource
+from statex.settings import TextSource
 
 if TYPE_CHECKING:
     import datasets

@@ -221,7 +221,7 @@ def _read_csv(stream: BinaryIO, path: Path, delimiter: str, column: str, field: 
     lines = itertools.chain((_decode(stream.readline()),), map(_decode, stream))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
-        names = next(reader, None)
+        names = next(filter(None, reader), None)  # an empty line before it names none
     except csv.Error as error:
         problem = f"has no line of column names ({error})"
         raise UserError(f"{field}.files", str(path), problem, "repair the file or leave it out") from None

@@ -20,7 +20,8 @@ from statex.data.packing import check_text, text_sequences
 from statex.data.recall import PasskeyBuilder, mqar_batch, passkey_batch
 from statex.data.tokenizer import recall_vocabulary
 from statex.errors import UserError
-from statex.recipe import Data, Training, Weights
+from statex.recipe import Training, Weights
+from statex.settings import Data
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,7 +7,7 @@ import numpy as np
 
 from statex.data.documents import open_documents
 from statex.errors import UserError
-from statex.recipe import Data
+from statex.settings import Data
 
 if TYPE_CHECKING:
     import datasets

@@ -7,7 +7,7 @@ import numpy as np
 
 from statex.data.documents import open_documents
 from statex.errors import UserError
-from statex.recipe import Recall, TextSource, Tokenizer
+from statex.settings import Recall, TextSource, Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast

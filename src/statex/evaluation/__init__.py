@@ -1,12 +1,29 @@
-"""Measuring recall, text and cost: `measure_model` runs suites on a model, `compare_arms` sets arms side by side."""
+"""Measuring recall, text and cost: `measure_model` runs suites on a model, `compare_arms` sets arms side by side.
 
-from statex.evaluation.compare import compare_arms
-from statex.evaluation.measurement import check_names, measure_model
-from statex.evaluation.runner import check_items, evaluate
-from statex.evaluation.suites import SUITES, find_suite
+The names below are imported when they are first used: a recipe needs the settings of the suites, and no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from statex.evaluation.compare import compare_arms
+    from statex.evaluation.context import Request
+    from statex.evaluation.runner import check_items, check_names, evaluate, measure_model
+    from statex.evaluation.suites import find_suite
+
+_HOMES = {
+    "Request": "context",
+    "check_items": "runner",
+    "check_names": "runner",
+    "compare_arms": "compare",
+    "evaluate": "runner",
+    "find_suite": "suites",
+    "measure_model": "runner",
+}
 
 __all__ = [
-    "SUITES",
+    "Request",
     "check_items",
     "check_names",
     "compare_arms",
@@ -14,3 +31,9 @@ __all__ = [
     "find_suite",
     "measure_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from statex.errors import UserError
-from statex.evaluation.context import Suite
-from statex.evaluation.records import Score, digest_of, group, read_scores, sums
-from statex.evaluation.statistics import Estimate, Sums, bootstrap_ratio, detectable, needs, over_seeds
-from statex.evaluation.suites import SUITES
-from statex.evaluation.summary import generic_suite, length_note, result_of
+from statex.evaluation.records import Score, digest_of, group, read_scores
+from statex.evaluation.suite import Suite
+from statex.evaluation.suites import find_suite
+from statex.evaluation.summary import generic_suite, length_note, result_of, sums
 from statex.results import Result
+from statex.results.record import SETTINGS_FILES
+from statex.results.statistics import Estimate, Sums, bootstrap_ratio, detectable, needs, over_seeds
+from statex.results.suites import SUITES
 
 ITEM_METRICS = {"hit_share"}
-"""Metrics of the items alone, the same for every model."""
+"""Metrics of the items themselves, the same for every model."""
 
 Runs = dict[tuple[str, int], list[Score]]
 """(arm, seed) -> scores of one suite, or of one cell of it."""
@@ -32,8 +34,8 @@ def compare_arms(
     For each suite, metric and slice: the paired difference of each arm to the baseline, for each seed and over all
     seeds that both have (`seed` None, `baseline` set), and each arm's value over its seeds (`seed` None, only where
     an arm has several). `details` of a difference has its `power`: the smallest difference that such a comparison
-    would establish in 4 of 5 runs (`detectable`), and the `items`, or the `seeds`, that would establish one of the
-    size that was seen (None: as many as there are; both None: no difference was seen).
+    would establish in 4 of 5 runs (`detectable`), and the number of `items`, or of `seeds`, that would establish one of
+    the observed size (None: as many as there are; both None: no difference was observed).
 
     Args:
         folders: (arm, seed) -> the folder `evaluate` wrote, with `items/`.
@@ -52,7 +54,8 @@ def compare_arms(
     for name in _suite_names(folders.values()):
         paths = {key: Path(folder) / "items" / f"{name}.jsonl" for key, folder in folders.items()}
         runs = {key: read_scores(path) for key, path in paths.items() if path.exists()}
-        suite = SUITES.get(name) or generic_suite(name, [score for scores in runs.values() for score in scores])
+        ours = name in SUITES
+        suite = find_suite(name) if ours else generic_suite(name, [one for scores in runs.values() for one in scores])
         if not suite.paired:
             continue
         require_same_items(suite.name, runs)
@@ -70,7 +73,7 @@ def _suite_names(folders: Iterable[Path]) -> list[str]:
 
 
 def require_same_items(suite: str, runs: Runs) -> None:
-    """Refuse runs that were not asked exactly the same."""
+    """Refuse runs that were not given exactly the same items."""
     hashes = {key: digest_of(scores) for key, scores in runs.items()}
     if len(set(hashes.values())) > 1:
         first = next(iter(hashes))
@@ -112,7 +115,7 @@ def _compare_cell(
             seeds = [seed for name, seed in measured if name == arm]
             if len(seeds) > 1:
                 mean = over_seeds([measured[arm, seed] for seed in seeds], fraction=unit == "fraction")
-                mean = possible(mean, unit, 0.0)
+                mean = clip_interval(mean, unit, 0.0)
                 results.append(
                     result_of(suite.name, metric, unit, where, mean, note=note, arm=arm, seed=None, **identity)
                 )
@@ -144,7 +147,7 @@ def _differences(
     return [
         (
             seed,
-            possible(difference, unit, -1.0),
+            clip_interval(difference, unit, -1.0),
             {"power": _power(difference), "seeds": seeds if seed is None else [seed]},
         )
         for seed, difference in rows
@@ -152,7 +155,7 @@ def _differences(
 
 
 def _power(difference: Estimate) -> dict[str, float | int | None]:
-    """What such a comparison can establish, and what would establish the difference that was seen."""
+    """What such a comparison can establish, and what would establish the observed difference."""
     needed, smallest = needs(difference), detectable(difference)
     return {
         "detectable": smallest if math.isfinite(smallest) else None,
@@ -161,7 +164,7 @@ def _power(difference: Estimate) -> dict[str, float | int | None]:
     }
 
 
-def possible(estimate: Estimate, unit: str, lowest: float) -> Estimate:
+def clip_interval(estimate: Estimate, unit: str, lowest: float) -> Estimate:
     """The interval of a fraction, cut to values that a fraction (or, from -1, a difference of two) can have.
 
     With few seeds Student's interval reaches beyond them; the cut interval covers no less.
@@ -188,7 +191,7 @@ def _recall_shares(runs: Runs, baseline: str, identity: dict[str, Any]) -> list[
         gap = over_seeds(whole)
         if gap.low <= 0 <= gap.high or not gap.low <= gap.high:
             continue
-        share = bootstrap_ratio(_added(hits), _added(whole))
+        share = bootstrap_ratio(_total(hits), _total(whole))
         details = {"seeds": seeds, "nll_difference": gap.value}
         results.append(
             result_of("ar_hits", "recall_share", "fraction", {}, share, details=details, arm=arm, seed=None,
@@ -209,10 +212,10 @@ def _nll_changes(ours: list[Score], theirs: list[Score], metric: str) -> Sums:
     return Sums(totals, weights)
 
 
-def _added(parts: list[Sums]) -> Sums:
+def _total(parts: list[Sums]) -> Sums:
     return Sums(np.sum([part.totals for part in parts], axis=0), np.sum([part.weights for part in parts], axis=0))
 
 
 def _training_length(folder: Path) -> int | None:
-    path = folder / "evaluation.json"
+    path = folder / SETTINGS_FILES[0]
     return json.loads(path.read_text(encoding="utf-8")).get("training_length") if path.exists() else None

@@ -1,36 +1,73 @@
-"""What every suite is given: the model's reader, tokenizer, text and settings; and what a suite is."""
+"""What to measure (`Request`), and what every suite is given to do so (`Context`)."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from statex.errors import UserError
-from statex.evaluation.reader import Reader
-from statex.evaluation.records import Score
-from statex.recipe import Evaluation, Recall, TextSource
+from statex.settings import Recall, TextSource
+
+if TYPE_CHECKING:
+    from statex.evaluation.reader import Reader
+    from statex.recipe import Evaluation
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A part of a suite that is scored, and kept, as one: a length and depth, a number of pairs, or all of it."""
+class Request:
+    """What to measure of a model, and where to keep it.
 
-    name: str
-    slice: dict[str, Any] = field(default_factory=dict)
+    Args:
+        evaluation: the recipe's section.
+        output: a folder for the scores of every item, `items/<suite>.jsonl`, and the settings that made them,
+            `evaluation.json` and `harness.json`; a second call with the same settings resumes there. None keeps
+            nothing.
+        text: where held-out documents come from; default: `evaluation.text`, else Python's standard library.
+        count_text: whose training part AR-hits counts n-grams in; default: `text`.
+        training_length: tokens of a training sequence; values past it are marked.
+        shared: a folder for what the evaluations of several models share: the count table of AR-hits.
+        progress: called with the suite's name, the cells done and their number.
+        identity: fields of every Result: model, arm, seed, state_bytes.
+    """
+
+    evaluation: Evaluation
+    output: Path | None = None
+    text: TextSource | None = None
+    count_text: TextSource | None = None
+    training_length: int | None = None
+    shared: Path | None = None
+    progress: Callable[[str, int, int], None] = lambda suite, done, total: None
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def held_out_text(self) -> TextSource:
+        return self.text or self.evaluation.text or TextSource(standard_library=True)
+
+    def context(self, reader: Reader, tokenizer: Any) -> Context:
+        """What the suites are given to measure one model."""
+        text = self.held_out_text
+        return Context(
+            reader, tokenizer, self.evaluation, text, self.count_text or text, self.training_length,
+            reader.max_context(), self.shared,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Context:
-    """Args:
-    reader: the model.
-    tokenizer: the model's, None for a model of bare ids.
-    evaluation: the recipe's section.
-    text: where held-out documents and haystacks come from.
-    count_text: where the bigrams of AR-hits are counted; its part that is kept for training is read.
-    training_length: tokens of a training sequence, where it is known.
-    limit: the most tokens the model can read, None for a purely recurrent one.
-    shared: a folder for what several models' evaluations can share (the count table), None to keep nothing.
-    recall: what the model was trained to recall, None where it was not, or where that is not known.
+    """What a suite is given.
+
+    Args:
+        reader: the model.
+        tokenizer: the model's, None for a model of bare ids.
+        evaluation: the recipe's section.
+        text: where held-out documents and haystacks come from.
+        count_text: where the n-grams of AR-hits are counted; its part that is kept for training is read.
+        training_length: tokens of a training sequence, where it is known.
+        limit: the most tokens the model can read, None for a purely recurrent one.
+        shared: a folder for what several models' evaluations can share (the count table), None to keep nothing.
+        recall: what the model was trained to recall, None where it was not, or where that is not known.
     """
 
     reader: Reader
@@ -42,6 +79,10 @@ class Context:
     limit: int | None = None
     shared: Path | None = None
     recall: Recall | None = None
+
+    def settings(self, suite: str) -> Any:
+        """The settings of a suite, of the class that its file defines."""
+        return self.evaluation.suite(suite)
 
     def check_length(self, field_name: str, tokens: int) -> None:
         """Refuse a prompt that the model cannot read whole; nothing is ever cut."""
@@ -59,31 +100,3 @@ class Context:
                 "evaluation.suites", suite, "needs a tokenizer, and the model has none", "give one, or drop this suite"
             )
         return self.tokenizer
-
-
-def text_source(evaluation: Evaluation, text: TextSource | None) -> TextSource:
-    """Where held-out documents come from: `text`, else the evaluation's, else Python's standard library."""
-    return text or evaluation.text or TextSource(standard_library=True)
-
-
-@dataclass(frozen=True)
-class Suite:
-    """One suite: what it asks, in cells, and which figures its items give.
-
-    Args:
-        name: as recipes and the command line call it.
-        units: metric -> unit; a "fraction" lies between 0 and 1.
-        groups: the keys of a slice by which figures are reported, () for all items in one.
-        cells: the cells in order, cheap to list.
-        score: the scores of one cell's items.
-        check: raises what making the items would, as far as it shows without the model and at little cost.
-        paired: whether its items are the same for every model, so that arms can be compared one by one.
-    """
-
-    name: str
-    units: dict[str, str]
-    groups: tuple[tuple[str, ...], ...]
-    cells: Callable[[Context], list[Cell]]
-    score: Callable[[Context, Cell], list[Score]]
-    check: Callable[[Context], object] = lambda context: None
-    paired: bool = True

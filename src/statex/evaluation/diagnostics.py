@@ -1,4 +1,4 @@
-"""Whether an expanded model uses what it was given: its new state, its new parameters; and how expansions fail.
+"""Whether an expanded model uses its new state and its new parameters; and the signs of a failed expansion.
 
 Letters: B rows, H heads, K key and V value dimension of a layer's state [B, H, K, V].
 """
@@ -10,23 +10,25 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from statex.claims import RECALL_MARGIN, claim
-from statex.evaluation.compare import possible
-from statex.evaluation.context import Context, text_source
-from statex.evaluation.mqar import TOKENS_PER_PAIR, vocabulary
+from statex.data.recall import mqar_batch
+from statex.evaluation.compare import clip_interval
+from statex.evaluation.context import Context, Request
 from statex.evaluation.reader import Reader, State
 from statex.evaluation.records import Score
-from statex.evaluation.statistics import NORMAL_QUANTILE, Estimate, Sums, bootstrap_difference, combine
+from statex.evaluation.suites.mqar import TOKENS_PER_PAIR, vocabulary
 from statex.evaluation.summary import estimate_mean, result_of
-from statex.evaluation.text import held_out_windows
-from statex.expansion.plan import ExpansionPlan, LayerEdit, stored_plan
+from statex.evaluation.text.windows import held_out_windows
+from statex.expansion.edits import LayerChange, StoredPlan
+from statex.expansion.stored import stored_plan
 from statex.families import FAMILIES
-from statex.measure import device_name, source_commit
 from statex.models.dispatch import statex_ops
-from statex.recipe import Evaluation, TextSource
 from statex.results import Result
-from statex.suite_names import HARNESS_GROUPS, split_names
+from statex.results.claims import RECALL_MARGIN, claim
+from statex.results.statistics import NORMAL_QUANTILE, Estimate, Sums, bootstrap_difference, combine
+from statex.results.suites import HARNESS_GROUPS, split_names
+from statex.utils.environment import device_name, source_commit
 
 SUITE_NAME = "diagnostics"
 NUM_SEQUENCES = 64
@@ -36,14 +38,7 @@ NUM_WINDOWS = 32
 
 
 def diagnose(
-    model: torch.nn.Module,
-    tokenizer: Any,
-    evaluation: Evaluation,
-    *,
-    text: TextSource | None = None,
-    start: Mapping[str, torch.Tensor] | None = None,
-    training_length: int | None = None,
-    identity: dict[str, Any] | None = None,
+    model: torch.nn.Module, tokenizer: Any, request: Request, start: Mapping[str, torch.Tensor] | None = None
 ) -> list[Result]:
     """How much of its new state a model uses, and how far its fresh tensors have moved.
 
@@ -52,27 +47,24 @@ def diagnose(
     expanded layer: `new_state_energy`, the new entries' share of the squared state (`details` has their share of the
     entries), `effective_rank` (exp of the entropy of the singular values, Roy and Vetterli 2007) and
     `effective_rank_without_new_state`; and for the model `nll_rise_without_new_state`, in nats over the other half,
-    when the new entries are emptied between the halves. Where `mqar` is among them: `recall_drop_without_new_state`,
-    when they are emptied between a sequence's pairs and its queries.
+    when the new entries are zeroed between the halves. Where `mqar` is among them: `recall_drop_without_new_state`,
+    when they are zeroed between a sequence's pairs and its queries.
 
     Args:
         model: with a plan in its configuration; one without gives no results.
         start: the state_dict of the model right after the expansion.
-        identity: fields of every Result: model, arm, seed, state_bytes.
     """
     plan = stored_plan(cast(Any, model.config))
     if plan is None:
         return []
     reader = Reader(model)
-    source = text_source(evaluation, text)
     with statex_ops():
-        limit = reader.real_limit()
-    context = Context(reader, tokenizer, evaluation, source, source, training_length, limit)
-    facts = {"device": device_name(reader.device), "commit": source_commit()} | (identity or {})
+        context = request.context(reader, tokenizer)
+    facts = {"device": device_name(reader.device), "commit": source_commit()} | request.identity
     results = weight_changes(plan, model.state_dict(), start, facts) if start is not None else []
     if plan.kind != "expand":
         return results
-    suites, _ = split_names(evaluation.suites)
+    suites, _ = split_names(request.evaluation.suites)
     with statex_ops():
         if "nll_by_position" in suites:
             results += _on_text(context, plan, facts)
@@ -81,23 +73,20 @@ def diagnose(
     return results
 
 
-def new_entries(layer: LayerEdit) -> torch.Tensor:
+def new_entries(layer: LayerChange) -> torch.Tensor:
     """(H, K, V) of an expanded layer's state: True at the entries that the state before had not.
 
     Where heads were merged these are the blocks off the diagonal, in which one old head's keys meet another's values;
     where keys were added to each head, the rows behind the old ones.
     """
-    before, after = layer.before, layer.after
-    keys = torch.arange(after.key_dim)[:, None]
-    values = torch.arange(after.value_dim)[None, :]
-    if after.num_heads == before.num_heads:
-        new = (keys >= before.key_dim).expand(-1, after.value_dim)
-    else:
-        new = keys // before.key_dim != values // before.value_dim
-    return new.expand(after.num_heads, -1, -1)
+    old = torch.ones(layer.before.key_dim, layer.before.value_dim, dtype=torch.bool)
+    for step in layer.steps:
+        old = torch.block_diag(*[old] * (step.before.num_heads // step.after.num_heads))
+        old = F.pad(old, (0, step.after.value_dim - old.shape[1], 0, step.after.key_dim - old.shape[0]))
+    return ~old.expand(layer.after.num_heads, -1, -1)
 
 
-def layer_state(state: State, layer: LayerEdit, model_type: str) -> torch.Tensor:
+def layer_state(state: State, layer: LayerChange, model_type: str) -> torch.Tensor:
     """[B, H, K, V], a view of the layer's state in the cache."""
     found = state.cache.layers[layer.index].recurrent_states[0]
     view = found.mT if FAMILIES[model_type].keys_last else found
@@ -106,7 +95,7 @@ def layer_state(state: State, layer: LayerEdit, model_type: str) -> torch.Tensor
     return view
 
 
-def without_new_state(reader: Reader, state: State, plan: ExpansionPlan) -> State:
+def without_new_state(reader: Reader, state: State, plan: StoredPlan) -> State:
     """A copy of a state whose new entries are 0."""
     copied = reader.copy_state(state)
     for layer in plan.layers:
@@ -124,10 +113,10 @@ def effective_rank(states: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _on_text(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> list[Result]:
+def _on_text(context: Context, plan: StoredPlan, facts: dict[str, Any]) -> list[Result]:
     """Energy and rank at the middle of held-out windows, and what the second half loses without the new state."""
     reader, scores, size = context.reader, [], context.evaluation.batch_size
-    windows = held_out_windows(context, "nll_by_position", context.evaluation.nll_by_position, context.training_length)
+    windows = held_out_windows(context, "nll_by_position", context.settings("nll_by_position"), context.training_length)
     windows = windows[:NUM_WINDOWS]
     ids = torch.from_numpy(np.stack([window.ids for window in windows]))
     half = ids.shape[1] // 2
@@ -135,9 +124,9 @@ def _on_text(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> li
         rows = ids[start : start + size]
         _, state = reader.read(rows[:, :half].tolist())
         measured = {layer.index: _state_use(state, layer, plan.model_type) for layer in plan.layers}
-        emptied = without_new_state(reader, state, plan)
+        zeroed = without_new_state(reader, state, plan)
         targets = rows[:, half + 1 :]
-        rise = reader.score(rows[:, half:-1], targets, emptied)[0] - reader.score(rows[:, half:-1], targets, state)[0]
+        rise = reader.score(rows[:, half:-1], targets, zeroed)[0] - reader.score(rows[:, half:-1], targets, state)[0]
         for row, window in enumerate(windows[start : start + size]):
             for layer in plan.layers:
                 values = {name: float(found[row]) for name, found in measured[layer.index].items()}
@@ -159,7 +148,7 @@ def _on_text(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> li
     return results + _results(whole, "nll_rise_without_new_state", "nats", {}, facts)
 
 
-def _state_use(state: State, layer: LayerEdit, model_type: str) -> dict[str, torch.Tensor]:
+def _state_use(state: State, layer: LayerChange, model_type: str) -> dict[str, torch.Tensor]:
     """(B,) for each measure of one layer's state."""
     view = layer_state(state, layer, model_type).float()
     new = new_entries(layer).to(view.device)
@@ -173,22 +162,20 @@ def _state_use(state: State, layer: LayerEdit, model_type: str) -> dict[str, tor
 
 
 @torch.inference_mode()
-def _on_recall(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> list[Result]:
-    """What MQAR loses when the new entries are emptied between the pairs and the queries."""
-    from statex.data.recall import mqar_batch
-
-    settings, reader = context.evaluation.mqar, context.reader
+def _on_recall(context: Context, plan: StoredPlan, facts: dict[str, Any]) -> list[Result]:
+    """What MQAR loses when the new entries are zeroed between the pairs and the queries."""
+    settings, reader = context.settings("mqar"), context.reader
     num_pairs = max(settings.num_pairs)
     length, middle = TOKENS_PER_PAIR * num_pairs, 2 * num_pairs
     count = min(settings.num_items, NUM_SEQUENCES)
     ids, labels = mqar_batch([context.evaluation.seed, num_pairs], count, length, num_pairs, *vocabulary(context))
-    right: dict[str, list[float]] = {"whole": [], "emptied": []}
+    right: dict[str, list[float]] = {"whole": [], "zeroed": []}
     for start in range(0, count, context.evaluation.batch_size):
         rows = ids[start : start + context.evaluation.batch_size]
         targets = labels[start : start + context.evaluation.batch_size, middle + 1 :]
         _, state = reader.read(rows[:, :middle].tolist())
-        emptied = without_new_state(reader, state, plan)
-        for name, start_state in (("whole", state), ("emptied", emptied)):
+        zeroed = without_new_state(reader, state, plan)
+        for name, start_state in (("whole", state), ("zeroed", zeroed)):
             found = reader.score(rows[:, middle:-1], targets, start_state)[1]
             right[name] += found.sum(dim=1).tolist()
     whole, without = (Sums(np.array(found) / num_pairs, np.ones(count)) for found in right.values())
@@ -198,7 +185,7 @@ def _on_recall(context: Context, plan: ExpansionPlan, facts: dict[str, Any]) -> 
 
 
 def weight_changes(
-    plan: ExpansionPlan, now: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor], facts: dict[str, Any]
+    plan: StoredPlan, now: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor], facts: dict[str, Any]
 ) -> list[Result]:
     """One result a layer: how far its fresh tensors moved, all together, and in `details` each of them."""
     results = []
@@ -236,7 +223,7 @@ def combine_seeds(results: Sequence[Result]) -> list[Result]:
     combined = []
     for rows in groups.values():
         if len(rows) > 1:
-            mean = possible(combine([_estimate_of(row) for row in rows]), rows[0].unit, 0.0)
+            mean = clip_interval(combine([_estimate_of(row) for row in rows]), rows[0].unit, 0.0)
             if (most := rows[0].details.get("largest_possible")) is not None:  # a rank, from 1 on
                 mean = replace(mean, low=max(mean.low, 1.0), high=min(mean.high, float(most)))
             facts = {"interval": mean.method, "num_seeds": mean.seeds, "seeds": [row.seed for row in rows]}
@@ -261,8 +248,7 @@ def failure_signatures(
     `text_lost`: text NLL rose (that of AR-hits' documents, else that by position), or common-sense accuracy fell.
     `recall_flat`: recall at the most pairs did not rise by `RECALL_MARGIN`: the whole interval is below it. One that
     reaches from 0 or below to above the margin is undecided, and no sign. Each is a copy of the difference that shows
-    it, with what that is `of` (suite and metric) in its slice, so that an arm may lose several, and a sentence as its
-    note.
+    it, with the suite and metric it is `of` in its slice, so that an arm can have several, and a sentence as its note.
 
     Args:
         arms: those that were expanded; default: all but the baseline.

@@ -1,4 +1,4 @@
-"""The one door to the model: reads tokens in pieces through its state, scores them, copies the state, continues.
+"""The only access to the model: reads tokens in chunks through its state, scores them, copies the state, generates.
 
 Works with any causal language model of the Hugging Face interface whose forward takes a cache, by any of the names in
 statex.models.caches. Letters: B rows, T tokens, V vocabulary.
@@ -30,7 +30,7 @@ PROBE_TOKENS = 16
 
 @dataclass
 class State:
-    """What a model remembers of the tokens it has read, in B rows; reading on changes it in place.
+    """What a model remembers of the tokens it has read, in B rows; reading more changes it in place.
 
     Args:
         cache: the model's own.
@@ -52,9 +52,9 @@ def text_config(model: Any) -> Any:
 class Reader:
     """Scores and continues token sequences with one model.
 
-    The model is put in eval mode and never sees a gradient. A sequence is read in pieces, each continuing the state
-    of the one before, so that memory does not grow with its length (but for a model that has attention, whose cache
-    does), and logits exist for one piece at a time.
+    The model is put into eval mode, and nothing is differentiated. A sequence is read in pieces, each continuing the
+    state of the one before, so that memory does not grow with its length (except for attention, whose cache does), and
+    logits exist for one piece at a time.
 
     Args:
         model: any causal language model of the Hugging Face interface that has a cache.
@@ -82,11 +82,11 @@ class Reader:
 
         Args:
             ids: (B, T) tokens, the same number in each row; padding on the right needs no mask, as no target follows.
-            targets: (B, T) what the logits at each position should say, -100 where nothing is asked.
+            targets: (B, T) the expected next token at each position, -100 where nothing is scored.
             state: a state to continue from, which is used up.
 
         Returns:
-            (B, T) in nats and (B, T) booleans, both on the CPU; 0 and False where nothing is asked.
+            (B, T) in nats and (B, T) booleans, both on the CPU; 0 and False where nothing is scored.
         """
         nll, right = torch.zeros(ids.shape), torch.zeros(ids.shape, dtype=torch.bool)
         asked = (targets != -100).any(dim=0).nonzero().flatten().tolist()
@@ -136,11 +136,11 @@ class Reader:
     def score_continuations(
         self, logits: torch.Tensor, state: State, continuations: Sequence[Sequence[int]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Negative log-likelihood of what could follow, and whether greedy decoding would say it.
+        """Negative log-likelihood of a continuation, and whether greedy decoding would produce it.
 
         Args:
             logits: (B, V) after the tokens read.
-            state: the state there, which is not touched.
+            state: the state there, which is not changed.
             continuations: one for each of the B rows, of any lengths from 1.
 
         Returns:
@@ -200,7 +200,7 @@ class Reader:
         return State(cache, state.num_tokens, mask)
 
     def join_states(self, states: Sequence[State]) -> State:
-        """One state with the rows of several, in their order; only for a model that `joins`."""
+        """One state with the rows of several, in their order; only for a model that `can_batch_states`."""
         joined = copy.copy(states[0].cache)
         joined.layers = [copy.copy(layer) for layer in joined.layers]
         for place, layer in enumerate(joined.layers):
@@ -209,11 +209,11 @@ class Reader:
         return State(joined, states[0].num_tokens)
 
     @cached_property
-    def continues(self) -> bool:
-        """Whether the model reads several tokens behind a state as it reads them one by one.
+    def supports_chunked_continuation(self) -> bool:
+        """Whether several tokens that continue a state are read as they would be one by one.
 
-        transformers' Mamba does not: it forgets the recurrent state without an error. So it is tried, on random
-        tokens: the last of eight must be nearer to what single steps give than to what a fresh state gives.
+        transformers' Mamba silently drops the recurrent state then. So it is tried on random tokens: the logits after
+        eight of them must be closer to those of single steps than to those from a fresh state.
         """
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, self.vocab_size, (1, PROBE_TOKENS + 8), generator=generator)
@@ -228,7 +228,10 @@ class Reader:
         coarsest = max(torch.finfo(dtype).eps for dtype in (single.dtype, self.dtype))
         rounding = 4 * coarsest * single[:, -1].float().norm()
         if bool(error > 0.5 * effect + rounding):
-            logger.warning("%s reads a sequence whole, then token by token", type(self.model).__name__)
+            logger.warning(
+                "%s cannot continue a state with several tokens at once; it is read token by token",
+                type(self.model).__name__,
+            )
             return False
         return True
 
@@ -240,24 +243,24 @@ class Reader:
 
     @cached_property
     def has_attention(self) -> bool:
-        """Whether the model keeps keys and values of every token, as its own cache shows after one token."""
+        """Whether the model caches keys and values of every token, judged by its cache after one token."""
         return any(getattr(layer, "keys", None) is not None for layer in self._cache_layers)
 
     @cached_property
-    def joins(self) -> bool:
-        """Whether states after different numbers of tokens can be rows of one: where all of them is recurrent."""
+    def can_batch_states(self) -> bool:
+        """Whether states after different numbers of tokens can share a batch: where every layer is recurrent."""
         layers = self._cache_layers
         recurrent = bool(layers) and all(hasattr(layer, "recurrent_states") for layer in layers)
         return recurrent and not self.has_attention and not self.takes_positions
 
     @cached_property
     def _cache_layers(self) -> Sequence[Any]:
-        """The layers of the model's cache after one token; none for a cache of another make."""
+        """The layers of the model's cache after one token; none for a cache of another kind."""
         with torch.inference_mode():
             output = self.model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=True)
         return getattr(cache_of(output), "layers", None) or []
 
-    def real_limit(self) -> int | None:
+    def max_context(self) -> int | None:
         """The most tokens the model can read: its max_position_embeddings if it has attention, else None."""
         limit = getattr(self.config, "max_position_embeddings", None)
         return limit if limit is not None and self.has_attention else None
@@ -301,9 +304,9 @@ class Reader:
         return torch.cat(parts, dim=1)
 
     def _pieces(self, shape: Sequence[int], asked: list[int], state: State | None) -> Iterator[tuple[int, int, bool]]:
-        """Cut (B, T) tokens into (start, end, logits wanted); a piece without logits ends where one is asked."""
+        """Cut (B, T) tokens into (start, end, logits needed?); a piece without logits ends where they are needed."""
         (rows, length), device = shape, self.device.type
-        if not self.continues:
+        if not self.supports_chunked_continuation:
             step = length if state is None else 1
             yield from ((start, start + step, bool(asked)) for start in range(0, length, step))
             return
@@ -326,7 +329,7 @@ class Reader:
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    """Tensors of several caches, or dictionaries and lists of them, with their rows one behind the other."""
+    """Tensors of several caches, or dictionaries and lists of them, concatenated along the batch."""
     first = parts[0]
     if isinstance(first, dict):
         return {key: _joined([part[key] for part in parts]) for key in first}

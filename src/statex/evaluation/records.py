@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from statex.evaluation.statistics import Sums
-from statex.files import write_whole
+from statex.evaluation.suite import Cell
+from statex.utils.atomic import write_text_atomic
 
 
 @dataclass(frozen=True)
 class Score:
-    """What one item gave.
+    """The scores of one item.
 
     Args:
-        item: its name, the same for every model that is asked the same.
-        cluster: what it must be drawn together with: its document, its sequence, itself.
+        item: its name, the same for every model that is given the same items.
+        cluster: the unit of resampling: its document, its sequence, or itself.
         slice: the cell it belongs to, for example {"length": 1024, "depth": 0.5}.
         scores: every metric measured on it.
         weights: how much it counts in a metric's mean, where that is not 1: the number of its tokens.
-        digest: hash of what was asked and expected, in tokens.
+        digest: hash of the prompt and the expected answer, in tokens.
         measured: facts of the item itself, for example its length in tokens.
     """
 
@@ -36,10 +36,16 @@ class Score:
     measured: dict[str, Any] = field(default_factory=dict)
 
 
+def item_score(cell: Cell, number: int, scores: dict[str, float], *, digest: str = "", **measured: Any) -> Score:
+    """The score of item `number` of a cell, resampled by itself."""
+    name = f"{cell.name}/{number}"
+    return Score(name, name, cell.slice, scores, digest=digest, measured=measured)
+
+
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
-    """Write scores as JSON lines, under another name first."""
+    """Write scores as JSON lines, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(asdict(score)) + "\n" for score in scores))
+    write_text_atomic(path, "".join(json.dumps(asdict(score)) + "\n" for score in scores))
 
 
 def read_scores(path: Path) -> list[Score]:
@@ -59,7 +65,7 @@ def digest(*parts: Sequence[int] | np.ndarray | str) -> str:
 
 
 def digest_of(scores: Iterable[Score]) -> str:
-    """One hash of all items: equal exactly where two models were asked the same."""
+    """One hash of all items: equal exactly where two models were given the same ones."""
     return digest(*(f"{score.item} {score.digest}" for score in sorted(scores, key=lambda score: score.item)))
 
 
@@ -70,17 +76,3 @@ def group(scores: Iterable[Score], keys: Sequence[str]) -> dict[tuple, list[Scor
         if all(key in score.slice for key in keys):
             cells.setdefault(tuple(score.slice[key] for key in keys), []).append(score)
     return cells
-
-
-def sums(scores: Iterable[Score], metric: str) -> tuple[list[str], Sums]:
-    """The clusters that have a metric, sorted, and its weighted sums in each."""
-    totals: dict[str, float] = {}
-    weights: dict[str, float] = {}
-    for score in scores:
-        if metric not in score.scores:
-            continue
-        weight = score.weights.get(metric, 1.0)
-        totals[score.cluster] = totals.get(score.cluster, 0.0) + weight * score.scores[metric]
-        weights[score.cluster] = weights.get(score.cluster, 0.0) + weight
-    clusters = sorted(totals)
-    return clusters, Sums(np.array([totals[key] for key in clusters]), np.array([weights[key] for key in clusters]))

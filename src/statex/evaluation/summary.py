@@ -1,13 +1,15 @@
 """From scores of items to results with intervals: the same rule for every suite."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from statex.evaluation.context import Suite
-from statex.evaluation.records import Score, digest_of, group, sums
-from statex.evaluation.statistics import Estimate, bootstrap_mean, wilson
+import numpy as np
+
+from statex.evaluation.records import Score, digest_of, group
+from statex.evaluation.suite import Suite
 from statex.results import Result
+from statex.results.statistics import Estimate, Sums, bootstrap_mean, wilson
 
 PAST_TRAINING = "past the training length"
 
@@ -46,11 +48,12 @@ def summarize(
 def generic_suite(name: str, scores: Sequence[Score]) -> Suite:
     """A suite that is known by its scores only (lm-eval's tasks): its groups are its slices.
 
-    Metrics are fractions where all their values lie between 0 and 1, and have no unit elsewhere.
+    Metrics are fractions where all their values lie between 0 and 1, and have no unit elsewhere; `nll` is in nats.
     """
     units: dict[str, str] = {}
     for metric, value in sorted((metric, value) for score in scores for metric, value in score.scores.items()):
         units[metric] = "fraction" if units.get(metric) != "" and 0 <= value <= 1 else ""
+    units |= {metric: "nats" for metric in units if metric.startswith("nll")}
     keys = sorted({key for score in scores for key in score.slice})
     return Suite(
         name=name,
@@ -62,7 +65,7 @@ def generic_suite(name: str, scores: Sequence[Score]) -> Suite:
 
 
 def estimate_mean(scores: Sequence[Score], metric: str, unit: str) -> Estimate | None:
-    """Wilson's interval where each item is right or wrong and stands for itself, else a bootstrap over clusters."""
+    """Wilson's interval where each item is right or wrong and a cluster of its own, else a bootstrap over clusters."""
     clusters, weighted = sums(scores, metric)
     if not clusters or weighted.weights.sum() <= 0:
         return None
@@ -73,11 +76,25 @@ def estimate_mean(scores: Sequence[Score], metric: str, unit: str) -> Estimate |
     return bootstrap_mean(weighted, fraction=unit == "fraction")
 
 
+def sums(scores: Iterable[Score], metric: str) -> tuple[list[str], Sums]:
+    """The clusters that have a metric, sorted, and its weighted sums in each."""
+    totals: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    for score in scores:
+        if metric not in score.scores:
+            continue
+        weight = score.weights.get(metric, 1.0)
+        totals[score.cluster] = totals.get(score.cluster, 0.0) + weight * score.scores[metric]
+        weights[score.cluster] = weights.get(score.cluster, 0.0) + weight
+    clusters = sorted(totals)
+    return clusters, Sums(np.array([totals[key] for key in clusters]), np.array([weights[key] for key in clusters]))
+
+
 def result_of(
     suite: str, metric: str, unit: str, where: dict[str, Any], estimate: Estimate, *, note: str = "",
     details: dict[str, Any] | None = None, **identity: Any,
 ) -> Result:  # fmt: skip
-    """A Result of an estimate; an interval that does not exist is None, and so is its note's business."""
+    """A Result of an estimate; where there is no interval, `low` and `high` are None."""
     exists = math.isfinite(estimate.low) and math.isfinite(estimate.high)
     return Result(
         suite=suite,
@@ -95,7 +112,7 @@ def result_of(
 
 
 def length_note(where: dict[str, Any], training_length: int | None) -> str:
-    """The remark on a value whose tokens, or some of them, lie past the length the model was trained at."""
+    """A remark where some of a value's tokens lie past the training length."""
     end = where.get("to", where.get("length"))
     return PAST_TRAINING if training_length is not None and end is not None and end > training_length else ""
 

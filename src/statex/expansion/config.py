@@ -38,7 +38,7 @@ class ExpansionConfig(BaseModel):
     factor: int | None = Field(default=None, ge=2, lt=2**31)
     init: Initialization = "reinit"
     rank: int | None = Field(default=None, ge=1, lt=2**31)
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**32)
 
     def __init__(self, **values: Any):
         try:

@@ -1,31 +1,31 @@
 """How the tensors of an expanded mixer start: one entry a name, each from a family's own description."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
-from statex.families import Family, StateGeometry, TensorRows
+from statex.expansion.edits import Edit
+from statex.families import Family, StateGeometry
 
-TensorStart = TensorRows | Literal["keep", "fresh"]
-"""Rows to grow by, or the whole tensor kept, or the whole tensor freshly initialised."""
+EditOf = Callable[[str], Edit]
+Initializer = Callable[[Family, Any, StateGeometry, StateGeometry, int | None], EditOf]
+"""From family, configuration, the states before and after, and rank: the edit of each of the mixer's tensors."""
 
-Initializer = Callable[[Family, Any, StateGeometry, int | None], Callable[[str], TensorStart]]
 
-
-def reinit(family: Family, config: Any, after: StateGeometry, rank: int | None) -> Callable[[str], TensorStart]:
+def reinit(family: Family, config: Any, before: StateGeometry, after: StateGeometry, rank: int | None) -> EditOf:
     """All fresh, by the model's own initialisation, but what the family keeps (arXiv 2509.22630, section 3.3)."""
-    return lambda name: "keep" if name in family.kept_by_reinit else "fresh"
+    return lambda name: "kept" if name in family.kept_by_reinit else "re-initialised"
 
 
-def inherit(family: Family, config: Any, after: StateGeometry, rank: int | None) -> Callable[[str], TensorStart]:
+def inherit(family: Family, config: Any, before: StateGeometry, after: StateGeometry, rank: int | None) -> EditOf:
     """Old weights kept; where there are new rows, they repeat old ones."""
-    rows = family.inherited_rows(config, after)
-    return lambda name: rows.get(name, "keep")
+    rows = family.inherited_rows(config, before, after)
+    return lambda name: rows.get(name, "kept")
 
 
-def preserve(family: Family, config: Any, after: StateGeometry, rank: int | None) -> Callable[[str], TensorStart]:
+def preserve(family: Family, config: Any, before: StateGeometry, after: StateGeometry, rank: int | None) -> EditOf:
     """The same function at step 0, and a gradient for every new row within two steps."""
-    rows = family.preserving_rows(config, after, rank)
-    return lambda name: rows.get(name, "keep")
+    rows = family.preserving_rows(config, before, after, rank)
+    return lambda name: rows.get(name, "kept")
 
 
 INITIALIZERS: dict[str, Initializer] = {"reinit": reinit, "inherit": inherit, "preserve": preserve}

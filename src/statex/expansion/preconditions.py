@@ -9,7 +9,7 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
 from statex.errors import UserError
-from statex.families import family_of
+from statex.families import Family, family_of
 
 PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FIRST_EXPAND = "expand the model as from_pretrained gives it, then"
@@ -89,11 +89,17 @@ def _another_class(model: Any) -> Obstacles:
     if expected is None or not isinstance(model, expected):
         yield f"is no causal language model of {family.model_type}", "load it with AutoModelForCausalLM"
     elif type(model) is not expected and not hasattr(model, "replay_expansion"):
-        replays = f"{model.config.model_type}'s expanded class ({family.expanded_class})"
+        replays = f"{model.config.model_type}'s expanded class ({expanded_name(family)})"
         yield (
             f"is derived from {expected.__name__}, which cannot hold an expanded state",
             f"expand a {expected.__name__}, or derive your class from {replays}",
         )
+
+
+def expanded_name(family: Family) -> str:
+    """Full name of the language model of a family that can hold a plan."""
+    name = family.causal_lm_class
+    return name if family.holds_plan else f"statex.models.factory.Statex{name.rpartition('.')[2]}"
 
 
 def _outline(module: nn.Module) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from statex.expansion.plan import layer_geometry, stored_plan
+from statex.expansion.edits import ExpansionPlan
+from statex.expansion.stored import layer_geometry, stored_plan
 from statex.families import family_of
 
 STATE_BYTES_PER_ELEMENT = 4
@@ -23,11 +24,31 @@ class LayerState:
 
 
 @dataclass(frozen=True)
+class StateStep:
+    """One expansion or re-initialisation: of which layers, and their elements before and after it."""
+
+    kind: str
+    init: str
+    factor: int
+    layers: list[int]
+    elements_before: int
+    elements: int
+
+    def __str__(self) -> str:
+        layers = ", ".join(map(str, self.layers))
+        return (
+            f"{self.kind}, init {self.init}, factor {self.factor}, layers {layers}: "
+            f"{self.elements_before:,} -> {self.elements:,} elements"
+        )
+
+
+@dataclass(frozen=True)
 class StateReport:
     """The recurrent state of a model at batch 1: matrix states only, without the convolutions' inputs."""
 
     model_type: str
     layers: list[LayerState]
+    steps: list[StateStep]
 
     @property
     def total_elements(self) -> int:
@@ -73,6 +94,8 @@ class StateReport:
             growth = self.total_elements / self.total_elements_before - 1
             num_expanded = sum(layer.elements != layer.elements_before for layer in self.layers)
             lines.append(f"state {growth:+.0%}, expanded layers: {num_expanded}")
+        if len(self.steps) > 1:
+            lines += [f"step {number}: {step}" for number, step in enumerate(self.steps, 1)]
         return "\n".join(lines)
 
 
@@ -93,4 +116,10 @@ def state_report(model_or_config: Any) -> StateReport:
         )
         for index, state in sorted(geometry.items())
     ]  # fmt: skip
-    return StateReport(family.model_type, layers)
+    return StateReport(family.model_type, layers, [_step(step) for step in plan.steps] if plan else [])
+
+
+def _step(plan: ExpansionPlan) -> StateStep:
+    before, after = (sum(getattr(layer, name).elements for layer in plan.layers) for name in ("before", "after"))
+    indices = [layer.index for layer in plan.layers]
+    return StateStep(plan.kind, plan.init, plan.factor, indices, before, after)

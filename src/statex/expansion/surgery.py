@@ -8,27 +8,40 @@ from typing import Any
 import torch
 from torch import nn
 
-from statex.expansion.initializers import INITIALIZERS, RESETS_PRE_NORM
-from statex.expansion.plan import ExpansionPlan
+from statex.expansion.edits import ExpansionPlan, LayerEdit
 from statex.expansion.rows import grow
-from statex.families import Family, family_of
+from statex.expansion.stored import layer_shapes, stored_plan
+from statex.families import Family, LayerShape, TensorRows, family_of
 
 LAYER_SEED_STRIDE = 1_000_003  # layers must not share their random numbers
+STEP_SEED_STRIDE = 1_000_000_007  # nor must a layer's first and second expansion
 
 
 def apply_plan(model: Any, plan: ExpansionPlan) -> None:
-    """Expand the mixers of `model` in place as the plan says, and store the plan in its configuration.
+    """Edit the tensors of `model` in place exactly as the plan says, and add the plan to those in its configuration.
 
     The model keeps device and dtype of every tensor; on the meta device only shapes change.
     """
-    family = family_of(model.config)
-    mixers = {layer.index: _expanded_mixer(model, family, plan, layer.index) for layer in plan.layers}
-    norms = [model.get_submodule(family.norm_path.format(i)) for i in mixers if plan.init in RESETS_PRE_NORM]
-    for norm in norms:
-        for name, parameter in list(norm.named_parameters()):
-            _set_parameter(norm, name, torch.ones_like(parameter))
+    family, earlier = family_of(model.config), stored_plan(model.config)
+    steps = earlier.steps if earlier else []
+    shapes = layer_shapes(model.config)
+    mixers = {}
+    for layer in plan.layers:
+        shape = LayerShape(layer.after, plan.rank) if plan.kind == "expand" else shapes[layer.index]
+        seed = plan.seed * LAYER_SEED_STRIDE + layer.index + len(steps) * STEP_SEED_STRIDE
+        mixers[layer.index] = _edited_mixer(model, family, layer, shape, seed % 2**64)
+    for layer in plan.layers:
+        _reset_norm(model, family, layer)
     put_mixers(model, family, mixers)
-    _own_config(model).expansion = plan.to_dict()
+    _own_config(model).expansion = [step.to_dict() for step in [*steps, plan]]
+
+
+def _reset_norm(model: Any, family: Family, layer: LayerEdit) -> None:
+    """Set to 1 what the plan re-initialises outside the mixer: the norm before it."""
+    mixer = f"{family.mixer_path.format(layer.index)}."
+    for edit in layer.tensors:
+        if not edit.name.startswith(mixer) and edit.edit == "re-initialised":
+            _set_parameter(model, edit.name, torch.ones_like(model.get_parameter(edit.name)))
 
 
 @contextmanager
@@ -62,19 +75,18 @@ def _own_config(model: Any) -> Any:
     return own
 
 
-def replay_plan(model: Any, plan: ExpansionPlan) -> None:
-    """Give a model under construction the shapes of a stored plan; the weights are loaded afterwards.
+def replay_plan(model: Any) -> None:
+    """Give a model under construction the shapes that its stored plan gave it; the weights are loaded afterwards.
 
     Args:
         model: a language model, or its base model.
-        plan: an expansion.
     """
     family = family_of(model.config)
+    original = LayerShape(family.geometry(model.config))
     mixers = {
-        layer.index: family.build_mixer(
-            type(_mixer(model, family, layer.index)), model.config, layer.index, layer.after, plan.rank
-        )
-        for layer in plan.layers
+        index: family.build_mixer(type(_mixer(model, family, index)), model.config, index, *shape)
+        for index, shape in layer_shapes(model.config).items()
+        if shape != original
     }
     put_mixers(model, family, mixers)
 
@@ -97,35 +109,33 @@ def _mixer_path(model: Any, family: Family, index: int) -> str:
 
 
 @torch.no_grad()
-def _expanded_mixer(model: Any, family: Family, plan: ExpansionPlan, index: int) -> nn.Module:
-    """A mixer of the planned size, filled from the old one on the CPU; fresh values are drawn in fp32."""
-    old = _mixer(model, family, index)
-    after = next(layer.after for layer in plan.layers if layer.index == index)
+def _edited_mixer(model: Any, family: Family, layer: LayerEdit, shape: LayerShape, seed: int) -> nn.Module:
+    """A mixer as planned, filled from the old one on the CPU; fresh values are drawn in fp32."""
+    old = _mixer(model, family, layer.index)
     device = next(old.parameters()).device
     if device.type == "meta":
         with torch.device("meta"):
-            return family.build_mixer(type(old), model.config, index, after, plan.rank)
-    seed = plan.seed * LAYER_SEED_STRIDE + index
+            return family.build_mixer(type(old), model.config, layer.index, *shape)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every other device's, too
-        new = family.build_mixer(type(old), model.config, index, after, plan.rank).float()
+        new = family.build_mixer(type(old), model.config, layer.index, *shape).float()
         new.apply(model._init_weights)
     generator = torch.Generator().manual_seed(seed)
-    start = INITIALIZERS[plan.init](family, model.config, after, plan.rank)
+    edits = {edit.name: edit.edit for edit in layer.tensors}
     old_tensors = dict(old.named_parameters())
     mixer_dtype = next(old.parameters()).dtype
     for name, parameter in new.named_parameters():
-        source, how = old_tensors.get(name), start(name)
+        source, edit = old_tensors.get(name), edits[f"{family.mixer_path.format(layer.index)}.{name}"]
         dtype = source.dtype if source is not None else mixer_dtype
-        if how == "keep":
-            assert source is not None
-            value = source.detach().clone()
-        elif how == "fresh":
-            value = parameter.detach()
-        else:
+        if isinstance(edit, TensorRows):
             exact = torch.promote_types(dtype, torch.float32)  # old weights come through unrounded
             old_value = source.detach().cpu() if source is not None else None
-            value = grow(old_value, parameter.detach().to(exact), how, generator)
+            value = grow(old_value, parameter.detach().to(exact), edit, generator)
+        elif edit == "re-initialised":
+            value = parameter.detach()
+        else:
+            assert source is not None
+            value = source.detach().clone()
         _set_parameter(new, name, value.to(device=device, dtype=dtype))
     return new.to(device=device)
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from statex.errors import UserError
-from statex.families.base import Family, Segment, StateGeometry, TensorRows
+from statex.families.base import Family, LayerShape, Segment, StateGeometry, TensorRows
 from statex.families.gla import GLAFamily
 from statex.families.mamba2 import Mamba2Family
 
@@ -28,4 +28,13 @@ def unknown_family(model_type: object) -> UserError:
     return UserError("model_type", model_type, "is no family that statex can expand", known)
 
 
-__all__ = ["FAMILIES", "Family", "Segment", "StateGeometry", "TensorRows", "family_of", "unknown_family"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "LayerShape",
+    "Segment",
+    "StateGeometry",
+    "TensorRows",
+    "family_of",
+    "unknown_family",
+]

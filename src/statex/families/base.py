@@ -2,14 +2,15 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, NonNegativeInt
 from torch import nn
 from transformers import PreTrainedConfig
 
-from statex.families.fields import ConfigFields
+from statex.families.fields import ConfigFields, PositiveFloat, Size
 
+_AS_STORED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # where a stored plan is read
 Fill = Literal["fresh", "zero", "copy"]
 
 
@@ -17,16 +18,23 @@ Fill = Literal["fresh", "zero", "copy"]
 class StateGeometry:
     """The recurrent state of one layer: `num_heads` matrices of `key_dim` x `value_dim`."""
 
-    num_heads: int
-    key_dim: int
-    value_dim: int
+    num_heads: Size
+    key_dim: Size
+    value_dim: Size
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # where a stored plan is read
+    __pydantic_config__ = _AS_STORED
 
     @property
     def elements(self) -> int:
         """Numbers in the state of one sequence, without the convolution's."""
         return self.num_heads * self.key_dim * self.value_dim
+
+
+class LayerShape(NamedTuple):
+    """What a layer's mixer is built with: its state, and the rank of its added key dimensions (None: full rows)."""
+
+    geometry: StateGeometry
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,13 +52,22 @@ class Segment:
     """
 
     name: str
-    num_blocks: int
-    before: int
-    after: int
+    num_blocks: Size
+    before: Annotated[int, Field(ge=0, lt=2**31)]
+    after: Size
     fill: Fill = "fresh"
-    order: tuple[int, ...] | None = None
-    noise: float = 0.0
-    scale: float = 1.0
+    order: tuple[NonNegativeInt, ...] | None = None
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    scale: PositiveFloat = 1.0
+
+    __pydantic_config__ = _AS_STORED
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether there are rows to copy where some are copied, and an order names each block once."""
+        if self.before > self.after or (self.before == 0 and self.fill == "copy"):
+            return False
+        return self.order is None or (self.before > 0 and sorted(self.order) == list(range(self.num_blocks)))
 
 
 @dataclass(frozen=True)
@@ -58,7 +75,9 @@ class TensorRows:
     """How a tensor's rows along `dim` become the expanded tensor's."""
 
     segments: tuple[Segment, ...]
-    dim: int = 0
+    dim: NonNegativeInt = 0
+
+    __pydantic_config__ = _AS_STORED
 
 
 class Family(ABC):
@@ -73,10 +92,25 @@ class Family(ABC):
     """Path of the norm before it, likewise."""
     keys_last: bool
     """Whether the model's cache holds a layer's state as [B, H, V, K] instead of [B, H, K, V]."""
-    expanded_class: str
-    """Full name of the model class that replays a stored plan."""
+    config_class: str
+    """Full name of its configuration class; this and the next are imported when first needed."""
+    model_class: str
+    """Of its base model (`AutoModel`)."""
+    causal_lm_class: str
+    """Of its causal language model."""
+    holds_plan: bool = False
+    """Whether these are statex's own and replay a stored plan; for transformers' classes, such ones are derived."""
+    mixer_class: str = ""
+    """Of its Mamba2-type token mixer, where transformers' classes are to be derived from."""
+    norm_classes: tuple[str, ...] = ()
+    """Of its norms, gated or not, which the derived model runs on statex's op."""
     kept_by_reinit: tuple[str, ...] = ()
     """Tensors of the mixer that a re-initialisation leaves alone."""
+
+    @property
+    def module_classes(self) -> tuple[str, ...]:
+        """Full names of the classes that run on statex's ops in the derived model."""
+        return (self.mixer_class, *self.norm_classes) if self.mixer_class else ()
 
     def check(self, config: PreTrainedConfig) -> None:  # noqa: B027 (most families have nothing to refuse)
         """Refuse what cannot be expanded, whatever the layers and the factor.
@@ -94,15 +128,17 @@ class Family(ABC):
         """State of a recurrent layer before any expansion."""
 
     @abstractmethod
-    def default_factor(self, config: PreTrainedConfig) -> int:
-        """The paper's factor."""
+    def default_factor(self, config: PreTrainedConfig, before: StateGeometry) -> int:
+        """The paper's factor for a layer with this state."""
 
     @abstractmethod
-    def expanded_geometry(self, config: PreTrainedConfig, factor: int, init: str) -> StateGeometry:
-        """State of an expanded layer.
+    def expanded_geometry(
+        self, config: PreTrainedConfig, before: StateGeometry, factor: int, init: str
+    ) -> StateGeometry:
+        """State of a layer with the state `before`, once expanded.
 
         Raises:
-            UserError: the factor does not fit the configuration.
+            UserError: the factor does not fit.
         """
 
     @abstractmethod
@@ -112,13 +148,15 @@ class Family(ABC):
         """A mixer with a state of this geometry, its weights as its constructor leaves them."""
 
     @abstractmethod
-    def inherited_rows(self, config: Any, after: StateGeometry) -> dict[str, TensorRows]:
+    def inherited_rows(self, config: Any, before: StateGeometry, after: StateGeometry) -> dict[str, TensorRows]:
         """Tensors whose rows change under `inherit`; all others keep their weights."""
 
     @abstractmethod
-    def preserving_rows(self, config: Any, after: StateGeometry, rank: int | None) -> dict[str, TensorRows]:
+    def preserving_rows(
+        self, config: Any, before: StateGeometry, after: StateGeometry, rank: int | None
+    ) -> dict[str, TensorRows]:
         """Tensors whose rows change under `preserve`; new tensors appear with `before` = 0, all others are kept.
 
         Raises:
-            UserError: the function cannot be preserved under this configuration.
+            UserError: the function cannot be preserved under this configuration, or not with this rank.
         """

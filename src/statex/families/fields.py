@@ -38,7 +38,7 @@ class ConfigFields(BaseModel):
     id2label: dict[str, str] | None = None
     label2id: dict[str, int | str] | None = None
     auto_map: dict[str, Any] | None = None
-    expansion: dict[str, Any] | None = None
+    expansion: list[dict[str, Any]] | dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _token_ids_exist(self):

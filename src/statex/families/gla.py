@@ -40,7 +40,10 @@ class GLAFamily(Family):
     mixer_path = "model.layers.{}.attn"
     norm_path = "model.layers.{}.attn_norm"
     keys_last = False
-    expanded_class = "statex.models.gla.modeling.GLAForCausalLM"
+    config_class = "statex.models.gla.configuration.GLAConfig"
+    model_class = "statex.models.gla.modeling.GLAModel"
+    causal_lm_class = "statex.models.gla.modeling.GLAForCausalLM"
+    holds_plan = True
 
     def recurrent_layers(self, config: Any) -> list[int]:
         return list(range(config.num_hidden_layers))
@@ -49,21 +52,21 @@ class GLAFamily(Family):
         H = config.num_heads
         return StateGeometry(H, config.key_dim // H, config.value_dim // H)
 
-    def default_factor(self, config: Any) -> int:
-        return config.num_kv_heads
+    def default_factor(self, config: Any, before: StateGeometry) -> int:
+        return num_kv_heads(config, before)
 
-    def expanded_geometry(self, config: Any, factor: int, init: str) -> StateGeometry:
-        before = self.geometry(config)
+    def expanded_geometry(self, config: Any, before: StateGeometry, factor: int, init: str) -> StateGeometry:
         if init == "preserve":
             if factor < 2:  # the default of a model with one key head
                 raise UserError("factor", factor, "does not enlarge the state", "use 2 or more")
             return StateGeometry(before.num_heads, factor * before.key_dim, before.value_dim)
         heads = "num_heads" if config.num_kv_heads == config.num_heads else "num_kv_heads"
-        if config.num_kv_heads == 1:
+        H_kv = num_kv_heads(config, before)
+        if H_kv == 1:
             raise UserError(heads, 1, "leaves no heads to merge", 'use init = "preserve" with a factor')
-        if factor < 2 or config.num_kv_heads % factor:
-            divisors = [n for n in range(2, config.num_kv_heads + 1) if config.num_kv_heads % n == 0]
-            problem = f"does not divide {heads} = {config.num_kv_heads}"
+        if factor < 2 or H_kv % factor:
+            divisors = [n for n in range(2, H_kv + 1) if H_kv % n == 0]
+            problem = f"does not divide {heads} = {H_kv}"
             raise UserError("factor", factor, problem, f"use one of {divisors}")
         return StateGeometry(before.num_heads // factor, factor * before.key_dim, factor * before.value_dim)
 
@@ -74,17 +77,16 @@ class GLAFamily(Family):
             config,
             layer_idx,
             num_heads=geometry.num_heads,
-            num_kv_heads=config.num_kv_heads * geometry.num_heads // config.num_heads,
+            num_kv_heads=num_kv_heads(config, geometry),
             key_dim=geometry.key_dim,
             rank=rank,
         )
 
-    def inherited_rows(self, config: Any, after: StateGeometry) -> dict[str, TensorRows]:
-        before = self.geometry(config)
+    def inherited_rows(self, config: Any, before: StateGeometry, after: StateGeometry) -> dict[str, TensorRows]:
         H, K, V = before.num_heads, before.key_dim, before.value_dim
         norm = Segment("output norm", 1, V, after.value_dim, fill="copy")
         rows = {"g_norm_swish_gate.weight": TensorRows((norm,)), "g_norm.weight": TensorRows((norm,))}
-        order = merged_query_order(H, config.num_kv_heads, H // after.num_heads)
+        order = merged_query_order(H, num_kv_heads(config, before), H // after.num_heads)
         if order != tuple(range(H)):
             queries = TensorRows((Segment("q", H, K, K, order=order),))
             values = Segment("output", H, V, V, order=order)
@@ -96,7 +98,9 @@ class GLAFamily(Family):
             }
         return rows
 
-    def preserving_rows(self, config: Any, after: StateGeometry, rank: int | None) -> dict[str, TensorRows]:
+    def preserving_rows(
+        self, config: Any, before: StateGeometry, after: StateGeometry, rank: int | None
+    ) -> dict[str, TensorRows]:
         if config.feature_map not in PRESERVABLE_FEATURE_MAPS:
             raise UserError(
                 "init",
@@ -104,7 +108,10 @@ class GLAFamily(Family):
                 f"the feature map {config.feature_map!r} is not 0 at 0, or has no slope there",
                 'use init = "reinit" or "inherit"',
             )
-        H, H_kv, K = config.num_heads, config.num_kv_heads, self.geometry(config).key_dim
+        H, H_kv, K = before.num_heads, num_kv_heads(config, before), before.key_dim
+        if rank is not None and config.key_dim // H != K:
+            problem = f"cannot grow keys that have grown before, from {config.key_dim // H} to {K} dimensions a head"
+            raise UserError("rank", rank, problem, "leave rank out")
         new = after.key_dim - K
         decay = TensorRows((Segment("decay", H_kv, K, after.key_dim),))
         rows = {
@@ -124,6 +131,11 @@ class GLAFamily(Family):
             "k_low_rank.0.weight": TensorRows((Segment("k", 1, 0, rank),)),
             "k_low_rank.1.weight": TensorRows((Segment("k", H_kv, 0, new),)),
         }
+
+
+def num_kv_heads(config: Any, geometry: StateGeometry) -> int:
+    """Heads of keys and values of a layer: of a merged one as many fewer as it has fewer queries."""
+    return config.num_kv_heads * geometry.num_heads // config.num_heads
 
 
 def merged_query_order(num_heads: int, num_kv_heads: int, factor: int) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from statex.errors import UserError
 from statex.families.base import Family, Segment, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Size
 
+MODELING = "transformers.models.mamba2.modeling_mamba2"
 INHERIT_NOISE = 0.3
 """Bare copies of rows get equal gradients and never diverge; with this share of noise they do."""
 
@@ -49,7 +50,7 @@ class Mamba2Fields(ConfigFields):
     def _is_a_range(cls, value: Any) -> Any:
         if isinstance(value, list | tuple) and len(value) == 2:
             # transformers writes infinity as an object
-            low, high = (float(one["__float__"]) if isinstance(one, dict) else one for one in value)
+            low, high = (float(str(one.get("__float__"))) if isinstance(one, dict) else one for one in value)
             if all(type(one) in (int, float) for one in (low, high)) and 0 <= low < high:
                 return value
         raise ValueError("is no range of time steps; use two numbers, the first at least 0 and below the second")
@@ -70,13 +71,17 @@ class Mamba2Family(Family):
     mixer_path = "backbone.layers.{}.mixer"
     norm_path = "backbone.layers.{}.norm"
     keys_last = True
-    expanded_class = "statex.models.mamba2.StatexMamba2ForCausalLM"
+    config_class = "transformers.models.mamba2.configuration_mamba2.Mamba2Config"
+    model_class = f"{MODELING}.Mamba2Model"
+    causal_lm_class = f"{MODELING}.Mamba2ForCausalLM"
+    mixer_class = f"{MODELING}.Mamba2Mixer"
+    norm_classes = (f"{MODELING}.Mamba2RMSNorm", f"{MODELING}.MambaRMSNormGated")
     kept_by_reinit = ("dt_bias", "A_log", "D")  # time scales: made fresh they cost recall, 0.825 against 0.928
 
     def check(self, config: Any) -> None:
         if config.hidden_act not in ACTIVATIONS:
-            problem = "is an activation that statex's convolution lacks"
-            raise UserError("hidden_act", config.hidden_act, problem, f"it has {' and '.join(ACTIVATIONS)}")
+            problem = "is an activation that statex's convolution lacks, which has SiLU only"
+            raise UserError("hidden_act", config.hidden_act, problem, f"use one of {', '.join(ACTIVATIONS)}")
 
     def recurrent_layers(self, config: Any) -> list[int]:
         return list(range(config.num_hidden_layers))
@@ -84,13 +89,13 @@ class Mamba2Family(Family):
     def geometry(self, config: Any) -> StateGeometry:
         return StateGeometry(config.num_heads, config.state_size, config.head_dim)
 
-    def default_factor(self, config: Any) -> int:
+    def default_factor(self, config: Any, before: StateGeometry) -> int:
         return 4
 
-    def expanded_geometry(self, config: Any, factor: int, init: str) -> StateGeometry:
+    def expanded_geometry(self, config: Any, before: StateGeometry, factor: int, init: str) -> StateGeometry:
         if factor < 2:
             raise UserError("factor", factor, "does not enlarge the state", "use 2 or more")
-        return StateGeometry(config.num_heads, factor * config.state_size, config.head_dim)
+        return StateGeometry(before.num_heads, factor * before.key_dim, before.value_dim)
 
     def build_mixer(
         self, mixer_class: type[nn.Module], config: Any, layer_idx: int, geometry: StateGeometry, rank: int | None
@@ -101,40 +106,48 @@ class Mamba2Family(Family):
         layer_config.state_size = geometry.key_dim
         return mixer_class(layer_config, layer_idx)
 
-    def inherited_rows(self, config: Any, after: StateGeometry) -> dict[str, TensorRows]:
+    def inherited_rows(self, config: Any, before: StateGeometry, after: StateGeometry) -> dict[str, TensorRows]:
         # Each of B and C gets 1/sqrt(f), so that the f-fold sum over B C^T keeps its size. The convolution carries the
         # factor, which is exact up to the curvature of SiLU.
-        scale = (config.state_size / after.key_dim) ** 0.5
+        scale = (before.key_dim / after.key_dim) ** 0.5
         return {
-            "in_proj.weight": _projection(config, after, "copy", "copy", noise=INHERIT_NOISE),
-            "in_proj.bias": _projection(config, after, "copy", "copy"),
-            "conv1d.weight": _convolution(config, after, "copy", "copy", scale=scale),
-            "conv1d.bias": _convolution(config, after, "copy", "copy", scale=scale),
+            "in_proj.weight": _projection(config, before, after, "copy", "copy", noise=INHERIT_NOISE),
+            "in_proj.bias": _projection(config, before, after, "copy", "copy"),
+            "conv1d.weight": _convolution(config, before, after, "copy", "copy", scale=scale),
+            "conv1d.bias": _convolution(config, before, after, "copy", "copy", scale=scale),
         }
 
-    def preserving_rows(self, config: Any, after: StateGeometry, rank: int | None) -> dict[str, TensorRows]:
+    def preserving_rows(
+        self, config: Any, before: StateGeometry, after: StateGeometry, rank: int | None
+    ) -> dict[str, TensorRows]:
         if rank is not None:
             raise UserError("rank", rank, "low-rank growth exists only for GLA", "leave rank out")
         # New B writes; new C is 0 and reads nothing yet. Its filter is fresh: with both zero, neither would ever learn.
         return {
-            "in_proj.weight": _projection(config, after, "fresh", "zero"),
-            "in_proj.bias": _projection(config, after, "fresh", "zero"),
-            "conv1d.weight": _convolution(config, after, "fresh", "fresh"),
-            "conv1d.bias": _convolution(config, after, "fresh", "zero"),
+            "in_proj.weight": _projection(config, before, after, "fresh", "zero"),
+            "in_proj.bias": _projection(config, before, after, "fresh", "zero"),
+            "conv1d.weight": _convolution(config, before, after, "fresh", "fresh"),
+            "conv1d.bias": _convolution(config, before, after, "fresh", "zero"),
         }
 
 
-def _b_and_c(config: Any, after: StateGeometry, fill_B: Any, fill_C: Any, **changes: float) -> tuple[Segment, Segment]:
-    sizes = config.n_groups, config.state_size, after.key_dim
+def _b_and_c(
+    config: Any, before: StateGeometry, after: StateGeometry, fill_B: Any, fill_C: Any, **changes: float
+) -> tuple[Segment, Segment]:
+    sizes = config.n_groups, before.key_dim, after.key_dim
     return Segment("B", *sizes, fill=fill_B, **changes), Segment("C", *sizes, fill=fill_C, **changes)  # type: ignore[arg-type]
 
 
-def _projection(config: Any, after: StateGeometry, fill_B: Any, fill_C: Any, **changes: float) -> TensorRows:
+def _projection(
+    config: Any, before: StateGeometry, after: StateGeometry, fill_B: Any, fill_C: Any, **changes: float
+) -> TensorRows:
     d_inner, H = config.num_heads * config.head_dim, config.num_heads
     z, x, dt = Segment("z", 1, d_inner, d_inner), Segment("x", 1, d_inner, d_inner), Segment("dt", 1, H, H)
-    return TensorRows((z, x, *_b_and_c(config, after, fill_B, fill_C, **changes), dt))
+    return TensorRows((z, x, *_b_and_c(config, before, after, fill_B, fill_C, **changes), dt))
 
 
-def _convolution(config: Any, after: StateGeometry, fill_B: Any, fill_C: Any, **changes: float) -> TensorRows:
+def _convolution(
+    config: Any, before: StateGeometry, after: StateGeometry, fill_B: Any, fill_C: Any, **changes: float
+) -> TensorRows:
     d_inner = config.num_heads * config.head_dim
-    return TensorRows((Segment("x", 1, d_inner, d_inner), *_b_and_c(config, after, fill_B, fill_C, **changes)))
+    return TensorRows((Segment("x", 1, d_inner, d_inner), *_b_and_c(config, before, after, fill_B, fill_C, **changes)))

@@ -1,15 +1,20 @@
 """The public `expand` and `reinitialize`: plan, operate, and make the model one that describes itself."""
 
+import math
 from typing import Any
 
 from torch import nn
 
 from statex.errors import UserError
 from statex.expansion.config import ExpansionConfig
-from statex.expansion.plan import ExpansionPlan, plan_expansion, plan_reinitialization
+from statex.expansion.edits import ExpansionPlan
+from statex.expansion.plan import plan_expansion, plan_reinitialization
 from statex.expansion.surgery import apply_plan, unchanged_on_error
-from statex.models.registration import register_models
+from statex.families import FAMILIES
+from statex.models.factory import expanded_model_classes
+from statex.models.registration import register_families
 from statex.models.replay import ReplayExpansion
+from statex.utils.environment import host_memory
 
 
 def expand(model: nn.Module, config: ExpansionConfig | None = None, **fields: Any) -> ExpansionPlan:
@@ -20,23 +25,28 @@ def expand(model: nn.Module, config: ExpansionConfig | None = None, **fields: An
         config: what to expand; or its fields as keywords, for example `expand(model, every=6, init="reinit")`.
 
     Returns:
-        The plan that was carried out. It is stored in `model.config`, so that `save_pretrained` and
-        `AutoModelForCausalLM.from_pretrained` (after `import statex`) need nothing else.
+        The plan that was carried out. It is stored in `model.config`, behind those of earlier expansions, so that
+        `save_pretrained` and `AutoModelForCausalLM.from_pretrained` (after `import statex`) need nothing else.
 
     Raises:
-        UserError: unknown family, layer out of range, factor that does not fit, a model expanded before, or fields
-            out of range; or a model that cannot be changed in place: inside a wrapper (adapters, compiled code,
-            parallel training), quantised, partly on disk, or of a class of the user's own that cannot hold an
-            expanded state. Whatever fails, the model is unchanged then.
+        UserError: unknown family, layer out of range, factor that does not fit, a layer expanded before that cannot be
+            expanded further, fields out of range, or mixers that are larger than the memory; or a model that cannot be
+            changed in place: inside a wrapper (adapters, compiled code, parallel training), quantised, partly on disk,
+            or of a class of the user's own that cannot hold an expanded state. Whatever fails, the model is unchanged.
     """
     if config is not None and fields:
         raise UserError("config", config, "excludes further fields", "give an ExpansionConfig or its fields, not both")
+    if config is not None and not isinstance(config, ExpansionConfig):
+        raise UserError(
+            "config", config, "is no ExpansionConfig", "give one, or its fields, as in expand(model, every=6)"
+        )
     plan = plan_expansion(model, config or ExpansionConfig(**fields))
-    register_models()  # the configuration changes its class without being built, which would do it
+    _require_memory(model, plan)
+    register_families()
     with unchanged_on_error(model):
         apply_plan(model, plan)
         if not isinstance(model, ReplayExpansion):
-            _expanded_class(plan.model_type).adopt(model)
+            expanded_model_classes(FAMILIES[plan.model_type]).causal_lm.adopt(model)
     return plan
 
 
@@ -60,7 +70,10 @@ def reinitialize(model: nn.Module, layers: list[int], seed: int = 0) -> Expansio
     return plan
 
 
-def _expanded_class(model_type: str) -> Any:
-    from statex.models.mamba2 import StatexMamba2ForCausalLM
-
-    return {"mamba2": StatexMamba2ForCausalLM}[model_type]
+def _require_memory(model: nn.Module, plan: ExpansionPlan) -> None:
+    """Refuse an expansion whose mixers, which are made in fp32 on the CPU, are larger than its memory."""
+    needed = 4 * sum(math.prod(edit.after) for layer in plan.layers for edit in layer.tensors)
+    there = host_memory()
+    if needed > there and any(not parameter.is_meta for parameter in model.parameters()):
+        problem = f"makes mixers of {needed / 2**30:,.1f} GiB, and there are {there / 2**30:,.1f} GiB of memory"
+        raise UserError("factor", plan.factor, problem, "lower it (or rank), or expand fewer layers")

@@ -1,6 +1,7 @@
 """Keywords of a forward that nobody would read: refused, where transformers drops them."""
 
-from collections.abc import Container, Mapping
+import inspect
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 LOSS_KEYWORDS = ("num_items_in_batch", "ignore_index", "shift_labels")
@@ -26,3 +27,17 @@ def check_no_attentions(output_attentions: bool | None) -> None:
     """
     if output_attentions:
         raise ValueError("output_attentions: a recurrent model has no attention weights; leave it out")
+
+
+def with_arguments_of(original: Callable) -> Callable[[Callable], Callable]:
+    """Show the arguments of transformers' forward beside those of ours: generate and the Trainer read the signature."""
+
+    def decorate(forward: Callable) -> Callable:
+        theirs, ours = (inspect.signature(one) for one in (original, forward))
+        *parameters, last = theirs.parameters.values()
+        assert last.kind is last.VAR_KEYWORD, "transformers' forward takes further keywords"
+        own = [parameter for parameter in ours.parameters.values() if parameter.kind is parameter.KEYWORD_ONLY]
+        forward.__signature__ = theirs.replace(parameters=[*parameters, *own, last])  # type: ignore[attr-defined]
+        return forward
+
+    return decorate

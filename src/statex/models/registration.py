@@ -1,30 +1,94 @@
-"""Make our names known to transformers' Auto classes: configurations at import, models when a configuration is built.
+"""Make our names known to transformers' Auto classes, none of our code being imported before one of them is asked.
 
-Importing the model classes takes seconds; importing their configurations takes milliseconds beyond transformers' own.
+The families and their configurations are imported when one of transformers' mappings is first read, and a model class
+when it is the answer: importing model code takes seconds.
 """
 
+from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from functools import partial
+from typing import Any
 
-def register_configurations() -> None:
-    """Add statex_gla and statex_mamba2 to transformers' AutoConfig; no other name is touched."""
-    from transformers import AutoConfig
 
-    from statex.models.configuration_mamba2 import StatexMamba2Config
-    from statex.models.gla.configuration import GLAConfig
+class LateEntries(dict):
+    """The extra entries of one of transformers' auto mappings, ours among them; a model class is made when asked for.
 
-    for config_class in (GLAConfig, StatexMamba2Config):
+    transformers keeps what is registered in an attribute of each mapping, and this takes its place.
+    """
+
+    def __contains__(self, key: object) -> bool:
+        _register_once()
+        return super().__contains__(key)
+
+    def __getitem__(self, key: Any) -> Any:
+        _register_once()
+        value = super().__getitem__(key)
+        if isinstance(value, Late):
+            value = self[key] = value.make()
+        return value
+
+    def __iter__(self) -> Iterator:
+        _register_once()
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        _register_once()
+        return super().__len__()
+
+    def keys(self) -> KeysView:  # type: ignore[override]
+        return KeysView(self)
+
+    def values(self) -> ValuesView:  # type: ignore[override]
+        return ValuesView(self)
+
+    def items(self) -> ItemsView:  # type: ignore[override]
+        return ItemsView(self)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self[key] if key in self else default  # noqa: SIM401 (this is what `get` is)
+
+
+class Late:
+    """A class that is not made yet."""
+
+    def __init__(self, make: Callable[[], type]):
+        self.make = make
+
+
+_IS_DONE: list[bool] = []
+
+
+def _register_once() -> None:
+    if not _IS_DONE:
+        register_families()
+
+
+def register_when_needed() -> None:
+    """Have our names registered as soon as one of transformers' mappings is read; no name of its own is touched."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+
+    for mapping in (CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
+        if not isinstance(mapping._extra_content, LateEntries):
+            mapping._extra_content = LateEntries(mapping._extra_content)
+
+
+def register_families() -> None:
+    """Add the configuration and the model classes of every family in `FAMILIES` to transformers' Auto classes."""
+    _IS_DONE.append(True)
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig
+
+    from statex.families import FAMILIES
+    from statex.models.factory import expanded_config_class
+
+    register_when_needed()
+    for family in FAMILIES.values():
+        config_class = expanded_config_class(family)
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        for mapping, name in ((MODEL_MAPPING, "model"), (MODEL_FOR_CAUSAL_LM_MAPPING, "causal_lm")):
+            late: Any = Late(partial(_model_class, family, name))
+            mapping.register(config_class, late, exist_ok=True)
 
 
-def register_models() -> None:
-    """Add the model classes of those configurations to AutoModel and AutoModelForCausalLM."""
-    from transformers import AutoModel, AutoModelForCausalLM
+def _model_class(family: Any, name: str) -> type:
+    from statex.models.factory import expanded_model_classes
 
-    from statex.models.configuration_mamba2 import StatexMamba2Config
-    from statex.models.gla.configuration import GLAConfig
-    from statex.models.gla.modeling import GLAForCausalLM, GLAModel
-    from statex.models.mamba2 import StatexMamba2ForCausalLM, StatexMamba2Model
-
-    AutoModel.register(GLAConfig, GLAModel, exist_ok=True)
-    AutoModel.register(StatexMamba2Config, StatexMamba2Model, exist_ok=True)
-    AutoModelForCausalLM.register(GLAConfig, GLAForCausalLM, exist_ok=True)
-    AutoModelForCausalLM.register(StatexMamba2Config, StatexMamba2ForCausalLM, exist_ok=True)
+    return getattr(expanded_model_classes(family), name)

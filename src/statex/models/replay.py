@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from statex.expansion.plan import stored_plan
 from statex.expansion.surgery import replay_plan
 from statex.models.shim import SourcesStayHere
 
@@ -14,6 +13,5 @@ class ReplayExpansion(SourcesStayHere):
 
     def replay_expansion(self) -> None:
         """Give the layers of a stored plan their expanded shapes; to be called in `__init__`, before `post_init`."""
-        plan = stored_plan(self.config)
-        if plan is not None and plan.kind == "expand":
-            replay_plan(self, plan)
+        if self.config.expansion is not None:
+            replay_plan(self)

@@ -7,14 +7,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from statex.errors import UserError, explained
 from statex.families import FAMILIES
-from statex.models.registration import register_configurations
+from statex.models.fields import check_fields
+from statex.models.registration import register_families
 
 BOUNDS = {
     "num_hidden_layers": range(1, 257), "chunk_size": range(1, 65_537), "conv_size": range(1, 257),
     "conv_kernel": range(1, 257),
 }  # fmt: skip
 """Values of fields that cost time or memory before a tensor shows it, or where none does."""
-NOT_FROM_RECIPES = {"expansion": "is what arms are for", "use_cache": "goes with generating, not with training"}
+NOT_FROM_RECIPES = {"expansion": "is what arms are for"}
 
 
 def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> PreTrainedConfig:
@@ -24,7 +25,7 @@ def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> P
         UserError: an unknown family, a field that is none of its architecture, one that follows from the tokenizer, or
             values that the family refuses.
     """
-    register_configurations()
+    register_families()
     if family not in FAMILIES:
         raise UserError("family", family, "is unknown", f"known families: {', '.join(FAMILIES)}")
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -41,6 +42,10 @@ def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> P
         if name in BOUNDS and not (isinstance(value, int) and value in BOUNDS[name]):
             bounds = f"{BOUNDS[name].start} to {BOUNDS[name].stop - 1}"
             raise UserError(f"config.{name}", value, f"is no number from {bounds}", "give one")
+    try:
+        check_fields(FAMILIES[family], type(AutoConfig.for_model(family)), from_tokenizer | fields)
+    except UserError as error:
+        raise UserError(f"config.{error.field}", error.value, error.problem, error.remedy) from None
     with explained("config", fields, f"does not make a {family}", "correct the values"):
         return AutoConfig.for_model(family, **from_tokenizer, **fields)
 

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from statex.errors import UserError, explained
-from statex.expansion.plan import stored_plan
 from statex.expansion.state import state_report
+from statex.expansion.stored import stored_plan
 from statex.models.dispatch import statex_ops
 
 NUM_TOKENS = 8

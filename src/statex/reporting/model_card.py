@@ -1,6 +1,6 @@
 """README.md of a model folder: front matter for the hub, what was expanded, how to load it, what to cite."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from statex.reporting.render.markup import literal, table
@@ -27,7 +27,7 @@ def model_card(
     name: str,
     model_type: str,
     base_model: str | None = None,
-    plan: Mapping[str, Any] | None = None,
+    plans: Sequence[Mapping[str, Any]] = (),
     state: Mapping[str, Any] | None = None,
     num_parameters: int | None = None,
     training: Mapping[str, Any] | None = None,
@@ -38,26 +38,29 @@ def model_card(
         name: the model's title.
         model_type: of config.json, for example "statex_gla".
         base_model: hub name or path of the model it was made from.
-        plan: the expansion plan as config.json holds it (kind, init, factor, rank, seed, layers with index, before,
-            after and tensors); None for a model that is not expanded.
+        plans: of its expansions and re-initialisations, in order (kind, init, factor, rank, seed, layers with index,
+            before, after and tensors, each edit in words: `ExpansionPlan.in_words`).
         state: `state_report(model).to_dict()`.
         num_parameters: parameters of the model.
         training: settings of its training, shown as a table; None where it was not trained since the expansion.
     """
     parts = [
-        _front_matter(model_type, base_model, expanded=plan is not None),
+        _front_matter(model_type, base_model, expanded=bool(plans)),
         f"# {literal(name)}",
-        _summary(base_model, plan, state, num_parameters, training),
+        _summary(base_model, plans, state, num_parameters, training),
     ]
-    if plan:
-        parts += ["## What was changed", _plan_table(plan), _changed_tensors(plan)]
+    if plans:
+        parts += ["## What was changed"]
+    for number, plan in enumerate(plans, 1):
+        parts += [f"### Step {number}"] if len(plans) > 1 else []
+        parts += [_plan_table(plan), _changed_tensors(plan)]
     if training:
         parts += [
             "## Training",
             table(["setting", "value"], [[literal(key), literal(_value(value))] for key, value in training.items()]),
         ]
-    parts += ["## How to load it", _loading(plan)]
-    if plan:
+    parts += ["## How to load it", _loading(bool(plans))]
+    if plans:
         parts += ["## Citation", f"The method:\n\n```bibtex\n{CITATION}\n```"]
     return "\n\n".join(parts) + "\n"
 
@@ -75,27 +78,16 @@ def _front_matter(model_type: str, base_model: str | None, expanded: bool) -> st
 
 def _summary(
     base_model: str | None,
-    plan: Mapping[str, Any] | None,
+    plans: Sequence[Mapping[str, Any]],
     state: Mapping[str, Any] | None,
     num_parameters: int | None,
     training: Mapping[str, Any] | None,
 ) -> str:
     origin = f"**{literal(base_model)}**" if base_model else "a model made from scratch"
-    if plan is None:
+    if not plans:
         first = f"Made from {origin}, without an expansion of its recurrent state."
     else:
-        many = f"{len(plan['layers'])} layer{'s' if len(plan['layers']) != 1 else ''}"
-        if plan["kind"] == "expand":
-            init = literal(str(plan["init"]))
-            first = (
-                f"Made from {origin} by enlarging the recurrent state of {many} {plan['factor']} times "
-                f"(*{init}*: {_INITS.get(init, 'an initialisation of its own')})."
-            )
-        else:
-            first = (
-                f"Made from {origin} by making the token mixers of {many} fresh **without** enlarging the state: the "
-                "control of an expansion."
-            )
+        first = f"Made from {origin} by {', then by '.join(map(_deed, plans))}."
         if training is None:
             first += " It has **not been trained since**."
     sentences = [first]
@@ -108,6 +100,15 @@ def _summary(
     if num_parameters is not None:
         sentences.append(f"It has {num_parameters:,} parameters.")
     return " ".join(sentences)
+
+
+def _deed(plan: Mapping[str, Any]) -> str:
+    many = f"{len(plan['layers'])} layer{'s' if len(plan['layers']) != 1 else ''}"
+    if plan["kind"] == "expand":
+        init = literal(str(plan["init"]))
+        meaning = _INITS.get(init, "an initialisation of its own")
+        return f"enlarging the recurrent state of {many} {plan['factor']} times (*{init}*: {meaning})"
+    return f"making the token mixers of {many} fresh **without** enlarging the state: the control of an expansion"
 
 
 def _plan_table(plan: Mapping[str, Any]) -> str:
@@ -144,14 +145,14 @@ def _changed_tensors(plan: Mapping[str, Any]) -> str:
     )
 
 
-def _loading(plan: Mapping[str, Any] | None) -> str:
+def _loading(expanded: bool) -> str:
     code = (
         "import statex  # registers the model's class\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("PATH")\n'
         'tokenizer = AutoTokenizer.from_pretrained("PATH")'
     )
-    state = "\nprint(statex.state_report(model))" if plan else ""
+    state = "\nprint(statex.state_report(model))" if expanded else ""
     return f"```python\n{code}{state}\n```"
 
 

@@ -5,11 +5,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from statex.files import write_whole
 from statex.reporting.render import html, markdown
 from statex.reporting.render.content import Document
 from statex.reporting.render.markup import literal
-from statex.reporting.run import NOT_RUN, SETTINGS, Run, is_evaluation, read_evaluations, read_run
+from statex.reporting.run import Run, is_evaluation, read_evaluations, read_run
 from statex.reporting.sections.cost import cost_section, devices, origin_section, recipe_section, state_section
 from statex.reporting.sections.diagnosis import diagnosis_section
 from statex.reporting.sections.needles import long_context_section
@@ -23,6 +22,8 @@ from statex.reporting.sections.quality import (
     text_section,
 )
 from statex.reporting.wording import listing
+from statex.results.record import NOT_RUN_FILE, SETTINGS_FILES
+from statex.utils.atomic import write_text_atomic
 
 
 def write_report(folder: Path, output: Path | None = None) -> tuple[Path, Path]:
@@ -41,16 +42,16 @@ def write_report(folder: Path, output: Path | None = None) -> tuple[Path, Path]:
     if output is None or Path(output).resolve() == folder.resolve():
         return _write([report], folder)
     Path(output).mkdir(parents=True, exist_ok=True)
-    for name in ("recipe.toml", "results.jsonl", NOT_RUN, *SETTINGS):
+    for name in ("recipe.toml", "results.jsonl", NOT_RUN_FILE, *SETTINGS_FILES):
         if (folder / name).is_file():
-            write_whole(Path(output) / name, (folder / name).read_text(encoding="utf-8"))
+            write_text_atomic(Path(output) / name, (folder / name).read_text(encoding="utf-8"))
     return _write([report], Path(output))
 
 
 def write_comparison(folders: Sequence[Path], output: Path) -> tuple[Path, Path]:
     """Write one report of several runs, a part for each, into the folder `output`; returns the paths.
 
-    Models that were only evaluated are one part, side by side.
+    Models that were only evaluated share one part, side by side.
 
     Raises:
         UserError: one of the folders has no recipe.toml or no results.jsonl.
@@ -91,7 +92,7 @@ def _devices(run: Run) -> str:
 
 
 def _write(documents: list[Document], folder: Path) -> tuple[Path, Path]:
-    """Write page, Markdown and pictures under other names first, so that a reader never sees half a report."""
+    """Write page, Markdown and pictures under other names first, so that a reader never sees a partial report."""
     drawings = folder / "figures"
     fresh = folder / ".figures.tmp"
     shutil.rmtree(fresh, ignore_errors=True)
@@ -102,5 +103,5 @@ def _write(documents: list[Document], folder: Path) -> tuple[Path, Path]:
     os.replace(fresh, drawings)
     pages = {"report.html": html.page(documents), "report.md": markdown.page(documents)}
     for name, text in pages.items():
-        write_whole(folder / name, text)
+        write_text_atomic(folder / name, text)
     return folder / "report.html", folder / "report.md"

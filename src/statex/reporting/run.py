@@ -13,7 +13,8 @@ from typing import Any
 from statex.errors import UserError
 from statex.recipe import Recipe, load_recipe, parse_recipe
 from statex.results import Result, read_results
-from statex.suite_names import split_names
+from statex.results.record import NOT_RUN_FILE, SETTINGS_FILES
+from statex.results.suites import split_names
 
 
 @dataclass(frozen=True)
@@ -157,15 +158,9 @@ def read_run(folder: Path) -> Run:
     return Run(load_recipe(folder / "recipe.toml"), text, read_results(folder / "results.jsonl"))
 
 
-SETTINGS = ("evaluation.json", "harness.json")
-"""What `statex eval` writes beside its results."""
-NOT_RUN = "not_run.json"
-"""Where it keeps which of lm-eval's tasks lacked their data, and the commands that fetch them."""
-
-
 def is_evaluation(folder: Path) -> bool:
     """Whether a folder is what `statex eval` made."""
-    return not (folder / "recipe.toml").is_file() and any((folder / name).is_file() for name in SETTINGS)
+    return not (folder / "recipe.toml").is_file() and any((folder / name).is_file() for name in SETTINGS_FILES)
 
 
 def read_evaluations(folders: Sequence[Path]) -> Run:
@@ -183,11 +178,11 @@ def read_evaluations(folders: Sequence[Path]) -> Run:
         if not (folder / "results.jsonl").is_file():
             raise UserError("run", str(folder), "has no results.jsonl", "let the evaluation end")
         results += [replace(row, model=model, arm=name) for row in read_results(folder / "results.jsonl")]
-        if (folder / NOT_RUN).is_file():
-            missing += json.loads((folder / NOT_RUN).read_text(encoding="utf-8"))
-        paths = [folder / one for one in SETTINGS if (folder / one).is_file()]
+        if (folder / NOT_RUN_FILE).is_file():
+            missing += json.loads((folder / NOT_RUN_FILE).read_text(encoding="utf-8"))
+        paths = [folder / one for one in SETTINGS_FILES if (folder / one).is_file()]
         settings += [f"{path}\n{path.read_text(encoding='utf-8')}" for path in paths]
-    first = folders[0] / SETTINGS[0]
+    first = folders[0] / SETTINGS_FILES[0]
     evaluation = json.loads(first.read_text(encoding="utf-8"))["evaluation"] if first.is_file() else {}
     values = {
         "name": model,

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from statex.errors import UserError
-from statex.files import write_whole
 from statex.reporting.render.figures import Line, LineChart, line_charts
 from statex.reporting.render.panels import in_words
 from statex.reporting.wording import listing
+from statex.utils.atomic import write_text_atomic
 
 Record = dict[str, Any]  # of `run_ops_benchmark`
 
@@ -65,7 +65,7 @@ def write_sweep(path: Path) -> Path:
         remedy = "give a file that `statex bench ops --sweep` wrote"
         raise UserError("sweep", str(path), "holds no records of a sweep", remedy)
     drawing = path.with_suffix(".svg")
-    write_whole(drawing, sweep_picture(records))
+    write_text_atomic(drawing, sweep_picture(records))
     return drawing
 
 

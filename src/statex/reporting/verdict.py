@@ -1,4 +1,4 @@
-"""The verdict: what a run has shown, decided by rules from paired differences and told in plain sentences.
+"""The verdict: what a run has shown, decided by rules from paired differences and stated in plain sentences.
 
 An aim has three outcomes, judged by the 95 % interval of a paired difference. Recall of an expanded arm above that of
 post-training alone: met where the interval is above 0, not met where it is below `RECALL_MARGIN`. Recall of the control
@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from statex.claims import RECALL_MARGIN, TEXT_MARGIN, claim
 from statex.reporting.run import Measure, Run, Shown
 from statex.reporting.wording import (
     NOT_RUN,
@@ -21,6 +20,7 @@ from statex.reporting.wording import (
     format_value,
     listing,
 )
+from statex.results.claims import RECALL_MARGIN, TEXT_MARGIN, claim
 
 PLATEAU_ACCURACY = 0.9
 
@@ -177,7 +177,7 @@ def _control_clause(run: Run, model: str) -> str:
     controls = {arm: recall_difference(run, model, arm) for arm in run.arms_of_kind(model, "control")}
     measured = {arm: difference for arm, difference in controls.items() if difference is not None}
     if not measured:
-        return "no control was run, so a change cannot be put down to the state"
+        return "no control was run, so a change cannot be attributed to the state"
     alone = len(measured) == 1
     shown = listing([format_difference(one) if alone else _with_arm(one, arm) for arm, one in measured.items()])
     claims = {claim(difference.interval) for difference in measured.values()}

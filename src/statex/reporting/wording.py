@@ -1,4 +1,4 @@
-"""How values, metrics and slices are written: the same in tables, figures and sentences."""
+"""How values, metrics and slices are written: the same in tables, pictures and sentences."""
 
 import math
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 from statex.reporting.run import Measure, Shown
 from statex.results import Result
-from statex.suite_names import SUITE_TITLES
+from statex.results.suites import SUITES
 
 NOT_RUN = "not run"
 
@@ -30,9 +30,9 @@ METRICS = {
     "parameters": "parameters",
     "fresh_parameters": "fresh parameters",
     "new_state_energy": "energy in new entries",
-    "effective_rank_without_new_state": "effective rank, new entries emptied",
-    "nll_rise_without_new_state": "rise of text NLL, new entries emptied",
-    "recall_drop_without_new_state": "drop of recall, new entries emptied",
+    "effective_rank_without_new_state": "effective rank, new entries zeroed",
+    "nll_rise_without_new_state": "rise of text NLL, new entries zeroed",
+    "recall_drop_without_new_state": "drop of recall, new entries zeroed",
     "weight_change": "change of fresh tensors",
 }
 STAGES = {"pretrain": "pre-training", "train": "post-training", "evaluate": "evaluation"}
@@ -43,12 +43,12 @@ _WHOLE = {"elements", "parameters", "tokens", "count", "tokens/s"}
 
 def suite_title(suite: str) -> str:
     """A suite's name in words; one of lm-eval's tasks keeps its own."""
-    return SUITE_TITLES.get(suite, (suite,))[0]
+    return SUITES[suite].title if suite in SUITES else suite
 
 
 def short_title(suite: str) -> str:
     """The same in few words."""
-    return SUITE_TITLES.get(suite, (suite,))[-1]
+    return SUITES[suite].short_title if suite in SUITES else suite
 
 
 def metric_title(metric: str) -> str:

@@ -76,23 +76,25 @@ def training_arguments(training: Training, output: Path, seed: int, quiet: bool 
         UserError: a field of TrainingArguments that is unknown or not the recipe's to set, a value it refuses, or a
             logger that is not installed.
     """
-    scheduler: dict[str, Any]
-    if training.schedule == "wsd":
-        decay = training.decay_steps or max(1, training.steps // 5)
-        scheduler = {"num_decay_steps": decay, "min_lr_ratio": training.min_learning_rate_ratio}
-        schedule = "warmup_stable_decay"
-    else:
-        scheduler = {"min_lr_rate": training.min_learning_rate_ratio}
-        schedule = "cosine_with_min_lr"
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    _check_fields(training)
+    _check_processes(training)
+    fields = _fields(training, output, seed, quiet)
+    with explained("training.trainer", training.trainer, "is refused by transformers", "correct the value"):
+        arguments = TrainingArguments(**(fields | training.trainer))
+    if arguments.n_gpu > 1:
+        logger.warning("training on one of %d GPUs; torchrun --nproc-per-node N uses N", arguments.n_gpu)
+        arguments._n_gpu = 1  # else transformers wraps the model in DataParallel
+    return arguments
+
+
+def _fields(training: Training, output: Path, seed: int, quiet: bool) -> dict[str, Any]:
+    """What the recipe's keys are called by transformers, and what its batches and checkpoints need."""
     fields: dict[str, Any] = {
         "output_dir": str(output / CHECKPOINTS),
         "max_steps": training.steps,
         "per_device_train_batch_size": 1,  # only a label: the batches come ready from TrainingBatches
-        "gradient_accumulation_steps": gradient_accumulation_steps(training, world_size),
+        "gradient_accumulation_steps": gradient_accumulation_steps(training, _world_size()),
         "learning_rate": training.learning_rate,
-        "lr_scheduler_type": schedule,
-        "lr_scheduler_kwargs": scheduler,
         "warmup_steps": training.warmup_steps,
         "adam_beta1": training.betas[0],
         "adam_beta2": training.betas[1],
@@ -113,32 +115,49 @@ def training_arguments(training: Training, output: Path, seed: int, quiet: bool 
         "disable_tqdm": quiet,
         "use_cpu": not torch.cuda.is_available(),  # what else transformers may find, statex's ops do not run on
     }
-    known = set(TrainingArguments.__dataclass_fields__)
+    if training.schedule == "wsd":
+        decay = training.decay_steps or max(1, training.steps // 5)
+        fields["lr_scheduler_type"] = "warmup_stable_decay"
+        fields["lr_scheduler_kwargs"] = {"num_decay_steps": decay, "min_lr_ratio": training.min_learning_rate_ratio}
+    else:
+        fields["lr_scheduler_type"] = "cosine_with_min_lr"
+        fields["lr_scheduler_kwargs"] = {"min_lr_rate": training.min_learning_rate_ratio}
     if training.gradient_checkpointing:
-        name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+        new_name, old_name = "activation_checkpointing", "gradient_checkpointing"
+        name = new_name if new_name in TrainingArguments.__dataclass_fields__ else old_name
         fields |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+    return fields
+
+
+def _check_fields(training: Training) -> None:
+    """Raise UserError where `trainer` or `report_to` name what there is not, or what is not theirs to set."""
     for field, value in training.trainer.items():
         refuse_own_field(field, value)
-        if field not in known:
+        if field not in TrainingArguments.__dataclass_fields__:
             problem = "is no field of transformers.TrainingArguments"
             raise UserError(f"training.trainer.{field}", value, problem, "correct its name")
+        if field.endswith("_config") and not isinstance(value, (str, dict)):
+            # transformers opens what is no table as a file; a number is then one that is open already, such as stdout
+            raise UserError(f"training.trainer.{field}", value, "is neither a table nor a file", "give one of them")
     loggers = get_available_reporting_integrations()
     if missing := [name for name in training.report_to if name not in loggers]:
         remedy = f"install it, or use one that is: {', '.join(loggers) or 'there is none'}"
         raise UserError("training.report_to", missing[0], "is unknown or not installed", remedy)
+
+
+def _check_processes(training: Training) -> None:
+    """Raise UserError where processes cannot share the training as they are told to."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
         problem = f"cannot be used: {NO_DEEPSPEED}"
         raise UserError("ACCELERATE_USE_DEEPSPEED", os.environ["ACCELERATE_USE_DEEPSPEED"], problem, "use torchrun")
-    if world_size == 1 and (fsdp := training.trainer.get("fsdp")):
+    if _world_size() == 1 and (fsdp := training.trainer.get("fsdp")):
         problem = "shares a model among several processes, and there is one"
         remedy = "start it by torchrun --nproc-per-node N, or leave it out"
         raise UserError("training.trainer.fsdp", fsdp, problem, remedy)
-    with explained("training.trainer", training.trainer, "is refused by transformers", "correct the value"):
-        arguments = TrainingArguments(**(fields | training.trainer))
-    if arguments.n_gpu > 1:
-        logger.warning("training on one of %d GPUs; torchrun --nproc-per-node N uses N", arguments.n_gpu)
-        arguments._n_gpu = 1  # else transformers wraps the model in DataParallel
-    return arguments
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def compute_in_bf16(precision: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from statex.errors import UserError
-from statex.files import write_whole
+from statex.utils.atomic import write_text_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def write_listing(checkpoint: Path) -> None:
     with ThreadPoolExecutor() as pool:
         entries = pool.map(lambda path: {"size": path.stat().st_size, "sha256": _sha256(path)}, files)
     names = [path.relative_to(checkpoint).as_posix() for path in files]
-    write_whole(checkpoint / LISTING, json.dumps(dict(zip(names, entries)), indent=2) + "\n")
+    write_text_atomic(checkpoint / LISTING, json.dumps(dict(zip(names, entries)), indent=2) + "\n")
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -84,7 +84,7 @@ def damage_of(checkpoint: Path) -> str | None:
 
 def _size_and_hash(entry: Any) -> tuple[int, str | None]:
     """An entry of a listing; earlier versions wrote sizes alone."""
-    return (entry, None) if isinstance(entry, int) else (entry["size"], entry["sha256"])
+    return (entry, None) if isinstance(entry, int) else (int(entry["size"]), entry["sha256"])
 
 
 def _sha256(path: Path) -> str:

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from statex.errors import UserError
-from statex.expansion.plan import ExpansionPlan, layer_geometry
-from statex.measure import host_memory
-from statex.recipe import Recall, Training
+from statex.expansion.edits import ExpansionPlan
+from statex.expansion.stored import layer_geometry
+from statex.recipe import Training
+from statex.settings import Recall
 from statex.training.arguments import compute_in_bf16
+from statex.utils.environment import host_memory
 
 LAYER_TENSORS = 8
 
@@ -55,7 +57,7 @@ def require_memory(field: str, value: Any, size: Size, section: str, training: T
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     sequences = training.sequences_per_device or training.tokens_per_step // training.sequence_length // processes
-    is_sharded = bool(training.trainer.get("fsdp") or training.trainer.get("deepspeed"))
+    is_sharded = bool(training.trainer.get("fsdp"))
     of_weights = (4 if is_sharded or training.train_only_expanded else 8) * size.weights
     kept = size.layers * size.width * (1 if is_sharded or training.gradient_checkpointing else LAYER_TENSORS)
     bytes_of_number = 2 if compute_in_bf16(training.precision) else 4

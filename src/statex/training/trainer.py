@@ -20,16 +20,18 @@ from transformers.trainer_utils import rotate_checkpoints
 from statex.checkpoint import write_card
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
-from statex.expansion.plan import ExpansionPlan, stored_plan
+from statex.expansion.edits import ExpansionPlan, StoredPlan
+from statex.expansion.stored import stored_plan
 from statex.families import family_of
-from statex.files import new_folder, write_whole
-from statex.measure import Stopwatch, peak_memory, reset_peak_memory
 from statex.models.dispatch import statex_ops
-from statex.recipe import Data, Training
+from statex.recipe import Training
+from statex.settings import Data
 from statex.training import CHECKPOINTS, SUMMARY
 from statex.training.arguments import training_arguments
 from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loss import chunked_loss
+from statex.utils.atomic import new_folder, write_text_atomic
+from statex.utils.timing import Stopwatch, peak_memory, reset_peak_memory
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -100,23 +102,7 @@ def train(
     )
     if progress:
         trainer.remove_callback(PrinterCallback)
-    resume_from = trainer.checkpoint_to_resume()
-    trainer.start_step = step_of(resume_from) if resume_from else 0
-    reset_peak_memory(trainer.args.device)
-    with statex_ops():
-        watch = Stopwatch(trainer.args.device)
-        trainer.train(resume_from_checkpoint=resume_from)
-        seconds = watch.seconds()
-    steps = training.steps - trainer.start_step
-    summary = TrainingSummary(
-        steps=steps,
-        tokens=steps * training.tokens_per_step,
-        seconds=seconds,
-        tokens_per_second=steps * training.tokens_per_step / seconds if steps else 0.0,
-        peak_memory=peak_memory(trainer.args.device),
-        final_loss=next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
-        num_processes=trainer.args.world_size,
-    )
+    summary = trainer.train_to_the_end()
     trainer.save_trained(summary, base, dtype)
     return summary
 
@@ -129,7 +115,7 @@ def require_master_weights(model: PreTrainedModel) -> None:
         raise UserError("model.dtype", str(narrow.pop()), problem, "load the model with dtype=torch.float32")
 
 
-def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | None) -> None:
+def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | StoredPlan | None) -> None:
     """Leave gradients only to the mixers that the plan changed, and to norms it reset.
 
     Raises:
@@ -237,6 +223,27 @@ class StatexTrainer(Trainer):
             self._last_log = (self.state.global_step, now)
         super().log(logs, start_time)
 
+    def train_to_the_end(self) -> TrainingSummary:
+        """Train from the last checkpoint, or from the beginning, to the last step; returns what that cost."""
+        device, resume_from = self.args.device, self.checkpoint_to_resume()
+        self.start_step = step_of(resume_from) if resume_from else 0
+        reset_peak_memory(device)
+        with statex_ops():
+            watch = Stopwatch(device)
+            self.train(resume_from_checkpoint=resume_from)
+            seconds = watch.seconds()
+        steps = self.training.steps - self.start_step
+        tokens = steps * self.training.tokens_per_step
+        return TrainingSummary(
+            steps=steps,
+            tokens=tokens,
+            seconds=seconds,
+            tokens_per_second=tokens / seconds if steps else 0.0,
+            peak_memory=peak_memory(device),
+            final_loss=next((entry["loss"] for entry in reversed(self.state.log_history) if "loss" in entry), None),
+            num_processes=self.args.world_size,
+        )
+
     def checkpoint_to_resume(self) -> str | None:
         """What `last_checkpoint` finds, looked for by the main process alone: reading the files takes its time."""
         found = [last_checkpoint(self.output / CHECKPOINTS) if self.args.process_index == 0 else None]
@@ -282,7 +289,7 @@ class StatexTrainer(Trainer):
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(temporary)
                 write_card(temporary, outline, base, self._settings())
-            write_whole(self.output / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
+            write_text_atomic(self.output / SUMMARY, json.dumps(summary.to_dict(), indent=2) + "\n")
             shutil.rmtree(self.output / CHECKPOINTS, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 

@@ -21,8 +21,8 @@ from statex.training.trainer import StatexTrainer, freeze_all_but_expanded
 
 NUM_TOKENS = 8
 MINIATURE: dict[str, Any] = {
-    "steps": 1, "warmup_steps": 0, "decay_steps": None, "tokens_per_step": NUM_TOKENS, "sequence_length": NUM_TOKENS,
-    "sequences_per_device": None, "save_every": None, "report_to": [],
+    "steps": 1, "warmup_steps": 0, "decay_steps": None, "sequence_length": NUM_TOKENS, "sequences_per_device": None,
+    "save_every": None, "report_to": [],
 }  # fmt: skip
 """What a trial changes in a training section: its length, and who is told of it."""
 
@@ -43,7 +43,8 @@ def try_training(training: Training, with_documents: bool) -> None:
     fields = training.trainer
     with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), _kept_environment():
         training_arguments(training, Path(folder), seed=0)
-        miniature = training.model_copy(update=MINIATURE)
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        miniature = training.model_copy(update=MINIATURE | {"tokens_per_step": NUM_TOKENS * processes})
         arguments = training_arguments(miniature, Path(folder), seed=0, quiet=True)
         network, fresh = _tiny_model(training)
         with explained(
@@ -61,7 +62,7 @@ def try_training(training: Training, with_documents: bool) -> None:
             )
             trainer.remove_callback(PrinterCallback)
             trainer.create_optimizer()
-            if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not arguments.torch_compile:
+            if processes == 1 and not arguments.torch_compile:
                 _try_step(trainer, network)
 
 

@@ -7,7 +7,6 @@ from transformers import PreTrainedConfig
 
 from statex.errors import UserError
 from statex.models.caches import CACHE_NAMES
-from statex.models.registration import register_models
 from statex.models.shim import FoundThroughShim
 
 
@@ -67,10 +66,9 @@ class GLAConfig(FoundThroughShim, PreTrainedConfig):
     use_gk: bool = True
     use_gv: bool = False
     attn: Any = None
-    expansion: dict | None = None
+    expansion: list | dict | None = None
 
     def __post_init__(self, **kwargs):
-        register_models()
         if self.num_kv_heads is None:
             self.num_kv_heads = self.num_heads
         if self.intermediate_size is None:

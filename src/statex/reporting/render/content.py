@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A cell of a table: a value, before it a mark, and beneath it its interval (and n, if the table has it nowhere
     else)."""
 
@@ -29,7 +29,7 @@ class Column:
 class Table:
     caption: str
     columns: list[Column]
-    rows: list[list[Cell]]
+    rows: list[list[TableCell]]
     notes: list[str] = field(default_factory=list)
 
 
@@ -81,7 +81,7 @@ Block = Table | Figure | Text | Heading | Code | Folded
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     title: str
     blocks: list[Block]
 
@@ -92,4 +92,4 @@ class Document:
 
     title: str
     subtitle: str
-    sections: list[Section]
+    sections: list[PageSection]

@@ -217,7 +217,7 @@ def dot_chart(chart: DotChart) -> str:
         axes.xaxis.set_major_locator(MaxNLocator(4))
         numbers = axes.xaxis.get_major_formatter().format_ticks(list(axes.get_xticks()))
         if sum(7 * len(number) + 14 for number in numbers) > 420 - left - right:
-            axes.xaxis.set_major_locator(MaxNLocator(2))  # or the numbers would run into one another
+            axes.xaxis.set_major_locator(MaxNLocator(2))  # else the numbers would overlap
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         drawing.text(0, 1, chart.title, ha="left", va="top", fontweight="bold", fontsize=12.5)
@@ -230,7 +230,7 @@ def arm_style(kind: str, rank: int) -> tuple[str, str, object]:
 
 
 def _canvas(width: int, height: int) -> Figure:
-    """An empty figure of so many CSS pixels (a point of the SVG is taken as one)."""
+    """An empty figure of this size in CSS pixels (a point of the SVG is taken as one)."""
     drawing = Figure(figsize=(width / 72, height / 72), facecolor=PAPER)
     FigureCanvasSVG(drawing)
     return drawing
@@ -275,7 +275,7 @@ def _draw_chart(drawing: FigureBase, chart: LineChart, width: int, height: int) 
 
 
 def _draw_references(axes: Axes, chart: LineChart) -> None:
-    """What the arms are to be seen against: the accuracy of guessing, a border, the line of no difference."""
+    """References for the arms: the accuracy of guessing, a border, the line of no difference."""
     dotted: dict[str, Any] = {"color": MUTED, "linewidth": 1.2, "linestyle": (0, (1, 2)), "zorder": 1}
     if chart.guess:
         label, accuracy = chart.guess
@@ -317,7 +317,7 @@ def _place(x: float, chart: LineChart) -> float:
 
 
 def short(x: float) -> str:
-    """A number as an axis has room for: 64K for 65,536."""
+    """A number short enough for an axis: 64K for 65,536."""
     if x >= 1024 and x % 1024 == 0:
         return f"{x / 1024:g}K"
     return f"{x:,.6g}"
@@ -343,7 +343,7 @@ def _draw_line(axes: Axes, line: Line, style: tuple, dodge: Callable[[float], fl
 
 
 def _marker(colour: str, marker: str) -> dict[str, Any]:
-    """How a filled mark is drawn: with a border of paper, but for a cross, which is all border."""
+    """How a filled mark is drawn: with a white border, except for a cross, which is all border."""
     cross = marker == "x"
     return {
         "markersize": 6.5,
@@ -353,7 +353,7 @@ def _marker(colour: str, marker: str) -> dict[str, Any]:
 
 
 def _dodge(index: int, chart: LineChart) -> Callable[[float], float]:
-    """Move the arms a little apart, so that their intervals do not cover one another."""
+    """Move the arms a little apart, so that their intervals do not overlap."""
     shift = index - (len(chart.lines) - 1) / 2
     if chart.logarithmic:
         return lambda x: _place(x, chart) * 2 ** (0.045 * shift)

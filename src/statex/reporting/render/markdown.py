@@ -7,15 +7,15 @@ from html import escape
 from statex.reporting.render import markup
 from statex.reporting.render.content import (
     Block,
-    Cell,
     Code,
     Document,
     Figure,
     Folded,
     Heading,
+    PageSection,
     Panel,
-    Section,
     Table,
+    TableCell,
     Text,
 )
 from statex.reporting.render.markup import linked, literal
@@ -61,7 +61,7 @@ def _prefix(documents: Sequence[Document], index: int) -> str:
     return f"{index + 1}-" if len(documents) > 1 else ""
 
 
-def _section(section: Section, prefix: str) -> str:
+def _section(section: PageSection, prefix: str) -> str:
     return "\n\n".join([f"## {section.title}", *(_block(block, prefix) for block in section.blocks)])
 
 
@@ -97,6 +97,6 @@ def _table(table: Table, prefix: str) -> str:
     return "\n\n".join([f"*{linked(table.caption, not prefix)}*", text, *map(literal, table.notes)])
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TableCell) -> str:
     mark = f"({cell.mark})" if cell.mark else ""
     return literal(" ".join(part for part in (cell.text, cell.beneath, mark) if part))

@@ -1,7 +1,7 @@
-"""The marks that texts of a report and of a model card may hold, a part of Markdown; and how foreign words lose theirs.
+"""The markup of texts in a report and a model card, a part of Markdown; and how foreign text is escaped.
 
 `code`, **strong** and *emphasised* words, links to a section by its title, "[words](#Title)", and a backslash before a
-character that is meant as itself.
+character that is meant literally.
 """
 
 import re
@@ -15,7 +15,7 @@ _MEANT = re.compile(r"[\\`*<|~]|\](?=\()|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 def literal(text: str) -> str:
-    """Foreign text (a device's name, a note) for Markdown and for `inline`: one line, nothing in it is a mark."""
+    """Foreign text (a device's name, a note) escaped for Markdown and for `inline`, on one line."""
     return _MEANT.sub(r"\\\g<0>", " ".join(text.split()))
 
 
@@ -60,7 +60,7 @@ def anchor(title: str, prefix: str) -> str:
 
 
 def table(titles: list[str], rows: list[list[str]], left: list[bool] | None = None) -> str:
-    """A Markdown table of texts, by default with no alignment of its own; the cells are as they are to be read."""
+    """A Markdown table of texts that are already escaped, by default without alignment."""
     rule = ["---"] * len(titles) if left is None else [":--" if one else "--:" for one in left]
     lines = [titles, rule, *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

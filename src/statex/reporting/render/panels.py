@@ -5,7 +5,7 @@ from statex.reporting.render.content import Panel
 from statex.reporting.render.figures import Dot, DotChart, Line, LineChart
 from statex.reporting.run import Measure, Run
 from statex.reporting.wording import format_with_interval, metric_title, slice_title
-from statex.suite_names import SUITE_TITLES
+from statex.results.suites import SUITES
 
 
 def arm_lines(run: Run, model: str, measures: list[Measure], key: str) -> list[Line]:
@@ -75,7 +75,7 @@ def slice_panels(
         group = groups[metric, key, rest]
         if len(group) < 3:
             continue
-        name = "" if suite in SUITE_TITLES else f"{suite} "
+        name = "" if suite in SUITES else f"{suite} "
         title = f"{model}: {name}{metric_title(metric)}" + (f", {rest}" if rest else "")
         lines = arm_lines(run, model, group, key)
         chart = LineChart(key.replace("_", " "), title, lines, fraction=metric == "accuracy", level=level)

@@ -1,8 +1,8 @@
-"""Tables of estimates: one builder, so that no table shows a mean without its n and interval."""
+"""Tables of estimates: built in one place, so that no table shows a mean without its n and interval."""
 
 from collections.abc import Callable, Iterable, Sequence
 
-from statex.reporting.render.content import Cell, Column, Table
+from statex.reporting.render.content import Column, Table, TableCell
 from statex.reporting.run import Measure, Run, Shown
 from statex.reporting.verdict import above_zero
 from statex.reporting.wording import (
@@ -20,7 +20,7 @@ Titles = Callable[[Measure], str]
 
 
 class Notes:
-    """Remarks beside values, each written once under the table and marked by a letter."""
+    """Remarks on values, each written once below the table and marked by a letter."""
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
@@ -48,7 +48,7 @@ def by_arm(run: Run, model: str, measures: Sequence[Measure], caption: str, titl
     rows = []
     for arm, estimates in zip(arms, grid):
         cells = [shared.cell(one, n_elsewhere=n is not None) for one, n in zip(estimates, counts)]
-        rows.append([Cell(arm), *cells])
+        rows.append([TableCell(arm), *cells])
     return Table(f"{caption} {shared.seeds_sentence()}".rstrip(), columns, rows, shared.notes.lines())
 
 
@@ -65,7 +65,7 @@ def by_measure(
     for measure, estimates in zip(measures, grid):
         n = shared_n(estimates)
         cells = [shared.cell(one, n_elsewhere=n is not None) for one in estimates]
-        rows.append([Cell(titles(measure)), Cell("" if n is None else f"{n:,}"), *cells])
+        rows.append([TableCell(titles(measure)), TableCell("" if n is None else f"{n:,}"), *cells])
     columns = [Column("measure", words=True), Column("n"), *(Column(arm) for arm in arms)]
     return Table(f"{caption} {shared.seeds_sentence()}".rstrip(), columns, rows, shared.notes.lines())
 
@@ -81,15 +81,15 @@ class Shared:
     def seeds_sentence(self) -> str:
         """The training seeds, for the caption."""
         if self.seeds is None:
-            return "Training seeds differ and stand in each cell."
+            return "Training seeds differ and are given in each cell."
         if not self.seeds:
             return ""
         return f"Training seed{'s' if len(self.seeds) > 1 else ''} {listing([str(seed) for seed in self.seeds])}."
 
-    def cell(self, estimate: Shown | None, n_elsewhere: bool) -> Cell:
-        """A value with its interval, what the table does not tell elsewhere, and marks; "not run" without one."""
+    def cell(self, estimate: Shown | None, n_elsewhere: bool) -> TableCell:
+        """A value with its interval, what the table does not say elsewhere, and marks; "not run" without one."""
         if estimate is None:
-            return Cell(NOT_RUN)
+            return TableCell(NOT_RUN)
         row, paired = estimate.result, estimate.result.baseline is not None
         beneath = [format_interval(estimate, signed=paired)]
         if not n_elsewhere:
@@ -100,7 +100,7 @@ class Shared:
         if paired and above_zero(estimate) is None and (needed := format_needs(row)):
             beneath.append(needed)
         text = format_value(row.value, row.unit, signed=paired)
-        return Cell(text, ", ".join(beneath), " ".join(mark for mark in marks if mark))
+        return TableCell(text, ", ".join(beneath), " ".join(mark for mark in marks if mark))
 
 
 def _direction(difference: Shown) -> str:

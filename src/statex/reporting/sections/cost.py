@@ -2,15 +2,15 @@
 
 from statex.reporting.render.content import (
     Block,
-    Cell,
     Code,
     Column,
     Figure,
     Folded,
     Heading,
+    PageSection,
     Panel,
-    Section,
     Table,
+    TableCell,
     Text,
 )
 from statex.reporting.render.markup import literal
@@ -29,7 +29,7 @@ COSTS = [
 ]
 
 
-def state_section(run: Run) -> Section:
+def state_section(run: Run) -> PageSection:
     """State and parameters of each arm before and after, and layer by layer."""
     blocks: list[Block] = []
     for model in run.models:
@@ -40,7 +40,7 @@ def state_section(run: Run) -> Section:
         blocks.append(_state_table(run, model))
         if (layers := _layer_table(run, model)).rows:
             blocks.append(Folded(f"Layers of {model}", [layers]))
-    return Section("State and parameters", blocks)
+    return PageSection("State and parameters", blocks)
 
 
 def _state_table(run: Run, model: str) -> Table:
@@ -58,7 +58,7 @@ def _state_table(run: Run, model: str) -> Table:
             _plain(run.find(model, arm, Measure("state", name))) for name in ("state_bytes", "fresh_parameters")
         )
         cells = [_whole(before), _whole(after), factor, size, _whole(parameters), change, fresh]
-        rows.append([Cell(arm), *(Cell(text) for text in cells)])
+        rows.append([TableCell(arm), *(TableCell(text) for text in cells)])
     caption = (
         f"State and parameters of {model}: matrix states at batch 1. The change of parameters is against "
         f"{reference or 'no arm'}; fresh parameters are those of tensors that the expansion changed or made new. "
@@ -93,14 +93,14 @@ def _layer_table(run: Run, model: str) -> Table:
                 shape = [_whole(details.get(name)) for name in ("num_heads", "key_dim", "value_dim")]
                 factor = f"× {after / before:.2f}" if before else "–"
                 texts = [arm, str(measure.values["layer"]), *shape, _whole(before), _whole(after), factor]
-                rows.append([Cell(text) for text in texts])
+                rows.append([TableCell(text) for text in texts])
     titles = ["layer", "heads", "key dim", "value dim", "elements before", "after", "factor"]
     return Table(
         f"State of {model}, layer by layer.", [Column("arm", words=True), *(Column(one) for one in titles)], rows
     )
 
 
-def cost_section(run: Run) -> Section:
+def cost_section(run: Run) -> PageSection:
     """Speed, memory and time of each arm."""
     blocks: list[Block] = [Text(f"Measured on {literal(listing(devices(run))) or 'an unnamed device'}.")]
     for model in run.models:
@@ -110,10 +110,10 @@ def cost_section(run: Run) -> Section:
             blocks.append(Text("Not run."))
             continue
         if panels := _cost_panels(run, model, measures):
-            caption = f"Cost of {model}: 95 % intervals over repetitions, or the range of the seeds."
+            caption = f"Cost of {model}: 95 % intervals over repetitions, or the range over seeds."
             blocks.append(Figure(caption, panels))
         blocks.append(_cost_table(run, model, measures))
-    return Section("Cost", blocks)
+    return PageSection("Cost", blocks)
 
 
 def _cost_table(run: Run, model: str, measures: list[Measure]) -> Table:
@@ -125,11 +125,11 @@ def _cost_table(run: Run, model: str, measures: list[Measure]) -> Table:
         found = {arm: run.find(model, arm, measure) for arm in arms}
         n = shared_n(found.values())
         cells = [_cost_cell(one, notes, n, _applies(run, arm, measure)) for arm, one in found.items()]
-        rows.append([Cell(measure_title(measure)), Cell("" if n is None else f"{n:,}"), *cells])
+        rows.append([TableCell(measure_title(measure)), TableCell("" if n is None else f"{n:,}"), *cells])
     columns = [Column("measure", words=True), Column("n"), *(Column(arm or "all arms") for arm in arms)]
     caption = (
-        f"Cost of {model}. Under a value stands its 95 % interval or, where it was taken once for each seed, the "
-        "range of the seeds; a value with neither was taken once. n counts the repetitions for a seed."
+        f"Cost of {model}. Below a value is its 95 % interval or, where it was measured once for each seed, the "
+        "range over seeds; a value with neither was measured once. n counts the repetitions for a seed."
     )
     return Table(caption, columns, rows, notes.lines())
 
@@ -155,14 +155,14 @@ def _applies(run: Run, arm: str, measure: Measure) -> bool:
     )
 
 
-def _cost_cell(estimate: Shown | None, notes: Notes, shared: int | None, applies: bool) -> Cell:
+def _cost_cell(estimate: Shown | None, notes: Notes, shared: int | None, applies: bool) -> TableCell:
     if estimate is None:
-        return Cell(NOT_RUN if applies else "–")
+        return TableCell(NOT_RUN if applies else "–")
     row = estimate.result
     beneath = [format_interval(estimate)] if estimate.interval or estimate.spread else []
     if shared is None and row.n is not None:
         beneath.append(f"n = {row.n:,}")
-    return Cell(format_value(row.value, row.unit), ", ".join(beneath), notes.mark(row.note))
+    return TableCell(format_value(row.value, row.unit), ", ".join(beneath), notes.mark(row.note))
 
 
 def devices(run: Run) -> list[str]:
@@ -170,7 +170,7 @@ def devices(run: Run) -> list[str]:
     return list(dict.fromkeys(row.device for row in run.results if row.device))
 
 
-def origin_section(run: Run) -> Section:
+def origin_section(run: Run) -> PageSection:
     """Seeds, versions, device and commit: what is needed to repeat the run."""
     commits = list(dict.fromkeys(row.commit for row in run.results if row.commit))
     dtypes = list(dict.fromkeys(row.dtype for row in run.results if row.dtype))
@@ -192,19 +192,19 @@ def origin_section(run: Run) -> Section:
     facts += [(name, listing(list(dict.fromkeys(found)))) for name, found in names.items()]
     if not names:
         facts.append(("versions", "not recorded"))
-    rows = [[Cell(name), Cell(value)] for name, value in facts]
+    rows = [[TableCell(name), TableCell(value)] for name, value in facts]
     blocks: list[Block] = [Table("Origin of the results.", [Column("", words=True), Column("", words=True)], rows)]
     for name, found in (("commit", commits), ("dtype of the models", dtypes)):
         if len(found) > 1:
-            blocks.append(Text(f"The results are from more than one {name}.", "note"))
-    return Section("Seeds, versions and device", blocks)
+            blocks.append(Text(f"The results come from more than one {name}.", "note"))
+    return PageSection("Seeds, versions and device", blocks)
 
 
-def recipe_section(run: Run) -> Section:
+def recipe_section(run: Run) -> PageSection:
     """The recipe, or the settings of an evaluation, as it stands in the run's folder."""
     if run.evaluation_only:
-        return Section("Settings", [Folded("Settings of each evaluation, verbatim", [Code(run.recipe_text)])])
-    return Section("Recipe", [Folded("recipe.toml, verbatim", [Code(run.recipe_text)])])
+        return PageSection("Settings", [Folded("Settings of each evaluation, verbatim", [Code(run.recipe_text)])])
+    return PageSection("Recipe", [Folded("recipe.toml, verbatim", [Code(run.recipe_text)])])
 
 
 def _count(run: Run, model: str, arm: str, metric: str) -> int | None:

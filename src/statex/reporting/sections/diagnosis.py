@@ -4,7 +4,18 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from statex.reporting.render.content import Block, Cell, Column, Figure, Folded, Heading, Panel, Section, Table, Text
+from statex.reporting.render.content import (
+    Block,
+    Column,
+    Figure,
+    Folded,
+    Heading,
+    PageSection,
+    Panel,
+    Table,
+    TableCell,
+    Text,
+)
 from statex.reporting.render.figures import LineChart
 from statex.reporting.render.markup import literal
 from statex.reporting.render.panels import arm_lines, dot_panel, line_panel
@@ -27,19 +38,19 @@ TITLE = "Diagnosis"
 WHERE_DRAWN = {"text_lost": "[Text](#Text)", "recall_flat": "[Recall](#Recall)"}
 
 
-def diagnosis_section(run: Run) -> Section:
+def diagnosis_section(run: Run) -> PageSection:
     """For each model the signs of failure with the number that shows them, then how the new state is used."""
     blocks: list[Block] = []
     for model in run.models:
         blocks += [Heading(model), *_model_blocks(run, model)]
-    return Section(TITLE, blocks)
+    return PageSection(TITLE, blocks)
 
 
 def _model_blocks(run: Run, model: str) -> list[Block]:
     if not run.arms_of_kind(model, "statex"):
         return [Text("No arm was expanded.")]
     if not run.measures(model, SUITE):
-        return [Text("Not run. `statex run` with the same recipe adds it, without another training or evaluation.")]
+        return [Text("Not run. `statex run` with the same recipe adds it, without training or evaluating again.")]
     blocks: list[Block] = [*_signs(run, model)]
     shown = [_recall_panel(run, model), _text_panel(run, model), *_task_panels(run, model)]
     if panels := [panel for panel in shown if panel]:
@@ -75,8 +86,12 @@ def _in_use(run: Run, model: str, arm: str) -> str:
         if drop := run.find(model, arm, measure):
             change = format_with_interval(negated(drop), signed=True)
             in_use = drop.interval is not None and drop.interval[0] > 0
-            use = "they are in use, whether for more or not" if in_use else "it is not seen to need them"
-            return f" Emptying the new entries changes recall by {change}: {use}."
+            use = (
+                "they are in use, whether or not they raise recall"
+                if in_use
+                else "nothing shows that recall needs them"
+            )
+            return f" Zeroing the new entries changes recall by {change}: {use}."
     return ""
 
 
@@ -143,8 +158,8 @@ def _use(run: Run, model: str) -> list[Block]:
         caption = (
             "By layer: the new entries' share of the energy (the sum of squares) of the state after half a window of "
             "held-out text; the state's effective rank (exp of the entropy of its singular values), hollow: with its "
-            "new entries emptied; and the norm of the change of fresh tensors in training over their norm, 0 where "
-            "they did not move. Last, what recall loses when the new entries are emptied before it is asked. Where "
+            "new entries zeroed; and the norm of the change of fresh tensors in training over their norm, 0 where "
+            "they did not move. Last, what recall loses when the new entries are zeroed before the queries. Where "
             "heads were merged, the new entries are the blocks in which one old head's keys meet another's values; "
             "what is left without them can be of higher rank than the whole."
         )
@@ -159,9 +174,9 @@ def _use_sentence(run: Run, model: str, arm: str) -> str:
         share = energy[0].result.details.get("share_of_entries")
         entries = f", {_percent(share)} of the state," if isinstance(share, float) else ""
         parts.append(f"the new entries{entries} hold {_range(energy, _percent)} of its energy")
-    changes = [_emptied(run, model, arm, *change) for change in EMPTIED]
+    changes = [_zeroed(run, model, arm, *change) for change in ZEROED]
     if any(changes):
-        parts.append(f"emptying them changes {listing([change for change in changes if change])}")
+        parts.append(f"zeroing them changes {listing([change for change in changes if change])}")
     if moved := _by_layer(run, model, arm, "weight_change"):
         parts.append(f"its fresh tensors moved by {_range(moved, _percent)} of their norm")
     notes = sorted(
@@ -177,14 +192,14 @@ def _use_sentence(run: Run, model: str, arm: str) -> str:
     return f"**{arm}**: {'; '.join(parts)}.{still}"
 
 
-EMPTIED = [
+ZEROED = [
     ("nll_rise_without_new_state", "text NLL", " nats", "documents", 1),
     ("recall_drop_without_new_state", "recall", "", "sequences", -1),
 ]
 """Metric, what it is a change of, its unit, what its n counts, and whether it is a rise or a fall."""
 
 
-def _emptied(run: Run, model: str, arm: str, metric: str, what: str, unit: str, items: str, sign: int) -> str:
+def _zeroed(run: Run, model: str, arm: str, metric: str, what: str, unit: str, items: str, sign: int) -> str:
     for measure in run.measures(model, SUITE, metric):
         if estimate := run.find(model, arm, measure):
             pairs = measure.values.get("num_pairs")
@@ -196,7 +211,7 @@ def _emptied(run: Run, model: str, arm: str, metric: str, what: str, unit: str, 
 
 
 def negated(estimate: Shown) -> Shown:
-    """A fall as a rise below 0."""
+    """A fall as a negative rise."""
     row, spread = estimate.result, estimate.spread
     low, high = (None if bound is None else -bound for bound in (row.high, row.low))
     rise = replace(row, value=-row.value, low=low, high=high)
@@ -222,7 +237,7 @@ def _percent(share: float) -> str:
 BY_LAYER = {
     "new_state_energy": "energy in the new entries",
     "effective_rank": "effective rank of the state",
-    "effective_rank_without_new_state": "the same, new entries emptied",
+    "effective_rank_without_new_state": "the same, new entries zeroed",
     "weight_change": "how far fresh tensors moved",
 }
 
@@ -232,7 +247,7 @@ def _panels(run: Run, model: str) -> list[Panel]:
     layers = {one.values["layer"] for metric in BY_LAYER for one in run.measures(model, SUITE, metric)}
     panels: list[Panel | None] = [*(_layer_dots if len(layers) == 1 else _layer_lines)(run, model)]
     for measure in run.measures(model, SUITE, "recall_drop_without_new_state"):
-        title = f"{model}: drop of recall, new entries emptied"
+        title = f"{model}: drop of recall, new entries zeroed"
         panels.append(dot_panel(run, model, measure, f"diagnosis-emptied-{model}", title, zero=True))
     return [panel for panel in panels if panel is not None]
 
@@ -279,14 +294,15 @@ def _moved_table(run: Run, model: str, measures: list[Measure]) -> Table:
     rows = []
     for measure in measures:
         found = [run.find(model, arm, measure) for arm in arms]
-        cells = [Cell("–") if one is None else Cell(format_value(one.result.value), _seeds_range(one)) for one in found]
-        rows.append([Cell(measure_title(measure)), *cells])
+        rows.append([TableCell(measure_title(measure)), *map(_moved_cell, found)])
     caption = (
         f"Fresh tensors of {model}: norm of their change in training over their norm. It is computed from all their "
-        "numbers, so it has no interval; under it stands the range of the seeds."
+        "values, so it has no interval; below it is the range over seeds."
     )
     return Table(caption, [Column("measure", words=True), *(Column(arm) for arm in arms)], rows)
 
 
-def _seeds_range(estimate: Shown) -> str:
-    return format_interval(estimate) if estimate.spread else ""
+def _moved_cell(estimate: Shown | None) -> TableCell:
+    if estimate is None:
+        return TableCell("–")
+    return TableCell(format_value(estimate.result.value), format_interval(estimate) if estimate.spread else "")

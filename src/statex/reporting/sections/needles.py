@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from statex.reporting.render import figures
-from statex.reporting.render.content import Block, Figure, Folded, Heading, Panel, Section, Text
+from statex.reporting.render.content import Block, Figure, Folded, Heading, PageSection, Panel, Text
 from statex.reporting.render.figures import HeatMap
 from statex.reporting.render.panels import slice_panels
 from statex.reporting.render.tables import by_measure
@@ -19,8 +19,9 @@ from statex.reporting.wording import (
     suite_measure_title,
     suite_title,
 )
+from statex.results.suites import SUITES
 
-LONG_CONTEXT = ("passkey", "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey", "variable_tracking")
+LONG_CONTEXT = tuple(name for name, entry in SUITES.items() if entry.section == "long contexts")
 
 NEAR_ZERO = 0.2
 """Where no cell's accuracy reaches this, the NLL of the answers is drawn too."""
@@ -29,8 +30,8 @@ _SMALLEST_SCALE = 0.25
 _MANY_LENGTHS = 5
 
 NEAR_ZERO_REMARK = (
-    "What was hidden in a context must be found again. Where an accuracy is near 0, the NLL of the answer (in nats, "
-    "lower is better) still tells arms apart."
+    "What was inserted into a long context has to be found again. Where an accuracy is near 0, the NLL of the answer "
+    "(in nats, lower is better) still distinguishes the arms."
 )
 DIFFERENCES_REMARK = (
     "Heat maps show the arms, then their differences from the arm without expansion: blue is better, orange worse, and "
@@ -55,7 +56,7 @@ class Grid:
     cells: list[Measure]
 
 
-def long_context_section(run: Run) -> Section | None:
+def long_context_section(run: Run) -> PageSection | None:
     """All suites that hide something in a context: found by length, then by depth; None where nobody asked for any."""
     suites = dict.fromkeys(suite for model in run.models for suite in run.suites(model) if is_long_context(run, suite))
     suites |= dict.fromkeys(suite for suite in run.asked if suite in LONG_CONTEXT)
@@ -68,7 +69,7 @@ def long_context_section(run: Run) -> Section | None:
         blocks += _found_by_length(run, model, list(suites))
     for suite in suites:
         blocks += [Heading(suite_title(suite)), *_suite_blocks(run, suite)]
-    return Section("Long contexts", blocks)
+    return PageSection("Long contexts", blocks)
 
 
 def _found_by_length(run: Run, model: str, suites: list[str]) -> list[Block]:
@@ -98,7 +99,7 @@ def _found_by_length(run: Run, model: str, suites: list[str]) -> list[Block]:
 
 
 def is_long_context(run: Run, suite: str) -> bool:
-    """Whether a suite hides something in a context: one of ours that does, or any that is told by length or depth."""
+    """Whether a suite hides something in a context: one of ours that does, or any that is sliced by length or depth."""
     keys = [set(one.values) for model in run.models for one in run.measures(model, suite)]
     by_length = any({"length"} <= some <= {"length", "depth"} for some in keys)
     return suite in LONG_CONTEXT or (by_length and suite != "cost")

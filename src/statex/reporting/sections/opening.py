@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from statex.claims import RECALL_MARGIN, TEXT_MARGIN
-from statex.reporting.render.content import Block, Cell, Column, Figure, Section, Table, Text
+from statex.reporting.render.content import Block, Column, Figure, PageSection, Table, TableCell, Text
 from statex.reporting.render.tables import Shared, by_arm, shared_n
 from statex.reporting.run import Measure, Run, Shown
 from statex.reporting.sections.quality import nothing_measured, recall_panels
@@ -26,6 +25,7 @@ from statex.reporting.wording import (
     listing,
     suite_measure_title,
 )
+from statex.results.claims import RECALL_MARGIN, TEXT_MARGIN
 
 MARKS: dict[Outcome, str] = {"met": "✓", "not met": "✗", "undecided": "?", "not run": "–"}
 RULES = (
@@ -35,7 +35,7 @@ RULES = (
 )
 
 
-def verdict_section(run: Run) -> Section:
+def verdict_section(run: Run) -> PageSection:
     """A sentence for each model, recall against pairs, the arms in one table, and what limits all this."""
     verdicts = [verdict(run, model) for model in run.models]
     sentences = [nothing_measured(run), *(one.sentence for one in verdicts)]
@@ -49,42 +49,42 @@ def verdict_section(run: Run) -> Section:
     if len(run.recipe.seeds) == 1:
         remark = (
             f"One training seed ({run.recipe.seeds[0]}): the intervals are over items only and say nothing about how "
-            "another training would have ended."
+            "another training run would have ended."
         )
         blocks.append(Text(remark, "note"))
-    return Section("Verdict", blocks)
+    return PageSection("Verdict", blocks)
 
 
-def summary_section(run: Run) -> Section:
+def summary_section(run: Run) -> PageSection:
     """Of models that were only evaluated, what matters most: recall as a picture, and one table."""
     (model,) = run.models
     measures = [hardest_recall(run, model), text_measure(run, model)]
     measures += run.measures(model, "cost", "decode_ms_per_token")[:1]
     known = [measure for measure in measures if measure is not None]
     if not known:
-        return Section("Summary", [Text("Neither recall nor text nor cost was run; what was, follows.")])
+        return PageSection("Summary", [Text("Neither recall nor text nor cost was run; what was, follows.")])
     caption = "Recall at the most pairs, text and cost, with 95 % intervals."
-    return Section("Summary", [*_picture(run), by_arm(run, model, known, caption, suite_measure_title)])
+    return PageSection("Summary", [*_picture(run), by_arm(run, model, known, caption, suite_measure_title)])
 
 
-def aims_section(run: Run) -> Section | None:
+def aims_section(run: Run) -> PageSection | None:
     """Every aim with its outcome; None where nothing was aimed at."""
     verdicts = [verdict(run, model) for model in run.models]
     if not any(one.aims for one in verdicts):
         return None
     columns = [Column(title, words=True) for title in ("outcome", "model", "aim", "arm")] + [Column("difference")]
     rows = [
-        [Cell(text) for text in (f"{MARKS[aim.outcome]} {aim.outcome}", one.model, aim.aim, aim.arm, aim.measured)]
+        [TableCell(text) for text in (f"{MARKS[aim.outcome]} {aim.outcome}", one.model, aim.aim, aim.arm, aim.measured)]
         for one in verdicts
         for aim in one.aims
     ]
     caption = RULES
     needed = [aim.needed for one in verdicts for aim in one.aims]
     if any(needed):
-        caption += " Last, what would establish a difference of the size that was seen in 4 of 5 such runs."
+        caption += " The last column is what would establish a difference of the observed size in 4 of 5 such runs."
         columns.append(Column("to decide", words=True))
-        rows = [[*row, Cell(text or "–")] for row, text in zip(rows, needed)]
-    return Section("Aims", [Text(aims_summary(verdicts)), Table(caption, columns, rows)])
+        rows = [[*row, TableCell(text or "–")] for row, text in zip(rows, needed)]
+    return PageSection("Aims", [Text(aims_summary(verdicts)), Table(caption, columns, rows)])
 
 
 def aims_summary(verdicts: Sequence[Verdict]) -> str:
@@ -106,8 +106,8 @@ def arms_table(run: Run) -> Table:
     n = shared_n(recall)
     rows = [
         [
-            Cell(model),
-            Cell(arm),
+            TableCell(model),
+            TableCell(arm),
             shared.cell(one, n_elsewhere=n is not None),
             _change_cell(run, model, arm, recall_difference(run, model, arm)),
             _text_cell(run, model, arm),
@@ -140,7 +140,7 @@ def _picture(run: Run) -> list[Block]:
     panels = [panel for model in run.models for panel in recall_panels(run, model)[-1:]]
     caption = (
         "Recall against the number of key-value pairs (MQAR), 95 % intervals. The dotted line is what guessing one "
-        "of the values of the context gives, 1/pairs. Arms are moved apart a little along the axis."
+        "of the values of the context gives, 1/pairs. Arms are slightly offset along the axis."
     )
     return [Figure(caption, panels)] if panels else []
 
@@ -149,27 +149,27 @@ def _found(run: Run, model: str, arm: str, measure: Measure | None) -> Shown | N
     return None if measure is None else run.find(model, arm, measure)
 
 
-def _change_cell(run: Run, model: str, arm: str, difference: Shown | None) -> Cell:
+def _change_cell(run: Run, model: str, arm: str, difference: Shown | None) -> TableCell:
     kind = run.kind(arm)
     if arm == run.baseline(model) or (difference is None and kind == "base"):
-        return Cell("–")
+        return TableCell("–")
     outcome = recall_outcome(kind, difference) if kind in ("statex", "control") else None
     return _marked(format_difference(difference), outcome)
 
 
-def _text_cell(run: Run, model: str, arm: str) -> Cell:
+def _text_cell(run: Run, model: str, arm: str) -> TableCell:
     relative = relative_text_nll(run, model, arm)
     if arm == run.baseline(model) or (relative is None and run.kind(arm) == "base"):
-        return Cell("–")
+        return TableCell("–")
     return _marked(format_percent_difference(relative), text_outcome(relative) if run.kind(arm) == "statex" else None)
 
 
-def _marked(text: str, outcome: Outcome | None) -> Cell:
+def _marked(text: str, outcome: Outcome | None) -> TableCell:
     value, bracket, bounds = text.partition(" [")
-    return Cell(value, bracket.strip() + bounds, MARKS[outcome] if outcome else "")
+    return TableCell(value, bracket.strip() + bounds, MARKS[outcome] if outcome else "")
 
 
-def _cost_cells(run: Run, model: str, arm: str) -> list[Cell]:
+def _cost_cells(run: Run, model: str, arm: str) -> list[TableCell]:
     state = run.find(model, arm, Measure("state", "state_bytes"))
     speed = run.find(model, arm, Measure("cost", "training_tokens_per_second"))
     baseline = run.baseline(model)
@@ -177,6 +177,6 @@ def _cost_cells(run: Run, model: str, arm: str) -> list[Cell]:
     times = f"× {state.result.value / before.result.value:.2f}" if state and before and before.result.value else ""
     untrained = "–" if run.kind(arm) == "base" else NOT_RUN
     return [
-        Cell(format_value(one.result.value, one.result.unit), beneath) if one else Cell(missing)
+        TableCell(format_value(one.result.value, one.result.unit), beneath) if one else TableCell(missing)
         for one, beneath, missing in ((state, times, NOT_RUN), (speed, "", untrained))
     ]

@@ -1,6 +1,17 @@
 """The sections about quality: recall, text, in-context learning, any other suite, and all paired differences."""
 
-from statex.reporting.render.content import Block, Cell, Column, Figure, Folded, Heading, Panel, Section, Table, Text
+from statex.reporting.render.content import (
+    Block,
+    Column,
+    Figure,
+    Folded,
+    Heading,
+    PageSection,
+    Panel,
+    Table,
+    TableCell,
+    Text,
+)
 from statex.reporting.render.figures import LineChart
 from statex.reporting.render.panels import arm_lines, line_panel, position, slice_panels
 from statex.reporting.render.tables import by_arm, by_measure
@@ -11,16 +22,17 @@ from statex.reporting.wording import (
     measure_title,
     suite_measure_title,
 )
+from statex.results.suites import SUITES
 
 NOTHING = Text("Not run.")
-OWN_SECTIONS = {"mqar", "ar_hits", "nll_by_position", "state", "cost", "run", "diagnostics"}
 NO_SUITES = {"state", "cost", "run", "diagnostics"}
 """What has results whether a suite was run or not."""
+OWN_SECTIONS = NO_SUITES | {name for name, entry in SUITES.items() if entry.section != "other"}
 ICL = "symbol_icl"
 
 
-def recall_section(run: Run) -> Section:
-    """Accuracy by the number of pairs as tables; the picture opens the page, those of shorter sequences stand here."""
+def recall_section(run: Run) -> PageSection:
+    """Accuracy by the number of pairs as tables; the picture opens the page, those of shorter sequences are here."""
     blocks: list[Block] = []
     for model in run.models:
         measures = run.measures(model, "mqar", "accuracy")
@@ -33,7 +45,7 @@ def recall_section(run: Run) -> Section:
         titles = _pairs_with_length if len({one.values.get("length") for one in measures}) > 1 else _pairs
         caption = f"Recall of {model}: accuracy at the queried positions, with 95 % intervals. n counts sequences."
         blocks.append(by_arm(run, model, measures, caption, titles))
-    return Section("Recall", blocks)
+    return PageSection("Recall", blocks)
 
 
 def _pairs(measure: Measure) -> str:
@@ -67,14 +79,14 @@ def recall_panels(run: Run, model: str) -> list[Panel]:
     return panels
 
 
-def paired_section(run: Run) -> Section:
+def paired_section(run: Run) -> PageSection:
     """All differences between arms on the same items, except those of needle cells and of positions."""
     blocks: list[Block] = [
         Text(
             "Each value is an arm minus the arm without expansion, on the same items; the 95 % interval is of the "
-            "difference. *better* and *worse* stand only where that interval excludes 0; where it does not, the items "
-            "that are needed would establish a difference of this size in 4 of 5 such runs, with the same seeds. Where "
-            "what the seeds cause is too much for any number of items, it is more seeds that are needed."
+            "difference. *better* and *worse* stand only where that interval excludes 0; where it includes 0, the "
+            "number of items is given that would establish a difference of this size in 4 of 5 such runs with the same "
+            "seeds or, where the variance between seeds is too large for any number of items, the number of seeds."
         )
     ]
     for model in run.models:
@@ -88,10 +100,10 @@ def paired_section(run: Run) -> Section:
         caption = f"Paired differences of {model}: arm minus {baselines}."
         table = by_measure(run, model, measures, caption, suite_measure_title)
         blocks.append(Folded(f"Paired differences of {model}: {len(measures)} measures", [table]))
-    return Section("Paired differences", blocks)
+    return PageSection("Paired differences", blocks)
 
 
-def text_section(run: Run) -> Section:
+def text_section(run: Run) -> PageSection:
     """Text quality: NLL on recalled and on other tokens, and NLL by position."""
     blocks: list[Block] = []
     panels = [panel for model in run.models for panel in _position_panels(run, model)]
@@ -127,7 +139,7 @@ def text_section(run: Run) -> Section:
             + ". A dotted border is the training length: a recurrent model may run past it."
         )
         blocks.insert(0, Figure(caption, panels))
-    return Section("Text", blocks)
+    return PageSection("Text", blocks)
 
 
 def _ngram(run: Run) -> str:
@@ -165,17 +177,17 @@ def _spread(measures: list[Measure]) -> float:
     return max(middles) / max(1.0, min(middles))
 
 
-def icl_section(run: Run) -> Section | None:
+def icl_section(run: Run) -> PageSection | None:
     """Accuracy by the number of shots; None where nobody asked for it."""
     found = dict.fromkeys(suite for model in run.models for suite in run.suites(model) if _has_shots(run, suite))
     suites = [*found, *({ICL} & set(run.asked) - set(found))]
     if not suites:
         return None
-    chance = 1 / run.recipe.evaluation.symbol_icl.num_labels
+    chance = 1 / run.recipe.evaluation.suite(ICL).num_labels
     blocks: list[Block] = [
         Text(
-            "Symbols are classified by examples in the context (shots); their labels are arbitrary. Seen symbols stand "
-            "among the shots and can be recalled; unseen ones share with some of them the syllable that decides."
+            "Symbols are classified from examples in the context (shots), and their labels are arbitrary. Seen symbols "
+            "are among the shots and can be recalled; unseen ones share the deciding syllable with some of them."
         )
     ]
     caption = (
@@ -198,15 +210,15 @@ def icl_section(run: Run) -> Section | None:
         words = f"In-context learning of {model}, with 95 % intervals. n counts contexts, or questions."
         table = by_measure(run, model, measures, words, suite_measure_title)
         blocks.append(Folded(f"In-context learning of {model}, as a table", [table]))
-    return Section("In-context learning", blocks)
+    return PageSection("In-context learning", blocks)
 
 
 def _has_shots(run: Run, suite: str) -> bool:
-    """Whether a suite is told by the number of shots: ours, or a task of lm-eval."""
+    """Whether a suite is sliced by the number of shots: ours, or a task of lm-eval."""
     return any("shots" in one.values for model in run.models for one in run.measures(model, suite))
 
 
-def other_section(run: Run) -> Section | None:
+def other_section(run: Run) -> PageSection | None:
     """Every suite without a section of its own, in one table for each model; None without any."""
     blocks: list[Block] = []
     for model in run.models:
@@ -221,27 +233,27 @@ def other_section(run: Run) -> Section | None:
             blocks.append(Figure(f"Other measures of {model}, 95 % intervals.", panels))
         caption = f"Other measures of {model}, with 95 % intervals."
         blocks.append(by_measure(run, model, measures, caption, suite_measure_title))
-    return Section("Other measures", blocks) if blocks else None
+    return PageSection("Other measures", blocks) if blocks else None
 
 
 def nothing_measured(run: Run) -> str:
-    """A sentence where no suite has a figure, "" where one has."""
+    """A sentence where no suite has a value, "" where one has."""
     if "cost" in run.asked or any(row.suite not in NO_SUITES for row in run.results):
         return ""
     if not run.recipe.evaluation.suites:
         return "Nothing was measured: the recipe's evaluation.suites names no suite."
-    return "Nothing was measured: none of the suites and tasks that were asked for could be run."
+    return "Nothing was measured: none of the requested suites and tasks could be run."
 
 
-def not_run_section(run: Run) -> Section | None:
+def not_run_section(run: Run) -> PageSection | None:
     """Tasks of lm-eval that have no result, with the commands that fetch what they lack; None without any."""
     tasks = {task["task"]: task for details in run.details("run", "not_run") for task in details["tasks"]}
     if not tasks:
         return None
-    rows = [[Cell(task[key]) for key in ("task", "reason", "command")] for task in tasks.values()]
-    columns = [Column(title, words=True) for title in ("task", "reason", "what would fetch it")]
-    caption = "Tasks that were asked for and lack something; what is missing counts as nothing, never as 0."
-    return Section("Not run", [Table(caption, columns, rows)])
+    rows = [[TableCell(task[key]) for key in ("task", "reason", "command")] for task in tasks.values()]
+    columns = [Column(title, words=True) for title in ("task", "reason", "command that fetches it")]
+    caption = "Requested tasks that lack something; they are left out, never counted as 0."
+    return PageSection("Not run", [Table(caption, columns, rows)])
 
 
 def _is_other(run: Run, suite: str) -> bool:

@@ -1,0 +1,136 @@
+"""Finding and loading lm-eval's tasks, and what to do about those that cannot be loaded."""
+
+import random
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from statex.errors import UserError
+from statex.results.suites import known_names
+
+TASKS_FOLDER = Path(__file__).parent / "task_files"
+"""Task files of our own, for lm-eval's `include_path`; it takes a folder `lm_eval/tasks` for its own."""
+
+FOLDERS = (
+    "arc", "fda", "gsm8k", "hellaswag", "humaneval", "mbpp", "piqa", "ruler", "siqa", "squad_completion", "swde",
+    "winogrande",
+)  # fmt: skip
+"""Of lm-eval's tasks, those that HARNESS_GROUPS names: indexed at once, where all of its 14,000 files take seconds."""
+
+DATA_SET = re.compile(r"'([\w.-]+/[\w.-]+)'")
+"""The name of a data set in the message that it is missing."""
+
+METRIC = re.compile(r"Module '([\w./-]+)' doesn't exist")
+"""The name of a metric that `evaluate` would fetch from the hub, in the message that it is missing."""
+
+GENERATION = {"squad_completion": {"until": ["\n"], "max_gen_toks": 48, "do_sample": False}}
+"""What Based and JRT ran, where lm-eval's defaults (256 tokens, to an empty line) overrule its own task."""
+
+SEED = 1234
+"""Of the random module while a task is loaded: RULER draws its items from it."""
+
+
+def import_lm_eval() -> Any:
+    """The package lm-eval.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import lm_eval
+        import lm_eval.api.model
+        import lm_eval.tasks
+    except ImportError as error:
+        raise UserError(
+            "suites", "lm-eval", f"needs lm-eval, which is not there ({error})",
+            "install it with pip install 'statex[eval]'",
+        ) from error  # fmt: skip
+    return lm_eval
+
+
+def task_manager(tasks: Sequence[str], metadata: dict[str, Any] | None = None) -> Any:
+    """lm-eval's index of tasks, of which all of `tasks` are.
+
+    Raises:
+        UserError: lm-eval is not installed, or a task is neither in it nor ours.
+    """
+    lm_eval = import_lm_eval()
+    folders = [TASKS_FOLDER, *(Path(lm_eval.tasks.__file__).parent / name for name in FOLDERS)]
+    manager = lm_eval.tasks.TaskManager(include_path=folders, metadata=metadata, include_defaults=False)
+    if not {*tasks} <= {*manager.all_tasks}:
+        manager = lm_eval.tasks.TaskManager(include_path=TASKS_FOLDER, metadata=metadata)
+    for name in tasks:
+        if name not in manager.all_tasks:
+            raise UserError("evaluation.suites", name, "is not a suite", known_names())
+    return manager
+
+
+def load_tasks(manager: Any, name: str) -> list[Any]:
+    """The task of this name, or those of lm-eval's group, with their items; the same ones in every call."""
+    state = random.getstate()
+    random.seed(SEED)
+    sys.modules.pop("lm_eval.tasks.ruler.cwe_utils", None)  # its own generator would continue where it stopped
+    try:
+        tasks = list(manager.load([name])["tasks"].values())
+    finally:
+        random.setstate(state)
+    for task in tasks:
+        if task.task_name in GENERATION:
+            task.set_config("generation_kwargs", GENERATION[task.task_name])
+    return tasks
+
+
+def tokens_of_ruler_vt(tokenizer: Any) -> float:
+    """About what the shortest prompt of ruler_vt takes; infinity where its example does not fit the 500 tokens it has.
+
+    Otherwise lm-eval retries forever, and no interrupt stops it: it catches everything.
+    """
+    from lm_eval.tasks.ruler.vt_utils import generate_input_output
+
+    state = random.getstate()
+    example, prompt = (generate_input_output(noises, 1, 4, is_icl=noises == 5)[0] for noises in (5, 10))
+    random.setstate(state)
+    example_tokens, prompt_tokens = (len(tokenizer(text)["input_ids"]) + 30 for text in (example, prompt))
+    return prompt_tokens + 500 if example_tokens <= 500 else float("inf")
+
+
+def shortest_length(manager: Any) -> int:
+    """The shortest length of RULER's tasks in this run; their default is 4096."""
+    return min((manager.metadata or {}).get("max_seq_lengths") or [4096])
+
+
+def runs_code(manager: Any, name: str) -> bool:
+    """Whether the task's scores come of running what the model writes; before loading it, which runs code too."""
+    return bool(_task_file(manager, name, resolve=False).get("unsafe_code"))
+
+
+def fetch_command(manager: Any, name: str, error: Exception) -> str:
+    """The command that fetches what a task lacks."""
+    text = str(error)
+    if isinstance(error, ImportError):
+        package = (error.name or "").partition(".")[0]
+        return f"pip install --upgrade {package}" if package else "pip install 'statex[eval]' nltk"
+    if "punkt" in text:
+        return "python -c \"import nltk; nltk.download('punkt_tab')\""
+    if named := METRIC.search(text):
+        return f"python -c \"import evaluate; evaluate.load('{named[1]}')\""
+    config = _task_file(manager, name, resolve=True)
+    source = config.get("class", config.get("custom_dataset"))
+    path = config.get("dataset_path") or getattr(source, "DATASET_PATH", None)
+    subset = config.get("dataset_name") or getattr(source, "DATASET_NAME", None)
+    if named := DATA_SET.search(text):  # RULER's files do not say which one they load
+        path, subset = named[1], subset if named[1] == path else None
+    if path is None:
+        return f"lm_eval --model dummy --tasks {name} --limit 1"
+    arguments = ", ".join(repr(part) for part in (path, subset) if part)
+    return f'python -c "import datasets; datasets.load_dataset({arguments})"'
+
+
+def _task_file(manager: Any, name: str, *, resolve: bool) -> dict[str, Any]:
+    """What the file of a task says; nothing for a group of tasks. `resolve` imports the functions that it names."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    path = manager.task_index[name].yaml_path
+    return load_yaml(path, resolve_func=resolve) if path is not None else {}

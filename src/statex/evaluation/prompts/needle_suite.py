@@ -1,0 +1,86 @@
+"""Suites that insert needles into a haystack and ask for them, by length and, for a single needle, by depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from statex.evaluation.context import Context
+from statex.evaluation.prompts.grids import check_lengths, grid_depths, grid_lengths
+from statex.evaluation.prompts.haystack import Haystack
+from statex.evaluation.prompts.insertion import Draw, build_prompts, shortest_length
+from statex.evaluation.prompts.needles import Prompt, score_prompts
+from statex.evaluation.records import Score
+from statex.evaluation.suite import Cell, Suite
+from statex.settings import MOST_ITEMS, Lengths, Section
+
+
+class GridSettings(Section):
+    """A grid of lengths and depths."""
+
+    lengths: Lengths | None = Field(default=None, description="tokens; default: what model and device allow")
+    num_depths: int = Field(default=5, ge=1, le=1000)
+    num_items: int = Field(default=20, ge=1, le=MOST_ITEMS, description="questions in each cell of the grid")
+
+
+@dataclass(frozen=True)
+class NeedleTask:
+    """What such a suite asks.
+
+    Args:
+        name: the suite's.
+        draw: draws one prompt, by the suite's settings and the depth of its needle (where it has a single one).
+        haystack: makes one for contexts of a number of tokens.
+        by_depth: whether each cell has a depth of its own.
+    """
+
+    name: str
+    draw: Callable[[Any, float], Draw]
+    haystack: Callable[[Context, int], Haystack]
+    by_depth: bool = False
+
+    def cells(self, context: Context) -> list[Cell]:
+        settings = context.settings(self.name)
+        context.require_tokenizer(self.name)
+        shortest = shortest_length(context, self.draw(settings, 0.5))
+
+        def has_text(length: int) -> bool:
+            return self.haystack(context, length).holds(length)
+
+        lengths = grid_lengths(context, self.name, settings.lengths, shortest, has_text)
+        if not self.by_depth:
+            return [Cell(f"length-{length}", {"length": length}) for length in lengths]
+        return [
+            Cell(f"length-{length}-depth-{depth}", {"length": length, "depth": depth})
+            for length in lengths
+            for depth in grid_depths(settings.num_depths)
+        ]
+
+    def prompts(self, context: Context, cell: Cell) -> list[Prompt]:
+        """The cell's prompts, the same for every model with this tokenizer and text."""
+        settings, length = context.settings(self.name), cell.slice["length"]
+        depth = cell.slice["depth"] if self.by_depth else 0.5
+        seed = [round(10_000 * depth)] if self.by_depth else []
+        haystack, draw = self.haystack(context, length), self.draw(settings, depth)
+        field_name = f"evaluation.{self.name}.lengths"
+        return build_prompts(context, field_name, haystack, draw, settings.num_items, length, *seed)
+
+    def score(self, context: Context, cell: Cell) -> list[Score]:
+        max_new_tokens = context.settings(self.name).max_new_tokens
+        return score_prompts(context, self.name, cell, self.prompts(context, cell), max_new_tokens)
+
+    def suite(self, settings: type[Section], *, depth_of_questions: bool = False) -> Suite:
+        """The suite; `depth_of_questions` says that each of a prompt's questions has a depth of its own."""
+        by_depth = self.by_depth or depth_of_questions
+        return Suite(
+            name=self.name,
+            units={"accuracy": "fraction", "answer_nll": "nats"},
+            groups=(("length", "depth"), ("length",)) if by_depth else (("length",),),
+            cells=self.cells,
+            score=self.score,
+            settings=settings,
+            check=lambda context: check_lengths(context, self.name, self.prompts),
+        )

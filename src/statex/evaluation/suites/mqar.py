@@ -1,0 +1,106 @@
+"""MQAR: multi-query associative recall by number of pairs (Zoology, arXiv 2312.04927)."""
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from statex.data.tokenizer import recall_vocabulary
+from statex.errors import UserError
+from statex.evaluation.context import Context
+from statex.evaluation.records import Score, digest, item_score
+from statex.evaluation.suite import Cell, Suite
+from statex.settings import MOST_NUMBERS, MOST_VOCABULARY, Counts, Recall, Section
+
+TOKENS_PER_PAIR = 4
+"""The dense form: two tokens of a pair and two of its query, as in training."""
+
+
+class MqarSettings(Section):
+    num_pairs: Counts = Field(default=[4, 8, 16, 32])
+    num_keys: int = Field(default=64, ge=2, le=MOST_VOCABULARY)
+    num_values: int = Field(default=64, ge=2, le=MOST_VOCABULARY)
+    num_items: int = Field(default=200, ge=1, description="sequences for each number of pairs")
+
+    @model_validator(mode="after")
+    def _pairs_fit(self):
+        most = min(self.num_keys, self.num_values)
+        for pairs in self.num_pairs:
+            if not 1 <= pairs <= most:
+                remedy = f"give 1 to {most} pairs"
+                raise UserError("num_pairs", pairs, "does not fit num_keys and num_values", remedy)
+        row = max(self.num_keys, self.num_values, 4 * max(self.num_pairs))
+        if self.num_items * row > MOST_NUMBERS:
+            problem = f"the items of one number of pairs, {row} numbers each, do not fit into memory together"
+            raise UserError("num_items", self.num_items, problem, f"give at most {MOST_NUMBERS // row}")
+        return self
+
+
+def vocabulary(context: Context) -> tuple[np.ndarray, np.ndarray]:
+    """(num_keys,) and (num_values,) ids; without a tokenizer, the last ids of the model's vocabulary."""
+    settings = context.settings("mqar")
+    if context.tokenizer is not None:
+        try:
+            asked = recall_vocabulary(context.tokenizer, settings.num_keys, settings.num_values)
+        except UserError as error:
+            raise UserError(f"evaluation.mqar.{error.field}", error.value, error.problem, error.remedy) from error
+        if context.recall is not None:
+            _check_trained(context, context.recall, asked)
+        return asked
+    end, count = context.reader.vocab_size, settings.num_keys + settings.num_values
+    if count > end:
+        raise UserError(
+            "evaluation.mqar.num_keys",
+            settings.num_keys,
+            f"with num_values = {settings.num_values} it is more than the model's vocabulary of {end}",
+            "lower num_keys or num_values",
+        )
+    return np.arange(end - count, end - settings.num_values), np.arange(end - settings.num_values, end)
+
+
+def _check_trained(context: Context, recall: Recall, asked: tuple[np.ndarray, np.ndarray]) -> None:
+    """Refuse keys and values that training does not use: a model cannot know a key it has only seen as a value."""
+    trained = recall_vocabulary(context.tokenizer, recall.num_keys, recall.num_values)
+    for name, ids, known in zip(("num_keys", "num_values"), asked, trained, strict=True):
+        if not set(ids) <= set(known):
+            raise UserError(
+                f"evaluation.mqar.{name}",
+                len(ids),
+                "asks for other tokens than training shows, by data.recall.num_keys = "
+                f"{recall.num_keys} and num_values = {recall.num_values}",
+                "give evaluation.mqar the same num_keys and num_values",
+            )
+
+
+def cells(context: Context) -> list[Cell]:
+    return [
+        Cell(f"pairs-{num_pairs}", {"num_pairs": num_pairs, "length": TOKENS_PER_PAIR * num_pairs})
+        for num_pairs in context.settings("mqar").num_pairs
+    ]
+
+
+def score(context: Context, cell: Cell) -> list[Score]:
+    from statex.data.recall import mqar_batch
+
+    settings, batch = context.settings("mqar"), context.evaluation.batch_size
+    num_pairs, length = cell.slice["num_pairs"], cell.slice["length"]
+    context.check_length("evaluation.mqar.num_pairs", length)
+    seed = [context.evaluation.seed, num_pairs]
+    ids, labels = mqar_batch(seed, settings.num_items, length, num_pairs, *vocabulary(context))
+    scores = []
+    for start in range(0, len(ids), batch):
+        rows, targets = ids[start : start + batch], labels[start : start + batch, 1:]
+        _, right = context.reader.score(rows[:, :-1], targets)
+        for number, (row, answers) in enumerate(zip(rows, right, strict=True), start):
+            accuracy = float(answers.sum()) / num_pairs
+            scores.append(item_score(cell, number, {"accuracy": accuracy}, digest=digest(row.tolist()), tokens=length))
+    return scores
+
+
+SUITE = Suite(
+    name="mqar",
+    units={"accuracy": "fraction"},
+    groups=(("num_pairs", "length"),),
+    cells=cells,
+    score=score,
+    settings=MqarSettings,
+    check=vocabulary,
+)

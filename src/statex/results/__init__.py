@@ -1,0 +1,5 @@
+"""What evaluation writes and reporting reads: results, their intervals, what these claim, and the names of suites."""
+
+from statex.results.record import Result, merge_results, read_results, write_results
+
+__all__ = ["Result", "merge_results", "read_results", "write_results"]

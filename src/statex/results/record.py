@@ -1,0 +1,79 @@
+"""One Result record for everything that is measured, kept as JSON lines."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from statex.utils.atomic import write_text_atomic
+
+SETTINGS_FILES = ("evaluation.json", "harness.json")
+"""How the scores in an evaluation's folder were made: those of our suites, and those of lm-eval's tasks."""
+NOT_RUN_FILE = "not_run.json"
+"""The tasks of lm-eval that lacked their data, each with the command that fetches it."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured value with what is needed to judge it.
+
+    Args:
+        suite: what was run, for example "mqar".
+        metric: what is counted, for example "accuracy", "nll", "tokens_per_second".
+        value: what was measured.
+        unit: "fraction", "nats", "bytes", "tokens/s", "ms", "elements", ...
+        low, high: the 95 % interval, None where there is none (a count of bytes).
+        n: the number of independent items (questions, documents, repetitions) behind it.
+        slice: what the value is restricted to, for example {"num_pairs": 32}.
+        model: the model's name in the recipe, or its path.
+        arm: the arm of the recipe ("lpt", "reinit", ...), or "" outside a recipe.
+        seed: the training seed, None outside a recipe and where several seeds are combined.
+        baseline: the arm that was subtracted, for a paired difference; None for a plain value.
+        state_bytes: recurrent state of the measured model at batch 1, in bytes.
+        device: the device's own name.
+        dtype: of the measured model's weights, "float32" for example; "" where none was measured.
+        commit: commit of the source tree, or the version of the package.
+        note: a remark the report prints beside the value, for example "past the training length".
+        details: anything else a program may want, for example the hash of the items.
+    """
+
+    suite: str
+    metric: str
+    value: float
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    slice: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    arm: str = ""
+    seed: int | None = None
+    baseline: str | None = None
+    state_bytes: int | None = None
+    device: str = ""
+    dtype: str = ""
+    commit: str = ""
+    note: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def write_results(path: Path, results: Iterable[Result]) -> None:
+    """Write results to `path` as JSON lines, atomically."""
+    write_text_atomic(path, "".join(json.dumps(asdict(result)) + "\n" for result in results))
+
+
+def merge_results(path: Path, results: Iterable[Result]) -> None:
+    """Write results to `path`; those of other suites that are there stay."""
+    results = list(results)
+    suites = {row.suite for row in results}
+    before = read_results(path) if path.exists() else []
+    write_results(path, [*(row for row in before if row.suite not in suites), *results])
+
+
+def read_results(path: Path) -> list[Result]:
+    """Read the results of `path`; keys of a newer version are ignored."""
+    known = {item.name for item in fields(Result)}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = (json.loads(line) for line in lines if line.strip())
+    return [Result(**{key: value for key, value in row.items() if key in known}) for row in rows]

@@ -1,0 +1,128 @@
+"""What the stages of a recipe are checked against before anything is written; they share it, so each is made once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from statex.errors import UserError
+from statex.recipe import Recipe, Training
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model before it is made or loaded.
+
+    Args:
+        field, value: what the recipe says of it, for errors.
+        network: on the meta device.
+        size: its weights and state (`statex.training.memory.Size`).
+    """
+
+    field: str
+    value: Any
+    config: Any
+    tokenizer: Any
+    network: Any
+    size: Any
+
+
+class Inputs:
+    """A recipe's tokenizer and the outlines of its models."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self._outlines: dict[str, Outline] = {}
+        self._seen: set[tuple[str, ...]] = set()
+
+    def is_new(self, *check: str) -> bool:
+        """Whether this check is asked for the first time: most stages share a section, or a model."""
+        is_new = check not in self._seen
+        self._seen.add(check)
+        return is_new
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """That of the models made from scratch, which the run's folder has or which is trained; None without any."""
+        from statex.checkpoint import read_tokenizer
+        from statex.data.tokenizer import train_tokenizer
+
+        if all(model.family is None for model in self.recipe.models.values()):
+            return None
+        folder = self.recipe.folder / "tokenizer"
+        if folder.is_dir():
+            return read_tokenizer(folder)
+        return train_tokenizer(self.recipe.data.text, self.recipe.data.tokenizer, self.recipe.data.recall)
+
+    def outline(self, model: str) -> Outline:
+        """The outline of one of the recipe's models, which was compared with the memory and tried with a few tokens.
+
+        Raises:
+            UserError: a checkpoint that is not whole or has no tokenizer, or a configuration that makes no model that
+                can be trained here.
+        """
+        if model not in self._outlines:
+            self._outlines[model] = self._make_outline(model)
+        return self._outlines[model]
+
+    def _make_outline(self, name: str) -> Outline:
+        from statex.models.trial import model_without_memory, try_model
+        from statex.training.memory import require_memory, size_of
+
+        model = self.recipe.models[name]
+        with errors_in(f"models.{name}"):
+            config, tokenizer = self._config_and_tokenizer(name)
+        key, value = ("config", model.config) if model.checkpoint is None else ("checkpoint", model.checkpoint)
+        field = f"models.{name}.{key}"
+        network = model_without_memory(field, value, config)
+        size = size_of(network)
+        if model.pretraining is not None:
+            section = f"models.{name}.pretraining"
+            require_memory(field, value, size, section, model.pretraining, self.recipe.data.recall)
+        try_model(field, value, config, size.weights + size.state)
+        return Outline(field, value, config, tokenizer, network, size)
+
+    def _config_and_tokenizer(self, name: str) -> tuple[Any, Any]:
+        from statex.checkpoint import inspect, load_config, load_tokenizer
+        from statex.models.scratch import make_config
+
+        model = self.recipe.models[name]
+        if model.checkpoint is None:
+            if model.pretraining is None:
+                raise UserError("pretraining", None, "is missing", "say how the model of this family is pre-trained")
+            return make_config(model.family, model.config, self.tokenizer), self.tokenizer
+        inspect(model.checkpoint)
+        config, tokenizer = load_config(model.checkpoint), load_tokenizer(model.checkpoint)
+        if tokenizer is None:
+            raise UserError(
+                "checkpoint", model.checkpoint, "has no tokenizer", "save the model's tokenizer into its folder"
+            )
+        return config, tokenizer
+
+    def check_training(self, section: str, training: Training) -> None:
+        """Raise what a stage of training would of its settings; `section` is the recipe's name of them."""
+        from statex.training.trial import try_training
+
+        if self.is_new("training", training.model_dump_json()):
+            with errors_in(section):
+                try_training(training, self.recipe.data.reset_state_at_documents)
+
+    def check_batches(self, section: str, training: Training, model: str) -> None:
+        """Raise what a stage of training would of its data."""
+        from statex.data.mixture import TrainingBatches
+
+        if self.is_new("batches", model, training.model_dump_json()):
+            with errors_in(section):
+                TrainingBatches(self.recipe.data, training, self.outline(model).tokenizer)
+
+
+@contextmanager
+def errors_in(section: str) -> Iterator[None]:
+    """Name the field of an error as the recipe does: of a stage, that of its section; `data` is named in full."""
+    try:
+        yield
+    except UserError as error:
+        named_in_full = error.field.startswith(("data.", "evaluation."))
+        field = error.field if named_in_full else f"{section}.{error.field.removeprefix('training.')}"
+        raise UserError(field, error.value, error.problem, error.remedy) from error

@@ -1,0 +1,190 @@
+"""The processes of a run: those that torchrun started, the workers that share its chains, and signals that stop it."""
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+ProgressCallback = Callable[[str, str, int, int], None]
+"""Called with chain, stage, done, total."""
+
+KEEP_FREED_MEMORY = {  # glibc would give each step's tensors back and have them zeroed anew: up to a quarter of a step
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+
+
+def world_size() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes and reports."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def main_process_first() -> AbstractContextManager:
+    """Within it, the others wait for the main process."""
+    if world_size() == 1:
+        return nullcontext()
+    import torch
+    from accelerate import PartialState
+
+    # Told nothing, accelerate takes processes without a GPU for strangers, and none waits
+    return PartialState(cpu=not torch.cuda.is_available()).main_process_first()
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """Within it, SIGTERM and SIGHUP stop the work as Ctrl-C does: by KeyboardInterrupt, so that all is cleaned up.
+
+    A signal that is ignored stays so: `nohup` has SIGHUP ignored.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is signal.SIG_DFL:
+            signal.signal(number, stop)
+    try:
+        yield
+    except Exception as error:
+        if received:  # what breaks as the other processes stop too
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them; counted without beginning to use any."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [name.strip() for name in named.split(",")][:count] if named else [str(number) for number in range(count)]
+
+
+def run_in_processes(
+    work: Callable[..., None],
+    calls: Sequence[tuple[Any, ...]],
+    workers: int,
+    threads: int,
+    report: ProgressCallback,
+    gpus: Sequence[str] = (),
+) -> None:
+    """Do `work(*call, report)` for each call, in `workers` processes of `threads` threads each.
+
+    Each process sees one of `gpus`, in turn, so that they share them evenly; where there are none, what it would see.
+    At the first failure those that have not begun are dropped, and it is raised when the others have ended. Where this
+    process is interrupted or killed, the workers end at once.
+    """
+    context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    with _environment(KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(threads)}):
+        with _blocked(signal.SIGINT, signal.SIGHUP):  # processes inherit it: what stops us is for us to tell them
+            workers = min(workers, len(calls))
+            events, places = context.Queue(), context.Queue()
+            for number in range(workers):
+                places.put(gpus[number % len(gpus)] if gpus else None)
+            pool = ProcessPoolExecutor(workers, context, _begin_worker, (events, places))
+            futures = [pool.submit(_work, work, call) for call in calls]
+        with _shown(events, report), pool:
+            try:
+                wait_for(futures)
+            except KeyboardInterrupt:
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()
+                raise
+
+
+def wait_for(futures: list[Future]) -> None:
+    """Wait until all are done; at the first failure drop those that have not begun, and raise it."""
+    done, pending = wait(futures, return_when=FIRST_EXCEPTION)
+    for future in pending:
+        future.cancel()
+    try:
+        for future in done:
+            future.result()
+    except BrokenProcessPool:
+        raise ChildProcessError("a worker was killed, perhaps for want of memory; the same command resumes") from None
+
+
+_events: Any = None
+"""In a worker: where it puts what it reports."""
+
+
+def _begin_worker(events: Any, places: Any) -> None:
+    """Report to the parent, see the GPU that is this worker's, and end when the parent has ended."""
+    global _events
+    _events = events
+    if (gpu := places.get()) is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # torch reads it when it first uses a GPU
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(work: Callable[..., None], call: tuple[Any, ...]) -> None:
+    work(*call, lambda *event: _events.put(event))
+
+
+@contextmanager
+def _shown(events: Any, report: ProgressCallback) -> Iterator[None]:
+    """Within it, what workers report is shown."""
+    stop = threading.Event()
+
+    def show() -> None:
+        while not (stop.is_set() and events.empty()):
+            try:
+                report(*events.get(timeout=0.2))
+            except queue.Empty:
+                continue
+
+    reader = threading.Thread(target=show, daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        reader.join()
+
+
+@contextmanager
+def _blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Within it, these signals wait."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Within it, processes that are started have these environment variables, unless the user has set them."""
+    added = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

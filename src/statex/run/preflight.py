@@ -1,0 +1,164 @@
+"""What comes before the first stage of a run: its recipe checked, its tokenizer trained, its folder made.
+
+A mistake must be told before anything is written, and before hours of pre-training, not after them.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import tomli_w
+
+from statex.errors import UserError, explained
+from statex.recipe import Recipe, load_recipe
+from statex.run.inputs import Inputs
+from statex.run.measuring import changed_settings, record_evaluation
+from statex.run.selection import Selection, chains_of
+from statex.run.stages import Evaluate, arm_folder, measuring_stages, training_stages
+from statex.utils.atomic import new_folder, write_text_atomic
+
+logger = logging.getLogger(__name__)
+
+Check = Callable[[Inputs], None]
+
+
+def prepare_run(recipe: Recipe) -> None:
+    """Make the run's folder, with the resolved recipe and the tokenizer of models made from scratch; or resume in it.
+
+    Raises:
+        UserError: another recipe made the folder, or a stage of this one would refuse its input.
+    """
+    folder, path = recipe.folder, recipe.folder / "recipe.toml"
+    _check_place(folder)
+    if path.exists():
+        made_by = load_recipe(path)
+        refuse_other_recipe(made_by, recipe)
+        _take_evaluation(made_by, recipe)
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(
+            "output", str(folder), "exists and is no run's folder", "give this run another name, or remove that folder"
+        )
+    inputs = check_recipe(recipe)
+    if folder.exists():
+        folder.rmdir()
+    with new_folder(folder) as temporary:
+        _write_recipe(temporary / path.name, recipe)
+        if inputs.tokenizer is not None:
+            inputs.tokenizer.save_pretrained(temporary / "tokenizer")
+
+
+def check_recipe(recipe: Recipe) -> Inputs:
+    """Raise what the stages of a recipe would, as far as it shows without training.
+
+    Returns:
+        What they were checked against, with the tokenizer of models made from scratch.
+
+    Raises:
+        UserError: a suite, model, expansion or setting that does not exist or fit, a checkpoint that is not whole or
+            has no tokenizer, text that is missing, or shorter than one sequence, or a length of an evaluation that has
+            no room for its question or more than its text.
+    """
+    inputs = Inputs(recipe)
+    for check in checks_of(recipe):
+        check(inputs)
+    return inputs
+
+
+def checks_of(recipe: Recipe) -> list[Check]:
+    """All that is checked: what names and text there are, then each stage of the first seed."""
+    stages = [
+        stage
+        for chain in chains_of(recipe, Selection(seeds=recipe.seeds[:1]))
+        for stage in [*training_stages(recipe, chain), *measuring_stages(recipe, chain)]
+    ]
+    return [_check_suites, _check_text, *(stage.check for stage in stages)]
+
+
+def _check_suites(inputs: Inputs) -> None:
+    from statex.evaluation import check_names
+
+    check_names(inputs.recipe.evaluation.suites)
+
+
+def _check_text(inputs: Inputs) -> None:
+    from statex.data.documents import open_documents
+
+    recipe = inputs.recipe
+    open_documents(recipe.data.text)
+    text = recipe.evaluation.text
+    open_documents(text or recipe.data.text, part="held_out", field="evaluation.text" if text else "data.text")
+
+
+def _check_place(folder: Path) -> None:
+    """Raise UserError where no folder can be made, before anything is.
+
+    The system is asked by making one and removing it again: no test of permissions knows all that may be in the way.
+    """
+    with explained("output", str(folder), "cannot be the folder of a run", "change output or name"):
+        place = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+        if not place.is_dir():
+            raise UserError("output", str(folder), f"{place} is no folder", "change output or name")
+        longest = os.pathconf(place, "PC_NAME_MAX") - len("..lock")
+        if any(len(os.fsencode(part)) > longest for part in folder.parts):
+            raise UserError("output", str(folder), f"has a part longer than {longest} bytes", "shorten it")
+        if place != folder.absolute():
+            TemporaryDirectory(prefix=".statex-", dir=place).cleanup()
+
+
+def refuse_other_recipe(made_by: Recipe, recipe: Recipe) -> None:
+    """Raise UserError unless both are the same run.
+
+    It is the same wherever it is kept, however many processes share the work, however its models are measured, and
+    where a record that cannot be read is now skipped: it was not passed before.
+    """
+    excluded: Any = {"workers": True, "output": True, "evaluation": True, "data": {"text": {"bad_records"}}}
+    before, now = (each.model_dump(mode="json", exclude=excluded) for each in (made_by, recipe))
+    if before != now:
+        key = _first_difference(before, now)
+        raise UserError(
+            "output", str(recipe.folder), f"was made by another recipe (they differ in {key})",
+            "give this run another name (--set name=...), or remove that folder",
+        )  # fmt: skip
+
+
+def _take_evaluation(made_by: Recipe, recipe: Recipe) -> None:
+    """Where the evaluation was edited, check it and write it to the run's recipe; the stages see what it changes.
+
+    What was measured by the old one is marked so first: arms of earlier versions do not say.
+    """
+    changed = changed_settings(made_by.evaluation, recipe.evaluation)
+    if not changed:
+        return
+    inputs = Inputs(recipe)
+    for check in checks_of(recipe):
+        if check in (_check_suites, _check_text) or isinstance(getattr(check, "__self__", None), Evaluate):
+            check(inputs)
+    begun = [
+        folder
+        for chain in chains_of(recipe)
+        for arm in chain.arms
+        if ((folder := arm_folder(recipe, chain.model, arm, chain.seed)) / "evaluation").is_dir()
+    ]
+    for folder in begun:
+        record_evaluation(folder, made_by.evaluation)
+    _write_recipe(recipe.folder / "recipe.toml", made_by.model_copy(update={"evaluation": recipe.evaluation}))
+    if begun:
+        keys = ", ".join(f"evaluation.{name}" for name in changed)
+        logger.warning("%s: %s changed; results that depend on it are replaced, arm by arm", recipe.folder, keys)
+
+
+def _write_recipe(path: Path, recipe: Recipe) -> None:
+    write_text_atomic(path, tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)))
+
+
+def _first_difference(before: Any, now: Any, key: str = "") -> str:
+    """The dotted name of the first value that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*before, *now]):
+            if before.get(name) != now.get(name):
+                return _first_difference(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
+    return key

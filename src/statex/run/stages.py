@@ -1,0 +1,354 @@
+"""The stages of a chain: what each checks before a run begins, what it does, and how it is known to be finished.
+
+Every stage writes under another name and renames; what is there already is not done again. They write to
+
+    <model>/pretrained-seed<k>/trained/      of a model that is made from scratch
+    <model>/<arm>-seed<k>/{expanded,trained}/, training.json, evaluation/, results.jsonl, diagnostics.jsonl
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from statex.errors import explained
+from statex.expansion.config import ExpansionConfig
+from statex.recipe import Arm, Recipe, Training
+from statex.results import write_results
+from statex.run.inputs import Inputs, errors_in
+from statex.run.measuring import (
+    DIAGNOSTICS,
+    RESULTS,
+    begin_evaluation,
+    diagnosis,
+    lacked_data,
+    measurements,
+    was_measured_by,
+)
+from statex.run.selection import Chain
+from statex.training import SUMMARY
+
+CHANGED_KINDS = ("statex", "control")
+"""The kinds of arms whose mixers are changed before they are trained."""
+
+StageProgress = Callable[[str, int, int], None]
+"""Called with a stage's title, what of it is done and how much there is."""
+
+
+@dataclass(frozen=True)
+class Stage(ABC):
+    """One stage of one model and seed."""
+
+    recipe: Recipe
+    model: str
+    seed: int
+    is_shared: ClassVar[bool] = False
+    """Whether several selections have it: one process does it, and others wait."""
+    by_one_process: ClassVar[bool] = False
+    """Whether under torchrun the first process does it alone, and the others wait."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What the progress display calls it."""
+
+    @property
+    @abstractmethod
+    def folder(self) -> Path:
+        """Where it writes."""
+
+    @abstractmethod
+    def check(self, inputs: Inputs) -> None:
+        """Raise what the stage would, as far as it shows before anything is written.
+
+        Raises:
+            UserError: a value of the recipe, a checkpoint or a text that the stage cannot be done with.
+        """
+
+    @abstractmethod
+    def is_finished(self) -> bool:
+        """Whether all that the stage writes is there."""
+
+    def is_needed(self) -> bool:
+        """Whether there is anything to do."""
+        return not self.is_finished()
+
+    @abstractmethod
+    def run(self, progress: StageProgress) -> None:
+        """Do it."""
+
+    @property
+    def base(self) -> Path:
+        """The folder of the checkpoint that the chain starts from; `PreTrain` makes it where the recipe names none."""
+        checkpoint = self.recipe.models[self.model].checkpoint
+        if checkpoint is not None:
+            return Path(checkpoint)
+        return self.recipe.folder / self.model / f"pretrained-seed{self.seed}" / "trained"
+
+
+@dataclass(frozen=True)
+class PreTrain(Stage):
+    """Make a model of the recipe's configuration and train it."""
+
+    is_shared = True
+    title = "pre-train"
+
+    @property
+    def folder(self) -> Path:
+        return self.base.parent
+
+    def check(self, inputs: Inputs) -> None:
+        training, section = self.recipe.models[self.model].pretraining, f"models.{self.model}.pretraining"
+        assert training is not None
+        inputs.check_training(section, training)
+        inputs.check_batches(section, training, self.model)
+
+    def is_finished(self) -> bool:
+        return (self.folder / SUMMARY).exists()
+
+    def run(self, progress: StageProgress) -> None:
+        from transformers import set_seed
+
+        from statex.checkpoint import read_tokenizer
+        from statex.models.scratch import make_model
+        from statex.training.trainer import train
+
+        progress(self.title, 0, 1)
+        section = self.recipe.models[self.model]
+        assert section.pretraining is not None
+        tokenizer = read_tokenizer(self.recipe.folder / "tokenizer")
+        set_seed(self.seed)
+        network = make_model(section.family, section.config, tokenizer)
+        train(
+            network, tokenizer, self.recipe.data, section.pretraining, self.folder, seed=self.seed,
+            progress=partial(progress, self.title),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ArmStage(Stage):
+    """A stage of one arm."""
+
+    arm: str
+    verb: ClassVar[str]
+
+    @property
+    def title(self) -> str:
+        return f"{self.verb} {self.arm}"
+
+    @property
+    def folder(self) -> Path:
+        return arm_folder(self.recipe, self.model, self.arm, self.seed)
+
+    @property
+    def settings(self) -> Arm:
+        """The arm's section of the recipe."""
+        return self.recipe.arms[self.arm]
+
+    @property
+    def section(self) -> str:
+        """The recipe's name of what the arm is trained by."""
+        return f"arms.{self.arm}.training" if self.settings.training else "training"
+
+    @property
+    def start(self) -> Path:
+        """The folder of the model that the arm's training starts from."""
+        return self.folder / "expanded" if self.settings.kind in CHANGED_KINDS else self.base
+
+    @property
+    def trained(self) -> Path:
+        """The folder of the model that is measured."""
+        return self.base if self.settings.kind == "base" else self.folder / "trained"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The fields that all of the arm's results share."""
+        return {"model": self.model, "arm": self.arm, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Expand(ArmStage):
+    """Expand the model or, for a control, re-initialise the same layers."""
+
+    verb = "expand"
+    by_one_process = True
+
+    def check(self, inputs: Inputs) -> None:
+        from statex.models.trial import try_model
+        from statex.training.memory import require_memory, size_of
+
+        if not inputs.is_new("expand", self.model, self.arm):
+            return
+        outline, expansion = inputs.outline(self.model), self.settings.expansion or ExpansionConfig()
+        with errors_in(f"arms.{self.arm}.expansion"):
+            plan = _plan(outline.network, self.settings)
+        grown = size_of(outline.network, plan)
+        own = f"arms.{self.arm}.expansion", expansion.model_dump(exclude_unset=True)
+        require_memory(*own, grown, self.section, self.recipe.arm_training(self.arm), self.recipe.data.recall)
+        try_model(*own, outline.config, grown.weights + grown.state, partial(_change, self.settings))
+
+    def is_finished(self) -> bool:
+        return self.start.exists()
+
+    def run(self, progress: StageProgress) -> None:
+        from statex.checkpoint import load, save_with_companions
+
+        progress(self.title, 0, 1)
+        network = load(self.base)
+        expansion = (self.settings.expansion or ExpansionConfig()).model_copy(update={"seed": self.seed})
+        _change(self.settings.model_copy(update={"expansion": expansion}), network)
+        save_with_companions(network, self.base, self.start)
+
+
+@dataclass(frozen=True)
+class Train(ArmStage):
+    """Train an arm in fp32; it is saved in the dtype that it started from, under a card that names the checkpoint."""
+
+    verb = "train"
+
+    def check(self, inputs: Inputs) -> None:
+        from statex.training.memory import require_memory
+
+        training = self.recipe.arm_training(self.arm)
+        inputs.check_training(self.section, training)
+        if self.settings.kind == "lpt":
+            outline = inputs.outline(self.model)
+            require_memory(
+                outline.field, outline.value, outline.size, self.section, training, self.recipe.data.recall
+            )  # fmt: skip
+        inputs.check_batches(self.section, training, self.model)
+
+    def is_finished(self) -> bool:
+        return (self.folder / SUMMARY).exists()
+
+    def run(self, progress: StageProgress) -> None:
+        import torch
+
+        from statex.checkpoint import base_name, load, load_tokenizer, stored_dtype
+        from statex.training.trainer import train
+
+        progress(self.title, 0, 1)
+        train(
+            load(self.start, dtype=torch.float32), load_tokenizer(self.start), self.recipe.data,
+            self.recipe.arm_training(self.arm), self.folder, seed=self.seed, progress=partial(progress, self.title),
+            base=base_name(self.base), dtype=stored_dtype(self.start),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluate(ArmStage):
+    """Measure a trained arm by the recipe's evaluation; what it was measured by before is replaced."""
+
+    verb = "evaluate"
+
+    def check(self, inputs: Inputs) -> None:
+        from statex.evaluation import check_items
+
+        if not inputs.is_new("evaluate", self.model):
+            return
+        recipe = self.recipe
+        learns_recall = any(training.weights.mqar for training in _trainings(recipe, self.model))
+        check_items(
+            inputs.outline(self.model).tokenizer, recipe.evaluation, recipe.evaluation.text or recipe.data.text,
+            recipe.training.sequence_length, recipe.data.recall if learns_recall else None,
+        )  # fmt: skip
+
+    def is_finished(self) -> bool:
+        return (self.folder / RESULTS).exists() and was_measured_by(self.folder, self.recipe.evaluation)
+
+    def is_needed(self) -> bool:
+        return not self.is_finished() or lacked_data(self.folder)
+
+    def run(self, progress: StageProgress) -> None:
+        begun_before = begin_evaluation(self.folder, self.recipe.evaluation)
+        results = measurements(
+            self.recipe, self.trained, self.folder, begun_before, self.facts,
+            lambda suite, done, total: progress(f"{self.title}: {suite}", done, total),
+        )  # fmt: skip
+        write_results(self.folder / RESULTS, results)
+
+
+@dataclass(frozen=True)
+class Diagnose(ArmStage):
+    """Look at what a trained arm does with what its expansion gave it."""
+
+    verb = "diagnose"
+
+    def check(self, inputs: Inputs) -> None:
+        """It measures nothing that `Evaluate` does not."""
+
+    def is_finished(self) -> bool:
+        return (self.folder / DIAGNOSTICS).exists()
+
+    def run(self, progress: StageProgress) -> None:
+        progress(self.title, 0, 1)
+        results = diagnosis(self.recipe, self.trained, self.start, self.facts)
+        write_results(self.folder / DIAGNOSTICS, results)
+
+
+def training_stages(recipe: Recipe, chain: Chain) -> list[Stage]:
+    """What makes and trains the models of a chain, in order."""
+    of_chain = recipe, chain.model, chain.seed
+    stages: list[Stage] = [PreTrain(*of_chain)] if recipe.models[chain.model].pretraining is not None else []
+    for arm in chain.arms:
+        if recipe.arms[arm].kind in CHANGED_KINDS:
+            stages.append(Expand(*of_chain, arm))
+        if recipe.arms[arm].kind != "base":
+            stages.append(Train(*of_chain, arm))
+    return stages
+
+
+def measuring_stages(recipe: Recipe, chain: Chain) -> list[Stage]:
+    """What measures the trained models of a chain, in order."""
+    stages: list[Stage] = []
+    for arm in chain.arms:
+        stages.append(Evaluate(recipe, chain.model, chain.seed, arm))
+        if recipe.arms[arm].kind in CHANGED_KINDS:
+            stages.append(Diagnose(recipe, chain.model, chain.seed, arm))
+    return stages
+
+
+def arm_folder(recipe: Recipe, model: str, arm: str, seed: int) -> Path:
+    """Where one arm of one model and seed is kept."""
+    return recipe.folder / model / f"{arm}-seed{seed}"
+
+
+def _trainings(recipe: Recipe, model: str) -> Iterator[Training]:
+    """The sections by which one model is trained, in all its arms."""
+    pretraining = recipe.models[model].pretraining
+    if pretraining is not None:
+        yield pretraining
+    for name, arm in recipe.arms_of(model).items():
+        if arm.kind != "base":
+            yield recipe.arm_training(name)
+
+
+def _plan(network: Any, arm: Arm) -> Any:
+    """What an arm of kind statex or control makes of a model on the meta device."""
+    from statex.expansion.plan import plan_expansion, plan_reinitialization, select_layers
+    from statex.families import family_of
+
+    expansion = arm.expansion or ExpansionConfig()
+    recurrent = family_of(network.config).recurrent_layers(network.config)
+    with explained("factor", expansion.factor, "cannot be planned", "correct the expansion"):
+        if arm.kind == "statex":
+            return plan_expansion(network, expansion)
+        return plan_reinitialization(network, select_layers(recurrent, expansion))
+
+
+def _change(arm: Arm, network: Any, one_layer: bool = False) -> None:
+    """Do to a model what an arm does; to its first layer where it has no other."""
+    from statex.expansion.plan import select_layers
+    from statex.families import family_of
+    from statex.models.expanded import expand, reinitialize
+
+    expansion = arm.expansion or ExpansionConfig()
+    if one_layer:
+        expansion = expansion.model_copy(update={"layers": None, "num_layers": None, "every": 1})
+    if arm.kind == "statex":
+        expand(network, expansion)
+    else:
+        recurrent = family_of(network.config).recurrent_layers(network.config)
+        reinitialize(network, select_layers(recurrent, expansion), expansion.seed)

@@ -1,0 +1,156 @@
+"""What the sections of a recipe are made of, and the sections that evaluation shares with data. No torch."""
+
+import datetime
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from statex.errors import UserError
+
+NUMBERS_END = 2**32
+"""No number of a recipe reaches it: no seed does, and no count that a machine lives to see the end of."""
+DEEPEST = 32
+"""Sections, tables and lists in one another."""
+MOST_TOKENS = 2**22
+"""Tokens of a sequence, and of the longest prompt of an evaluation."""
+MOST_VOCABULARY = 2**20
+"""Tokens of a vocabulary: four times the largest that are published."""
+MOST_NUMBERS = 2**27
+"""Numbers that the recall data of one step, or of one cell of an evaluation, may hold at one time: half a gigabyte."""
+MOST_ITEMS = 100_000
+"""Questions in a cell of an evaluation: no interval needs more."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+"""A name that is also a folder's."""
+Text = Annotated[str, Field(min_length=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Counts = Annotated[list[PositiveInt], Field(min_length=1)]
+"""At least one number, none below 1."""
+Lengths = Annotated[list[Annotated[int, Field(ge=1, le=MOST_TOKENS)]], Field(min_length=1)]
+"""At least one number of tokens."""
+Shots = Annotated[list[Annotated[int, Field(ge=0, le=2**16)]], Field(min_length=1)]
+BatchSizes = Annotated[list[Annotated[int, Field(ge=1, le=2**16)]], Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe; a key that it does not know is an error, and so is a value that no key can mean."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, values: Any) -> Any:
+        check_plain(values)
+        return values
+
+
+def check_plain(values: Any) -> None:
+    """Refuse what no key of a recipe can mean, at any depth.
+
+    Raises:
+        UserError: a number that is not finite or reaches NUMBERS_END, a date, text with a NUL or that is no Unicode,
+            or tables and lists nested deeper than DEEPEST.
+    """
+    pending: list[tuple[tuple[str, ...], Any]] = [((), values)]
+    while pending:
+        keys, value = pending.pop()
+        if isinstance(value, dict | list | tuple):
+            if len(keys) > DEEPEST:
+                raise UserError(".".join(keys[:3]), "...", f"is nested deeper than {DEEPEST}", "flatten it")
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            pending += reversed([((*keys, str(key)), item) for key, item in items])
+        elif complaint := _complaint(value):
+            raise UserError(".".join(keys), value, *complaint)
+
+
+def _complaint(value: Any) -> tuple[str, str] | None:
+    """What is wrong with a number or text wherever it stands, and what to do; None where nothing is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is no finite number", "give a finite one"
+    if isinstance(value, int | float) and abs(value) >= NUMBERS_END:
+        return f"is beyond the numbers of a recipe, which end before {NUMBERS_END}", "give one nearer to 0"
+    if isinstance(value, datetime.date | datetime.time):
+        return "is a date or time, and no key takes one", "put it in quotation marks if text is meant"
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+        return "has a character that is none (NUL, or half of one)", "remove it"
+    return None
+
+
+class TextSource(Section):
+    """Where documents come from: exactly one of a hub data set, files, or Python's own standard library.
+
+    `files` are paths or globs; relative ones are looked up from the folder of the recipe. The ending of a file,
+    whatever its case, says what it is: .jsonl (or .ndjson), .json, .csv, .tsv and .parquet are tables, of which only
+    the column `field` is read; .txt, .md, .py and their like are plain text, one document a file. All but parquet may
+    be compressed (.gz, .bz2, .xz, .zst). A file of any other ending needs `format`.
+    """
+
+    hub: Text | None = Field(default=None, description="data set on the Hugging Face hub")
+    hub_config: str | None = None
+    split: str = "train"
+    files: list[str] | None = None
+    standard_library: bool = Field(default=False, description="sources of Python's standard library")
+    format: Literal["text", "jsonl", "json", "csv", "tsv", "parquet"] | None = Field(
+        default=None, description="what all files are; default: what the ending of each says"
+    )
+    bad_records: Literal["error", "skip"] = Field(
+        default="error",
+        description="what a record that cannot be read is: a line that is no JSON or not UTF-8, or has no text in "
+        "`field`; those skipped are counted and told",
+    )
+    field: str = Field(default="text", description="column of tables and hub data that holds the text")
+    held_out: float = Field(default=0.05, gt=0, lt=1, description="share of the documents kept for evaluation")
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        given = [name for name in ("hub", "files", "standard_library") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError("needs exactly one of hub, files and standard_library; give one of them")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What says which documents these are: all but what becomes of those that cannot be read."""
+        return self.model_dump(mode="json", exclude={"bad_records"})
+
+
+class Recall(Section):
+    """Synthetic associative recall (MQAR, arXiv 2312.04927): pairs of a key and a value, then queries for values.
+
+    Every batch is one of `shapes`, chosen at random.
+    """
+
+    num_keys: int = Field(default=64, ge=2, le=MOST_VOCABULARY)
+    num_values: int = Field(default=64, ge=2, le=MOST_VOCABULARY)
+    shapes: list[tuple[int, int]] = Field(
+        default=[(16, 4), (32, 8), (64, 16), (128, 32)], description="(sequence length, number of pairs)"
+    )
+
+    @model_validator(mode="after")
+    def _shapes_fit(self):
+        for length, pairs in self.shapes:
+            if not 1 <= pairs <= min(self.num_keys, self.num_values, length // 4):
+                problem = "has more pairs than num_keys, than num_values or than a quarter of its length, or none"
+                raise UserError("shapes", [length, pairs], problem, "give fewer pairs or a longer length")
+        return self
+
+
+class Tokenizer(Section):
+    """The byte-level BPE tokenizer that is trained from the recipe's text when a model is made from scratch."""
+
+    vocab_size: int = Field(
+        default=512, ge=300, le=MOST_VOCABULARY, description="with the 256 bytes and the reserved recall tokens"
+    )
+    training_bytes: int = Field(default=5_000_000, ge=1, description="of text that it is trained on, at most")
+
+
+class Data(Section):
+    text: TextSource = TextSource(standard_library=True)
+    recall: Recall = Recall()
+    tokenizer: Tokenizer = Tokenizer()
+    reset_state_at_documents: bool = Field(
+        default=False, description="start a fresh state at each document border of a packed sequence"
+    )
+    shuffle_buffer: int = Field(default=1000, ge=1, description="documents that shuffling looks at")
+    seed: int = Field(default=0, ge=0, description="of the data's order, which each of the run's seeds changes too")

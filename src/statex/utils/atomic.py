@@ -1,0 +1,232 @@
+"""Files and folders that are whole or not there, whenever a process is killed; one process in a folder at a time."""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from statex.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_SPACE_WORDS = (
+    "No space left on device", "Disk quota exceeded",  # of an OSError without a number, as pyarrow raises it
+    "os error 28", "os error 122",  # of safetensors
+    "unexpected pos", "PytorchStreamWriter failed", "iostream error",  # of torch, which does not say why
+)  # fmt: skip
+"""What the errors of libraries say, which have no errno, when they cannot write."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""How a file system without locks refuses one."""
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a text file under another name and rename it, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def check_new_folder(out: str | os.PathLike, field: str = "OUT") -> None:
+    """Refuse a folder that exists or that cannot be made; for a call before the work whose result goes there.
+
+    Args:
+        out: the folder, which `new_folder` makes later.
+        field: what the user calls it.
+
+    Raises:
+        UserError: something has that name, or the name is none, or its parent is a file or not to be written to.
+    """
+    remedy = "choose another folder"
+    out = Path(out)
+    try:
+        if os.path.lexists(out):
+            raise UserError(field, str(out), "exists already", f"{remedy} or remove this one")
+        missing = [_temporary(out)]
+        while not os.path.lexists(missing[-1].parent):
+            missing.append(missing[-1].parent)
+        parent = missing[-1].parent
+        for path in missing:  # a name that is too long, or holds what no name can, is refused where there is a folder
+            with suppress(FileNotFoundError):
+                (parent / path.name).lstat()
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(field, str(out), f"cannot be made ({reason})", remedy) from None
+    if not parent.is_dir():
+        raise UserError(field, str(out), f"cannot be made ({parent} is no folder)", remedy)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(field, str(out), f"cannot be made (no permission to write in {parent})", remedy)
+
+
+@contextmanager
+def new_folder(out: str | os.PathLike) -> Iterator[Path]:
+    """A folder to write into that becomes `out` at the end, so that `out` is whole or not there.
+
+    It has one name for each `out`, so that what a process left that was killed in the middle goes with the next one.
+
+    Raises:
+        UserError: `out` exists or cannot be made.
+    """
+    out = Path(out)
+    check_new_folder(out)
+    temporary = _temporary(out)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _temporary(out: Path) -> Path:
+    """The name under which a folder is written until it is whole."""
+    return out.with_name(f".{out.name}.tmp")
+
+
+@contextmanager
+def working_in(folder: Path, field: str) -> Iterator[None]:
+    """Within it, no other process works in `folder`, and an error for want of space names it.
+
+    Args:
+        folder: the folder that is written to, which need not be there yet.
+        field: what the user calls it.
+
+    Raises:
+        UserError: another process works in it, or it cannot be written to.
+    """
+    with name_full_disk(folder), locked(folder, field):
+        yield
+
+
+@contextmanager
+def name_full_disk(folder: Path) -> Iterator[None]:
+    """Within it, whatever a library raises for want of space becomes an OSError (ENOSPC) with a folder as file name.
+
+    The folder is `folder`, or that of the file, where the error tells a file outside of it.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = getattr(error, "errno", None)
+        words = " ".join(str(error).split())
+        if number not in NO_SPACE and not any(part in words for part in NO_SPACE_WORDS):
+            raise
+        where, reason = folder, words
+        if isinstance(error, OSError) and number in NO_SPACE:
+            reason = error.strerror or words
+            if error.filename is not None and not Path(error.filename).absolute().is_relative_to(folder.absolute()):
+                where = Path(error.filename).parent
+        raise OSError(errno.ENOSPC, reason, str(where)) from error
+
+
+@contextmanager
+def locked(folder: Path, field: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a folder, a file beside it, which the system gives back however the process ends.
+
+    Args:
+        folder: which need not be there.
+        field: what the user calls it.
+        wait: until the process that holds it has ended or given it back.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written to.
+    """
+    made: list[Path] = []
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(field, str(folder), "is no folder", "use another name")
+        path = _lock_path(folder.resolve(), made)
+        descriptor = _lock(path, wait)
+    except BlockingIOError:
+        problem = f"another process works in it ({_holder(path)})"
+        raise UserError(field, str(folder), problem, "wait until it ends, or use another folder") from None
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(field, str(folder), f"cannot be written to ({reason})", "use another folder") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+        with suppress(OSError):  # something was written there
+            for parent in made:
+                parent.rmdir()
+
+
+def _lock_path(folder: Path, made: list[Path]) -> Path:
+    """The file that stands for the folder's lock; parents that had to be made for it are added to `made`.
+
+    It is beside the folder, which need not be there and must not become half-written; inside it only where its parent
+    is not ours to write in, as of a mounted disk.
+    """
+    parent = folder.parent
+    made += [each for each in (parent, *parent.parents) if not each.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    is_inside = folder.is_dir() and not os.access(parent, os.W_OK)
+    return (folder if is_inside else parent) / f".{folder.name}.lock"
+
+
+def _holder(path: Path) -> str:
+    """Which process holds a lock, as it wrote there."""
+    with suppress(FileNotFoundError):
+        return path.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
+    return "unknown"
+
+
+def _lock(path: Path, wait: bool) -> int:
+    """The descriptor of a locked file that is really at `path`.
+
+    Raises:
+        BlockingIOError: another process holds it, and it shall not be waited for.
+    """
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # its parent was removed in between, by one who had made it
+            continue
+        try:
+            _take(descriptor, path, wait)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                os.truncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+                return descriptor
+        os.close(descriptor)  # the one who held it removed it between our opening and our locking
+
+
+def _take(descriptor: int, path: Path, wait: bool) -> None:
+    """Lock an open file.
+
+    Raises:
+        BlockingIOError: another process holds it, and it shall not be waited for.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise
+        logger.warning("waiting for %s, which works in the same folder", _holder(path))
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        logger.warning("%s: this file system has no locks; start no second process on this folder", path.parent)

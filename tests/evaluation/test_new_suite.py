@@ -1,0 +1,95 @@
+"""A suite is one file and one line of the table: what CONTRIBUTING.md says is done, as written, and then everything
+else knows the suite."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+from tiny_models import make_gla
+
+import statex
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import sys
+from statex.cli import app
+try:
+    app(sys.argv[1:], standalone_mode=False)
+except SystemExit as end:
+    sys.exit(end.code)
+"""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """A copy of statex with the suite that CONTRIBUTING.md adds."""
+    folder = tmp_path_factory.mktemp("source")
+    shutil.copytree(Path(statex.__file__).parent, folder / "statex", ignore=shutil.ignore_patterns("__pycache__"))
+    section = (
+        (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a suite")[2].partition("\n## ")[0]
+    )
+    code, line = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (folder / "statex" / "evaluation" / "suites" / "repetition.py").write_text(code)
+    table = folder / "statex" / "results" / "suites.py"
+    text = table.read_text(encoding="utf-8")
+    begin = "SUITES: dict[str, SuiteEntry] = {\n"
+    assert text.count(begin) == 1
+    table.write_text(text.replace(begin, begin + line), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def call(package, tmp_path):
+    def run(*arguments):
+        environment = os.environ | {"PYTHONPATH": str(package), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+def test_a_suite_is_one_file_and_one_line(call, tokenizer, source, tmp_path):
+    make_gla().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    values = {
+        "name": "toy", "models": {"gla": {"checkpoint": "model"}}, "arms": {"base": {"kind": "base"}},
+        "data": {"text": source.model_dump(exclude_none=True)},
+        "training": {"sequence_length": 32, "tokens_per_step": 64, "steps": 2, "warmup_steps": 0},
+        "evaluation": {"suites": ["repetition"], "repetition": {"lengths": [16], "num_items": 3}},
+    }  # fmt: skip
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps(values))
+    done = call("run", "recipe.toml", "--set", "evaluation.repetition.num_items=4")
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in (tmp_path / "runs/toy/results.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if row["suite"] == "repetition"]
+    assert (row["slice"], row["n"], row["unit"]) == ({"length": 16}, 4, "fraction")
+    assert "Repetition of random tokens" in (tmp_path / "runs/toy/report.md").read_text()
+    assert "Repetition of random tokens" in (tmp_path / "runs/toy/report.html").read_text()
+    assert (tmp_path / "runs/toy/gla/base-seed0/evaluation/items/repetition.jsonl").exists()
+
+
+def test_help_and_mistakes_know_it_too(call):
+    assert "repetition, mqar, passkey" in call("eval", "--help").stdout
+    refused = call("eval", "nowhere", "--suite", "repetition", "--set", "evaluation.repetition.num_itmes=4")
+    assert "evaluation.repetition.num_itmes" in refused.stderr
+
+
+WITHOUT_TORCH = """
+import sys
+sys.orig_argv = [sys.executable, "-m", "statex"]  # as the command line: the package registers nothing
+import statex.recipe
+statex.recipe.load_recipe(sys.argv[1])
+print({"torch", "transformers", "datasets", "scipy"} & set(sys.modules))
+"""
+
+
+def test_a_recipe_is_read_without_torch():
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(ROOT / "recipes" / "demo.toml")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
