@@ -26,8 +26,8 @@ def interpreter():
 def descriptors(monkeypatch):
     """Read tiles by descriptors where bf16 would."""
     from statex.ops import triton_layout
-    from statex.ops.gla import triton as gla
-    from statex.ops.ssd import triton as ssd
+    from statex.ops.gla import triton_launch as gla
+    from statex.ops.ssd import triton_launch as ssd
 
     def in_any_dtype(layout, dtype, *sizes_and_tiles):
         return triton_layout.use_descriptors(layout, torch.bfloat16, *sizes_and_tiles)

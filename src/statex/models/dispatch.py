@@ -43,12 +43,14 @@ def mamba2_chunk_scan(
     dt_limit: tuple[float, float] = (0.0, float("inf")),
     return_final_states: bool = False,
     seq_idx: torch.Tensor | None = None,
+    cu_seqlens: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> Any:
     """transformers' function of that name: hidden_states [B,T,H,P], dt [B,T,H], A [H], B and C [B,T,G,N].
 
     Returns the output [B,T,H,P], with the final state [B,H,P,N] where asked. `seq_idx` [B,T] starts a fresh state at
-    each document. `chunk_size` is the caller's hint, which ours does not need.
+    each document; `cu_seqlens`, what `cu_seqlens_of` makes of it, spares finding the borders again. `chunk_size` is the
+    caller's hint, which ours does not need.
 
     Raises:
         ValueError: packed documents with a cache.
@@ -65,7 +67,7 @@ def mamba2_chunk_scan(
         )
         return (output, state) if return_final_states else output
     x, dt, B, C = (tensor.reshape(1, -1, *tensor.shape[2:]) for tensor in (hidden_states, dt, B, C))
-    output, _ = ssd(x, dt, A, B, C, D=D, cu_seqlens=cu_seqlens_of(seq_idx))
+    output, _ = ssd(x, dt, A, B, C, D=D, cu_seqlens=cu_seqlens_of(seq_idx) if cu_seqlens is None else cu_seqlens)
     return output.view_as(hidden_states)
 
 

@@ -18,7 +18,7 @@ from statex.families import FAMILIES, Family, family_of
 from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions, with_arguments_of
 from statex.models.replay import ReplayExpansion
 from statex.models.shim import FoundThroughShim
-from statex.ops.segments import one_seq_idx
+from statex.ops.segments import cu_seqlens_of, one_seq_idx
 
 PREFIX = "Statex"
 OLDER_CACHE_NAME = "cache_params"
@@ -158,7 +158,8 @@ def _model_forward(base: Any) -> Callable:
         tokens = [given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None]
         if tokens:  # else transformers says that they are missing
             seq_idx = one_seq_idx(seq_idx, cu_seqlens, tokens[0])
-        return base.forward(self, *args, **{"use_cache": False} | kwargs, seq_idx=seq_idx)
+        borders = cu_seqlens_of(seq_idx) if seq_idx is not None else None  # found once for all layers
+        return base.forward(self, *args, **{"use_cache": False} | kwargs, seq_idx=seq_idx, cu_seqlens=borders)
 
     return forward
 

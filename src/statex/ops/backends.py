@@ -17,6 +17,7 @@ from torch import Tensor
 from statex.ops.convolution import shifted_convolution, step_convolution
 from statex.ops.gated_norm import plain_gated_rms_norm
 from statex.ops.gla import chunk_gla, step_gla
+from statex.ops.recomputed import gla_operator, ssd_operator
 from statex.ops.ssd import chunk_ssd, step_ssd
 from statex.ops.validation import (
     check_gated_rms_norm,
@@ -49,8 +50,12 @@ TRITON = {  # module and function, imported when first asked for
     "short_convolution_step": ("statex.ops.triton_convolution", "triton_short_convolution_step"),
     "gated_rms_norm": ("statex.ops.triton_gated_norm", "triton_gated_rms_norm"),
 }
-# torch.compile makes one kernel of the PyTorch version of these
-FUSED_BY_COMPILER = ("short_convolution", "short_convolution_step", "gated_rms_norm")
+# PyTorch versions that torch.compile cannot follow step by step, as operators
+COMPILED: dict[str, Callable] = {"gla": gla_operator, "ssd": ssd_operator}
+# torch.compile makes one kernel of the PyTorch version of these, together with what stands around them ...
+FUSED_BY_COMPILER = {"short_convolution", "short_convolution_step", "gated_rms_norm"}
+# ... but of their gradients several: there our kernels are taken
+FUSED_WITHOUT_GRADIENTS = {"short_convolution", "gated_rms_norm"}
 
 _triton_functions: dict[str, Callable] = {}  # those of TRITON that have been imported
 _default: ContextVar[str] = ContextVar("statex.ops.backend", default="auto")
@@ -317,10 +322,18 @@ def use_backend(name: str) -> Iterator[None]:
 
 def _choose(op: str, backend: str, like: Tensor) -> Callable:
     """The function that runs `op` on tensors such as `like`."""
-    if op in FUSED_BY_COMPILER and torch.compiler.is_compiling():
-        return TORCH[op]
     name = _choose_backend(op, backend, like.device, like.dtype)
+    if torch.compiler.is_compiling():
+        return _choose_compiled(op, name)
     return _triton_functions[op] if name == "triton" else TORCH[op]
+
+
+def _choose_compiled(op: str, name: str) -> Callable:
+    """What torch.compile is to take into its graph: an operator, or PyTorch's code to fuse."""
+    fused = op in FUSED_BY_COMPILER and not (op in FUSED_WITHOUT_GRADIENTS and torch.is_grad_enabled())
+    if name == "triton" and not fused:
+        return _triton_functions[op]
+    return COMPILED.get(op, TORCH[op])
 
 
 @torch.compiler.assume_constant_result  # what torch.compile traces keeps the choice of the time it was traced

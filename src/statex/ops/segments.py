@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from statex.ops.validation import check_segments
+from statex.ops.validation import check_borders, check_segments
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -63,6 +63,7 @@ def over_segments(
     """
     borders = cu_seqlens.tolist()
     num_tokens, device = inputs[0].shape[1], inputs[0].device
+    check_borders(borders, num_tokens)
     padded = [F.pad(x[0], [0, 0] * (x.ndim - 2) + [0, 1]) for x in inputs]  # token num_tokens is all zeros
     outputs, tokens, states, order = [], [], [], []
     for members in _buckets(borders):
@@ -102,11 +103,12 @@ def cu_seqlens_of(seq_idx: Tensor) -> Tensor:
         seq_idx: [B, T] int, which document of its row each token belongs to.
 
     Returns:
-        cu_seqlens [S + 1] over the B * T tokens; a row's first token always begins a document.
+        cu_seqlens [S + 1] over the B * T tokens, on the CPU, where they are read: once a pass of a model, not once a
+        layer. A row's first token always begins a document.
     """
     begins = torch.ones_like(seq_idx, dtype=torch.bool)
     begins[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]
-    return F.pad(begins.flatten().nonzero().squeeze(1), (0, 1), value=seq_idx.numel())
+    return F.pad(begins.flatten().nonzero().squeeze(1), (0, 1), value=seq_idx.numel()).cpu()
 
 
 def one_seq_idx(seq_idx: Tensor | None, cu_seqlens: Tensor | None, tokens: Tensor) -> Tensor | None:

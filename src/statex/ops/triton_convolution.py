@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from statex.ops.operators import absent, define
+
 TILE_TOKENS, TILE_CHANNELS = 16, 128
 GRADIENT_TOKENS, GRADIENT_TILES = 8, 32  # of a tile whose sums stay in registers, and tiles of one program
 
@@ -142,19 +144,18 @@ def step_kernel(
 
 
 class _Convolution(torch.autograd.Function):
+    """The convolution where nothing is compiled."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight, bias, seq_idx)
-        return _convolve(x, weight, bias, None, seq_idx, transposed=False)
+        return _forward(x, weight, bias, seq_idx)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, seq_idx = ctx.saved_tensors
-        d_sum, sums = _gradient_of_sum(x, weight, bias, seq_idx, d_out)
-        dx = _convolve(d_sum, weight, None, None, seq_idx, transposed=True) if ctx.needs_input_grad[0] else None
-        d_bias = sums[-1].to(bias.dtype) if bias is not None else None
-        return dx, sums[:-1].T.to(weight.dtype), d_bias, None
+        return _gradients(ctx, _backward(d_out, x, weight, bias, seq_idx, ctx.needs_input_grad[0]))
 
 
 def triton_short_convolution(
@@ -170,10 +171,11 @@ def triton_short_convolution(
         left_context = None  # what was before belongs to no document of the row
     if not torch.is_grad_enabled():
         return _convolve(x, weight, bias, left_context, seq_idx, transposed=False)
+    convolution = _operator if torch.compiler.is_compiling() else _Convolution.apply
     if left_context is None:
-        return _Convolution.apply(x, weight, bias, seq_idx)
+        return convolution(x, weight, bias, seq_idx)
     joined = torch.cat([left_context.to(x.dtype), x], dim=1)
-    return _Convolution.apply(joined, weight, bias, None)[:, left_context.shape[1] :]
+    return convolution(joined, weight, bias, None)[:, left_context.shape[1] :]
 
 
 def triton_short_convolution_step(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -233,3 +235,51 @@ def _gradient_of_sum(
             HAS_SEGMENTS=seq_idx is not None, num_warps=4,
         )  # fmt: skip
     return d_sum, sums.sum(0)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None) -> Tensor:
+    return _convolve(x, weight, bias, None, seq_idx, transposed=False)
+
+
+def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _backward(
+    d_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, needs_dx: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradient of x, where it is needed, and of the taps and the bias, [W + 1, D] fp32."""
+    d_sum, sums = _gradient_of_sum(x, weight, bias, seq_idx, d_out)
+    return _convolve(d_sum, weight, None, None, seq_idx, transposed=True) if needs_dx else absent(x), sums
+
+
+def _fake_backward(
+    d_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, needs_dx: bool
+) -> tuple[Tensor, Tensor]:
+    sums = weight.new_empty(weight.shape[1] + 1, weight.shape[0], dtype=torch.float32)
+    return x.new_empty(x.shape) if needs_dx else absent(x), sums
+
+
+_INPUTS = "Tensor x, Tensor weight, Tensor? bias, Tensor? seq_idx"
+_operator = define(f"short_convolution({_INPUTS}) -> Tensor", _forward, _fake_forward)
+_backward_operator = define(
+    f"short_convolution_backward(Tensor d_out, {_INPUTS}, bool needs_dx) -> (Tensor, Tensor)", _backward, _fake_backward
+)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, of_sums: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
+    """Of x, weight, bias and seq_idx, from what the backward kernels make."""
+    (_, weight, bias, _), (dx, sums) = ctx.saved_tensors, of_sums
+    d_bias = sums[-1].to(bias.dtype) if bias is not None else None
+    return dx if ctx.needs_input_grad[0] else None, sums[:-1].T.to(weight.dtype), d_bias, None
+
+
+def _operator_gradients(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    return _gradients(ctx, _backward_operator(d_out, *ctx.saved_tensors, ctx.needs_input_grad[0]))
+
+
+torch.library.register_autograd("statex::short_convolution", _operator_gradients, setup_context=_save)

@@ -11,6 +11,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from statex.ops.operators import absent, define
+
 TILE = 4096  # numbers of one program
 FEW_ROWS = 1024  # up to which a program has one row, so that there are enough of them
 GRADIENT_PROGRAMS = 1024  # at most; each sums the weight's gradient over its rows
@@ -101,6 +103,8 @@ def gated_norm_gradient_kernel(
 
 
 class _GatedNorm(torch.autograd.Function):
+    """The norm where nothing is compiled."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, gate: Tensor | None, eps: float, size: int, gate_first: bool
@@ -128,6 +132,8 @@ def triton_gated_rms_norm(
 ) -> Tensor:
     """Arguments and result are those of `gated_rms_norm`, on CUDA. The rows of x and gate may have any stride."""
     size = group_size or x.shape[-1]
+    if torch.compiler.is_compiling():
+        return _operator(x, weight, gate, eps, size, gate_first)[0]
     if not torch.is_grad_enabled():
         return _normalise(x, weight, gate, eps, size, gate_first)[0]
     return _GatedNorm.apply(x, weight, gate, eps, size, gate_first)
@@ -187,3 +193,52 @@ def _gradients(
         )  # fmt: skip
     d_weight = sums.sum(0).to(weight.dtype) if weight is not None and sums is not None else None
     return dx, d_weight, d_gate
+
+
+def _fake_normalise(
+    x: Tensor, weight: Tensor | None, gate: Tensor | None, eps: float, size: int, gate_first: bool
+) -> tuple[Tensor, Tensor]:
+    channels = x.shape[-1]
+    scales = x.new_empty(x.numel() // channels, channels // size, dtype=torch.float32)
+    return x.new_empty(x.shape), scales
+
+
+def _backward(
+    d_out: Tensor, x: Tensor, weight: Tensor | None, gate: Tensor | None, scales: Tensor, size: int, gate_first: bool
+) -> tuple[Tensor, ...]:
+    gradients = _gradients(x, weight, gate, scales, d_out, size, gate_first)
+    return tuple(absent(x) if gradient is None else gradient for gradient in gradients)
+
+
+def _fake_backward(
+    d_out: Tensor, x: Tensor, weight: Tensor | None, gate: Tensor | None, scales: Tensor, size: int, gate_first: bool
+) -> tuple[Tensor, ...]:
+    return tuple(absent(x) if y is None else y.new_empty(y.shape) for y in (x, weight, gate))
+
+
+_INPUTS = "Tensor x, Tensor? weight, Tensor? gate"
+_operator = define(
+    f"gated_rms_norm({_INPUTS}, float eps, int size, bool gate_first) -> (Tensor, Tensor)", _normalise, _fake_normalise
+)
+_backward_operator = define(
+    f"gated_rms_norm_backward(Tensor d_out, {_INPUTS}, Tensor scales, int size, bool gate_first) "
+    "-> (Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, weight, gate, _, size, gate_first = inputs
+    ctx.save_for_backward(x, weight, gate, output[1])
+    ctx.size, ctx.gate_first = size, gate_first
+    ctx.mark_non_differentiable(output[1])
+
+
+def _operator_gradients(ctx: Any, d_out: Tensor, of_scales: None) -> tuple[Tensor | None, ...]:
+    _x, weight, gate, _scales = ctx.saved_tensors
+    dx, d_weight, d_gate = _backward_operator(d_out, *ctx.saved_tensors, ctx.size, ctx.gate_first)
+    return dx, None if weight is None else d_weight, None if gate is None else d_gate, None, None, None
+
+
+torch.library.register_autograd("statex::gated_rms_norm", _operator_gradients, setup_context=_save)

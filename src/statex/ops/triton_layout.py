@@ -37,18 +37,21 @@ class Layout:
 def make_layout(batch: int, num_tokens: int, cu_seqlens: Tensor | None, chunk: int, device: torch.device) -> Layout:
     """The layout of [batch, num_tokens], or of the segments of one row that `cu_seqlens` [S + 1] borders."""
     if cu_seqlens is None:
-        return _even_layout(batch, num_tokens, chunk, device)
+        return _from_borders(tuple(range(0, (batch + 1) * num_tokens, num_tokens)), chunk, device)
     borders = cu_seqlens.tolist()
     check_borders(borders, num_tokens)
-    return _from_borders(borders, chunk, device)
+    return _from_borders(tuple(borders), chunk, device)
 
 
-@lru_cache(maxsize=32)
-def _even_layout(batch: int, num_tokens: int, chunk: int, device: torch.device) -> Layout:
-    return _from_borders([num_tokens * b for b in range(batch + 1)], chunk, device)
+def most_chunks(batch: int, num_tokens: int, cu_seqlens: Tensor | None, chunk: int) -> int:
+    """The most chunks that a layout of `make_layout` may have, whatever the borders say; sizes may be symbols."""
+    if cu_seqlens is None:
+        return batch * ((num_tokens + chunk - 1) // chunk)
+    return (num_tokens + (cu_seqlens.shape[0] - 1) * (chunk - 1)) // chunk
 
 
-def _from_borders(borders: list[int], chunk: int, device: torch.device) -> Layout:
+@lru_cache(maxsize=32)  # the layers of a model share their layouts, and so do forward and backward passes
+def _from_borders(borders: tuple[int, ...], chunk: int, device: torch.device) -> Layout:
     chunks: list[tuple[int, ...]] = []
     segments: list[tuple[int, int, int]] = []
     for start, end in pairwise(borders):

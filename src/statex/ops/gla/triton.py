@@ -1,31 +1,22 @@
-"""Gated linear attention on the GPU: Triton forward and backward, and the one-token step.
+"""Gated linear attention on the GPU: forward and backward on Triton kernels, and the one-token step.
 
-Shape letters: B batch, T time, H heads, K key dim, V value dim, S segments, N chunks of C tokens (of all segments
-together). The kernels see batch rows as segments of one long row.
+Shape letters: B batch, T time, H heads, K key dim, V value dim.
 """
 
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from statex.ops.gla import triton_kernels as kernels
+from statex.ops.gla import triton_launch as launch
 from statex.ops.gla.triton_step import triton_gla_step
-from statex.ops.triton_layout import Layout, aligned, described, make_layout, use_descriptors
-from statex.ops.triton_walk import WalkTile, walk
+from statex.ops.operators import absent, define, needs_gradients, num_states
+from statex.ops.triton_layout import aligned, most_chunks
 
 __all__ = ["triton_gla", "triton_gla_step"]
 
-BLOCK = 64  # tokens; the kernels' own
-MAX_REGISTERS = 168  # a thread: three programs of 4 warps on a processor
-STRONG_DECAY = 64.0  # nats over a block in some channel, beyond which exponents must not be positive
 
-
-@torch.compiler.disable  # torch.compile breaks its graph here: the kernels are its match already
 def triton_gla(
     q: Tensor,
     k: Tensor,
@@ -46,87 +37,31 @@ def triton_gla(
     dtype = v.dtype
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     work = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-    q, k, v = (aligned(x.to(work)) for x in (q, k, v))
+    q, k, v, log_decay = (x.contiguous() for x in (q.to(work), k.to(work), v.to(work), log_decay))
     initial = None if initial_state is None else initial_state.float().contiguous()
-    layout = make_layout(q.shape[0], q.shape[1], cu_seqlens, chunk_size(q.shape[-1], v.shape[-1], q.shape[1]), q.device)
-    with torch.cuda.device_of(q):
-        output, final_state = _Gla.apply(q, k, v, log_decay.contiguous(), initial, scale, output_final_state, layout)
-    return output.to(dtype), final_state
-
-
-def chunk_size(key_dim: int, value_dim: int, num_tokens: int) -> int:
-    """Tokens between two kept states: the larger the state, the fewer of them."""
-    chunk = 256 if key_dim * value_dim >= 512 * 1024 else 128
-    return max(BLOCK, min(chunk, triton.next_power_of_2(num_tokens)))
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Tile sizes of the kernels for one shape and dtype; `_tiles` is the table."""
-
-    part: int  # tokens of a tile, at most a chunk
-    prepare: tuple[int, int, int]  # key channels a step, warps, stages
-    attention: tuple[int, int, int]  # key channels a step, warps, stages
-    state: WalkTile
-    output: tuple[int, int, int, int]  # key channels a step, value channels, warps, stages
-    d_attention: tuple[int, int, int]  # value channels a step, warps, stages
-    keys: tuple[int, int, int, int]  # key channels, value channels a step, warps, stages
-    inside: tuple[int, int]  # key channels, warps
-    strong: tuple[int, int]  # key channels, warps, where a decay is strong
-
-
-@lru_cache
-def _tiles(key_dim: int, value_dim: int, rows: int, chunk: int, dtype: torch.dtype) -> Tiles:
-    """`rows` is the number of heads of all segments: how many states there are."""
-
-    def fit(size: int, largest: int) -> int:
-        return max(16, min(largest, triton.next_power_of_2(size)))
-
-    def warps(*tile: int) -> int:
-        return 8 if tile[0] * tile[1] >= 128 * 128 else 4
-
-    step_k, step_v = fit(key_dim, 64), fit(value_dim, 64)
-    if dtype == torch.float32:
-        half_k, half_v = fit(key_dim, 32), fit(value_dim, 32)
-        return Tiles(
-            part=64,
-            prepare=(half_k, 4, 2),
-            attention=(half_k, 4, 2),
-            state=WalkTile(step_k, step_v, 4, 2),
-            output=(half_k, step_v, 4, 2),
-            d_attention=(half_v, 4, 2),
-            keys=(step_k, half_v, 4, 2),
-            inside=(half_k, 4),
-            strong=(half_k, 4),
-        )
-    # In key_gradient_kernel operands of 32 columns came out wrong; those of prepare_kernel are right in every test.
-    step_k, step_v = max(64, step_k), max(64, step_v)
-    part = min(chunk, 128)
-    many = rows * key_dim * value_dim >= 128 * 128 * 64  # (64, 128) fills the processors
-    wide_v = max(64, fit(value_dim, 2 * part))
-    return Tiles(
-        part=part,
-        prepare=(32, 4, 3),
-        attention=(step_k, 4, 3),
-        state=WalkTile(64, max(64, fit(value_dim, 128 if many else 64)), 4, 4),
-        output=(step_k, wide_v, warps(part, wide_v), 3),  # a fourth stage, 0.05 ms less, is too much for many GPUs
-        d_attention=(step_v, warps(part, part), 3),
-        keys=(max(64, fit(key_dim, 128)), step_v, 4, 4),
-        inside=(64, 4),  # narrower ones were miscompiled by ptxas 12.8
-        strong=(64, 4),
-    )
+    if torch.compiler.is_compiling():
+        for_backward = needs_gradients(q, k, v, log_decay, initial)
+        output, final, *_ = _operator(
+            q, k, v, log_decay, initial, cu_seqlens, scale, output_final_state, for_backward
+        )  # fmt: skip
+    else:
+        layout = launch.layout_of(q, v, cu_seqlens)
+        with torch.cuda.device_of(q):
+            q, k, v = aligned(q), aligned(k), aligned(v)
+            output, final = _Gla.apply(q, k, v, log_decay, initial, scale, output_final_state, layout)
+    return output.to(dtype), final if output_final_state else None
 
 
 class _Gla(torch.autograd.Function):
-    """Forward and backward over the kernels; q, k, v, log_decay are [B, T, H, ...], contiguous."""
+    """Forward and backward over the kernels where nothing is compiled; q, k, v, log_decay are [B, T, H, ...],
+    contiguous."""
 
     @staticmethod
     def forward(ctx, q, k, v, log_decay, initial, scale, output_final_state, layout):
         with_rest = q.dtype == torch.bfloat16 and any(ctx.needs_input_grad)
-        prepared = _prepare(q, k, log_decay, scale, layout, with_rest)
-        final = _state_like(v, k, layout) if output_final_state else None
-        states = _states(prepared, v, initial, final, layout)
-        output = _read(prepared, states, v, layout)
+        states, prepared = launch.filled(launch.room_for(q, v, layout.chunk, layout.num_chunks, with_rest), layout)
+        final = launch.state_like(v, k, layout.num_segments) if output_final_state else None
+        output = launch.forward(q, k, v, log_decay, initial, scale, final, states, prepared, layout)
         ctx.save_for_backward(q, k, v, log_decay, initial, states, *prepared)
         ctx.scale, ctx.layout = scale, layout
         return output, final
@@ -135,233 +70,126 @@ class _Gla(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_output, d_final):
         q, k, v, log_decay, initial, states, *prepared = ctx.saved_tensors
-        layout, prepared = ctx.layout, Prepared(*prepared)
-        d_output = aligned(d_output)
         d_initial = torch.empty_like(initial) if initial is not None and ctx.needs_input_grad[4] else None
-        d_states, overlap = _state_gradients(prepared, d_output, d_final, d_initial, states, layout)
-        d_attention, remainder = _attention_gradient(d_output, v, layout)
-        dv = _read(prepared, d_states, d_output, layout, transposed=True)
-        dq_block, _ = _key_gradient(prepared, d_output, states, d_attention, remainder, layout)
-        dk_block, sources = _key_gradient(prepared, v, d_states, d_attention, remainder, layout, transposed=True)
-        del d_states
-        parts = (dq_block, dk_block, overlap, sources)
-        pairs = (d_attention, remainder)
-        dq, dk, d_decay = _inside_gradients(q, k, log_decay, prepared, pairs, parts, ctx.scale, layout)
-        return dq, dk, dv, d_decay, d_initial, None, None, None
+        gradients = launch.backward(
+            d_output, d_final, q, k, v, log_decay, d_initial, ctx.scale, states, launch.Prepared(*prepared), ctx.layout
+        )
+        return *gradients, d_initial, None, None, None
 
 
-class Prepared(NamedTuple):
-    """What the prepare kernels make of q, k and the decays; docstrings there."""
-
-    q_decayed: Tensor  # [N * C, H, K]
-    k_decayed: Tensor  # [N * C, H, K]
-    q_rest: Tensor | None  # [N * C, H, K]: what rounding to bf16 took away; for gradients alone
-    k_rest: Tensor | None
-    block_decay: Tensor  # [N * C / 64, H, K]
-    before: Tensor  # [N * C / 64, H, K]
-    after: Tensor  # [N * C / 64, H, K]
-    strong: Tensor  # [N, H]
-    attention: Tensor  # [N * C, H, C]
-
-
-@lru_cache
-def _windows(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """0/1 matrices [8, 64, 64]: which tokens of a block are summed for each token; the kernels name them."""
-    token = torch.arange(BLOCK)
-    to, of = token[:, None], token[None, :]
-    windows = [
-        torch.where((to & size) != 0, of <= to, of > to) & ((to ^ of) < size) for size in (1, 2, 4, 8, 16, 32, 64)
-    ]
-    return torch.stack([*windows, of <= to]).to(dtype).to(device)
-
-
-def _precision(dtype: torch.dtype) -> str:
-    return "tf32x3" if dtype == torch.float32 else "tf32"  # products of bf16 numbers ignore it
-
-
-def _state_like(v: Tensor, k: Tensor, layout: Layout) -> Tensor:
-    return v.new_empty(layout.num_segments, v.shape[2], k.shape[-1], v.shape[-1], dtype=torch.float32)
-
-
-def _prepare(q: Tensor, k: Tensor, log_decay: Tensor, scale: float, layout: Layout, with_rest: bool) -> Prepared:
-    heads, key_dim = q.shape[2:]
-    chunk, num_chunks = layout.chunk, layout.num_chunks
-    tokens, blocks, precision = num_chunks * chunk, chunk // BLOCK, _precision(q.dtype)
-    exact, windows = q.dtype == torch.float32, _windows(q.dtype, q.device)
-    tiles = _tiles(key_dim, key_dim, heads, chunk, q.dtype)
-    q_decayed, k_decayed = q.new_empty(2, tokens, heads, key_dim).unbind()
-    q_rest, k_rest = q.new_empty(2, tokens, heads, key_dim).unbind() if with_rest else (None, None)
-    block_decay, before, after = q.new_empty(3, tokens // BLOCK, heads, key_dim, dtype=torch.float32).unbind()
-    strong = torch.empty(num_chunks, heads, dtype=torch.int32, device=q.device)
-    attention = q.new_empty(tokens, heads, chunk)
-    tile, warps, stages = tiles.prepare
-    kernels.prepare_kernel[(num_chunks * blocks, heads)](
-        q, k, log_decay, layout.chunk_table, windows, q_decayed, k_decayed, q_rest, k_rest, block_decay, attention,
-        scale,
-        H=heads, K=key_dim, C=chunk, BK=tile, PRECISION=precision, EXACT=exact, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
-    tile = max(16, min(1024, triton.next_power_of_2(key_dim)))
-    kernels.prefix_kernel[(num_chunks, heads)](
-        block_decay, before, after, strong, H=heads, K=key_dim, C=chunk, BK=tile, LIMIT=STRONG_DECAY
-    )
-    if blocks > 1:
-        tile, warps, stages = tiles.attention
-        kernels.attention_kernel[(num_chunks * (blocks * (blocks - 1) // 2), heads)](
-            q_decayed, k_decayed, before, block_decay, attention,
-            H=heads, K=key_dim, C=chunk, BK=tile, PRECISION=precision,
-            num_warps=warps, num_stages=stages, maxnreg=MAX_REGISTERS,
-        )  # fmt: skip
-    tile, warps = tiles.strong
-    kernels.strong_attention_kernel[(num_chunks * blocks, heads)](
-        q, k, log_decay, layout.chunk_table, windows, strong, attention, scale,
-        H=heads, K=key_dim, C=chunk, BK=tile, PRECISION=precision, EXACT=exact, num_warps=warps, num_stages=2,
-    )  # fmt: skip
-    return Prepared(q_decayed, k_decayed, q_rest, k_rest, block_decay, before, after, strong, attention)
-
-
-def _states(prepared: Prepared, v: Tensor, initial: Tensor | None, final: Tensor | None, layout: Layout) -> Tensor:
-    """State at the start of each chunk, [N, H, K, V]; fills `final`."""
-    states = v.new_empty(layout.num_chunks, v.shape[2], prepared.k_decayed.shape[-1], v.shape[-1])
-    walk(
-        prepared.k_decayed, v, prepared.block_decay, states, layout, _walk_tile(states, layout),
-        first=initial, last=final, use_descriptors=_described(states, layout),
-    )  # fmt: skip
-    return states
-
-
-def _state_gradients(
-    prepared: Prepared,
-    d_output: Tensor,
-    d_final: Tensor | None,
-    d_initial: Tensor | None,
-    states: Tensor,
-    layout: Layout,
-) -> tuple[Tensor, Tensor]:
-    """Gradient of the state at the end of each chunk [N, H, K, V], and its product with the state at the chunk's
-    start, summed over the value channels of each tile; fills `d_initial`."""
-    d_states = torch.empty_like(states)
-    if d_final is not None:
-        d_final = d_final.float().contiguous()
-    overlap = walk(
-        prepared.q_decayed, d_output, prepared.block_decay, d_states, layout, _walk_tile(states, layout),
-        first=d_final, last=d_initial, other=states, use_descriptors=_described(states, layout),
-    )  # fmt: skip
-    assert overlap is not None  # asked for by giving it the states
-    return d_states, overlap
-
-
-def _described(states: Tensor, layout: Layout) -> bool:
-    """Whether descriptors read the states and the tiles that meet them."""
-    return use_descriptors(layout, states.dtype, (states.shape[2], 128), (states.shape[3], 128))
-
-
-def _walk_tile(states: Tensor, layout: Layout) -> WalkTile:
-    _, heads, key_dim, value_dim = states.shape
-    return _tiles(key_dim, value_dim, heads * layout.num_segments, layout.chunk, states.dtype).state
-
-
-def _read(prepared: Prepared, states: Tensor, y: Tensor, layout: Layout, transposed: bool = False) -> Tensor:
-    """The output; or, transposed, the gradient of v from the gradients of the output and of the states."""
-    _, heads, key_dim, value_dim = states.shape
-    tiles = _tiles(key_dim, value_dim, heads, layout.chunk, y.dtype)
-    tile_k, tile_v, warps, stages = tiles.output
-    out = torch.empty_like(y)
-    x, table = (prepared.k_decayed, prepared.after) if transposed else (prepared.q_decayed, prepared.before)
-    x, in_tiles = _rebased(x, table), _described(states, layout)
-    if in_tiles:
-        x = described(x, heads * key_dim, (tiles.part, tile_k))
-        states = described(states, value_dim, (tile_k, tile_v))
-    grid = (triton.cdiv(value_dim, tile_v), layout.num_chunks * (layout.chunk // tiles.part), heads)
-    kernels.output_kernel[grid](
-        x, states, prepared.attention, y, out, layout.chunk_table,
-        H=heads, K=key_dim, V=value_dim, C=layout.chunk, BM=tiles.part, BK=tile_k, BV=tile_v,
-        BN=64 if y.dtype == torch.bfloat16 else 32,
-        TRANSPOSED=transposed, DESCRIBED=in_tiles, PRECISION=_precision(y.dtype),
-        num_warps=warps, num_stages=stages,
-    )  # fmt: skip
-    return out
-
-
-def _rebased(x: Tensor, table: Tensor) -> Tensor:
-    """x of each block [N * C, H, K] decayed from the start of its chunk, or to its end, as the table says."""
-    tokens, heads, key_dim = x.shape
-    out, tile = torch.empty_like(x), max(16, min(128, triton.next_power_of_2(key_dim)))
-    kernels.rebase_kernel[(triton.cdiv(key_dim, tile), tokens // BLOCK, heads)](
-        x, table, out, H=heads, K=key_dim, BK=tile, num_warps=4
-    )
-    return out
-
-
-def _key_gradient(
-    prepared: Prepared,
-    y: Tensor,
-    states: Tensor,
-    d_attention: Tensor,
-    remainder: Tensor | None,
-    layout: Layout,
-    transposed: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Gradient of q or, transposed, of k (and its `sources`), before the decay inside each block."""
-    _, heads, key_dim, value_dim = states.shape
-    tiles = _tiles(key_dim, value_dim, heads, layout.chunk, y.dtype)
-    tile_k, tile_v, warps, stages = tiles.keys
-    tokens = layout.num_chunks * layout.chunk
-    out, sources = torch.empty(tokens, heads, key_dim, dtype=torch.float32, device=y.device), None
-    keys, queries = (prepared.k_decayed, prepared.k_rest), (prepared.q_decayed, prepared.q_rest)
-    other, own = (queries, keys) if transposed else (keys, (None, None))
-    if transposed:
-        sources = torch.empty_like(prepared.block_decay)
-    grid = (triton.cdiv(key_dim, tile_k), tokens // BLOCK, heads)
-    dtype, in_tiles = y.dtype, _described(states, layout)
-    if in_tiles:
-        y = described(y, heads * value_dim, (BLOCK, tile_v))
-        states = described(states, value_dim, (tile_k, tile_v))
-    kernels.key_gradient_kernel[grid](
-        y, states, d_attention, remainder, *other, *own, prepared.block_decay, prepared.strong, layout.chunk_table,
-        out, sources,
-        H=heads, K=key_dim, V=value_dim, C=layout.chunk, BK=tile_k, BV=tile_v, TRANSPOSED=transposed,
-        EXACT=remainder is None, DESCRIBED=in_tiles, PRECISION=_precision(dtype),
-        num_warps=warps, num_stages=stages,
-    )  # fmt: skip
-    return out, sources
-
-
-def _attention_gradient(d_output: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
-    """Gradient of the attention [N * C, H, C] and, in bf16, its remainder inside each block [N * C, H, 64]."""
-    heads, value_dim = v.shape[2:]
-    tiles = _tiles(value_dim, value_dim, heads, layout.chunk, v.dtype)
-    parts = layout.chunk // tiles.part
-    tile_v, warps, stages = tiles.d_attention
-    d_attention, remainder = v.new_empty(layout.num_chunks * layout.chunk, heads, layout.chunk), None
-    if v.dtype == torch.bfloat16:
-        remainder = v.new_empty(layout.num_chunks * layout.chunk, heads, BLOCK)
-    kernels.attention_gradient_kernel[(layout.num_chunks * (parts * (parts + 1) // 2), heads)](
-        d_output, v, d_attention, remainder, layout.chunk_table,
-        H=heads, V=value_dim, C=layout.chunk, BM=tiles.part, BV=tile_v, EXACT=remainder is None,
-        PRECISION=_precision(v.dtype), num_warps=warps, num_stages=stages,
-    )  # fmt: skip
-    return d_attention, remainder
-
-
-def _inside_gradients(
+def _forward_kernel(
     q: Tensor,
     k: Tensor,
+    v: Tensor,
     log_decay: Tensor,
-    prepared: Prepared,
-    pairs: tuple[Tensor, Tensor | None],
-    parts: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    initial: Tensor | None,
+    cu_seqlens: Tensor | None,
     scale: float,
-    layout: Layout,
-) -> tuple[Tensor, Tensor, Tensor]:
-    heads, key_dim = q.shape[2:]
-    tiles = _tiles(key_dim, key_dim, heads, layout.chunk, q.dtype)
-    dq, dk, d_decay = torch.empty_like(q), torch.empty_like(k), torch.empty_like(log_decay)
-    for strong, (tile, warps) in ((False, tiles.inside), (True, tiles.strong)):
-        kernels.inside_gradient_kernel[(triton.cdiv(key_dim, tile), layout.num_chunks, heads)](
-            q, k, log_decay, *pairs, *parts,
-            prepared.before, prepared.after, prepared.block_decay, prepared.strong, layout.chunk_table,
-            _windows(q.dtype, q.device), dq, dk, d_decay, scale, layout.num_chunks,
-            H=heads, K=key_dim, C=layout.chunk, BK=tile, TILES_V=parts[2].shape[0], STRONG=strong,
-            PRECISION=_precision(q.dtype), EXACT=q.dtype == torch.float32, num_warps=warps, num_stages=2,
+    output_final_state: bool,
+    for_backward: bool,
+) -> tuple[Tensor, ...]:
+    """Output, final state and what is kept. With `cu_seqlens` there is room for the most chunks that so many segments
+    may have: how many they are only their borders say, which compiled code has not read."""
+    layout, with_rest = launch.layout_of(q, v, cu_seqlens), for_backward and q.dtype == torch.bfloat16
+    with torch.cuda.device_of(q):
+        room = most_chunks(q.shape[0], q.shape[1], cu_seqlens, layout.chunk)
+        kept = launch.room_for(q, v, layout.chunk, room, with_rest)
+        final = launch.state_like(v, k, layout.num_segments) if output_final_state else None
+        states, prepared = launch.filled(kept, layout)
+        q, k, v = aligned(q), aligned(k), aligned(v)
+        output = launch.forward(q, k, v, log_decay, initial, scale, final, states, prepared, layout)
+    return output, absent(v) if final is None else final, *kept
+
+
+def _fake_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    initial: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    output_final_state: bool,
+    for_backward: bool,
+) -> tuple[Tensor, ...]:
+    chunk = launch.chunk_size(q.shape[-1], v.shape[-1], q.shape[1])
+    room = most_chunks(q.shape[0], q.shape[1], cu_seqlens, chunk)
+    kept = launch.room_for(q, v, chunk, room, for_backward and q.dtype == torch.bfloat16)
+    final = launch.state_like(v, k, num_states(q, cu_seqlens)) if output_final_state else absent(v)
+    return torch.empty_like(v), final, *kept
+
+
+def _backward_kernel(
+    d_output: Tensor,
+    d_final: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    initial: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    *kept: Tensor,
+) -> tuple[Tensor, ...]:
+    """Gradients of q, k, v, log_decay and the initial state."""
+    layout = launch.layout_of(q, v, cu_seqlens)
+    d_initial = torch.empty_like(initial) if initial is not None else None
+    with torch.cuda.device_of(q):
+        states, prepared = launch.filled(launch.Kept(*kept), layout)
+        q, k, v = aligned(q), aligned(k), aligned(v)
+        gradients = launch.backward(
+            d_output, d_final, q, k, v, log_decay, d_initial, scale, states, prepared, layout
         )  # fmt: skip
-    return dq, dk, d_decay
+    return *gradients, absent(v) if d_initial is None else d_initial
+
+
+def _fake_backward(
+    d_output: Tensor,
+    d_final: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    initial: Tensor | None,
+    cu_seqlens: Tensor | None,
+    scale: float,
+    *kept: Tensor,
+) -> tuple[Tensor, ...]:
+    return *map(torch.empty_like, (q, k, v, log_decay)), absent(v) if initial is None else torch.empty_like(initial)
+
+
+_INPUTS = "Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor? initial, Tensor? cu_seqlens, float scale"
+_KEPT = ", ".join(f"Tensor {name}" for name in launch.Kept._fields)
+_operator = define(
+    f"gla({_INPUTS}, bool output_final_state, bool for_backward) -> (Tensor output, Tensor final, {_KEPT})",
+    _forward_kernel,
+    _fake_forward,
+)
+_backward_operator = define(
+    f"gla_backward(Tensor d_output, Tensor? d_final, {_INPUTS}, {_KEPT}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward_kernel,
+    _fake_backward,
+)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    *tensors, scale, _, for_backward = inputs
+    if not for_backward:
+        raise ValueError("for_backward is False, expected True where an input of statex::gla requires gradients")
+    ctx.save_for_backward(*tensors, *output[2:])
+    ctx.scale = scale
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[2:])
+
+
+def _gradients(ctx: Any, d_output: Tensor | None, d_final: Tensor | None, *of_kept: None) -> tuple[Tensor | None, ...]:
+    q, k, v, log_decay, initial, cu_seqlens, *kept = ctx.saved_tensors
+    if d_output is None:
+        d_output = torch.zeros_like(v)
+    *gradients, d_initial = _backward_operator(
+        d_output, d_final, q, k, v, log_decay, initial, cu_seqlens, ctx.scale, *kept
+    )
+    return *gradients, None if initial is None else d_initial, None, None, None, None
+
+
+torch.library.register_autograd("statex::gla", _gradients, setup_context=_save)

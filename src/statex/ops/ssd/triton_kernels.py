@@ -160,11 +160,11 @@ def output_kernel(
     if TRANSPOSED:
         step_own, until_end = tl.load(steps + table + rows), tl.load(to_block_end + table + rows)
         border, end = tl.load(sums + table + block * BLOCK + BLOCK - 1), tl.load(sums + table + C - 1)
-        weights *= tl.exp2(LOG2E * (other[None, :] - own[:, None]))
+        weights *= tl.exp2((other[None, :] - own[:, None]) * LOG2E)
         weights = tl.where(tl.arange(0, BLOCK)[:, None] <= others[None, :], weights, 0.0)
     else:
         border = tl.load(sums + table + block * BLOCK - 1, mask=block > 0, other=0.0)
-        weights *= tl.exp2(LOG2E * (own[:, None] - other[None, :]))
+        weights *= tl.exp2((own[:, None] - other[None, :]) * LOG2E)
         weights *= tl.load(steps + table + block * BLOCK + others)[None, :]
         weights = tl.where(tl.arange(0, BLOCK)[:, None] >= others[None, :], weights, 0.0)
     weights = weights.to(near.dtype)
@@ -276,7 +276,7 @@ def near_score_gradient_kernel(
                 padded = (chunk.to(tl.int64) * C + rows)[:, None] * (H * P) + channel
                 tl.store(scaled + padded, decayed, mask=(cols < P)[None, :])
             product = tl.dot(gradient, tl.trans(values), product, input_precision=PRECISION)
-        product *= tl.exp2(-LOG2E * tl.abs(decay[:, None] - decay[None, :])) * step[None, :]
+        product *= tl.exp2(tl.abs(decay[:, None] - decay[None, :]) * -LOG2E) * step[None, :]
         total += product
         product *= score
         at = (table + h * C) * blocks + block * C + rows
