@@ -55,7 +55,7 @@ def open_documents(
     Raises:
         UserError: no file matches, a file's ending is not known, a file or the hub cannot be read, the column is
             missing, the part has no document, or, where `source.bad_records` is "error", a record cannot be read. What
-            stands late in a source is told when it is reached.
+            stands late in a source is reported when it is reached.
     """
     stream = _read(source, field)
     if part != "all":

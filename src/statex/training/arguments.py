@@ -146,7 +146,7 @@ def _check_fields(training: Training) -> None:
 
 
 def _check_processes(training: Training) -> None:
-    """Raise UserError where processes cannot share the training as they are told to."""
+    """Raise UserError where processes cannot share the training as they are set to."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
         problem = f"cannot be used: {NO_DEEPSPEED}"
         raise UserError("ACCELERATE_USE_DEEPSPEED", os.environ["ACCELERATE_USE_DEEPSPEED"], problem, "use torchrun")

@@ -31,7 +31,7 @@ def write_listing(checkpoint: Path) -> None:
 def last_checkpoint(folder: Path) -> str | None:
     """The checkpoint of most steps in `folder` that is whole, None where there is no checkpoint at all.
 
-    What is passed over is told in a warning. transformers itself would resume with a fresh optimizer, say.
+    A warning names what is passed over. transformers itself would resume with a fresh optimizer, say.
 
     Raises:
         UserError: all are damaged.

@@ -275,7 +275,7 @@ class StatexTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def save_trained(self, summary: TrainingSummary, base: str | None = None, dtype: torch.dtype | None = None) -> None:
-        """Write the finished model with its tokenizer and card, whole or not at all, then the summary; drop the
+        """Write the finished model with its tokenizer and card, atomically, then the summary; drop the
         checkpoints. `base` and `dtype` are those of `train`."""
         state = self.accelerator.get_state_dict(self.model_wrapped)
         if self.args.should_save:

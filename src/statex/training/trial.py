@@ -24,7 +24,7 @@ MINIATURE: dict[str, Any] = {
     "steps": 1, "warmup_steps": 0, "decay_steps": None, "sequence_length": NUM_TOKENS, "sequences_per_device": None,
     "save_every": None, "report_to": [],
 }  # fmt: skip
-"""What a trial changes in a training section: its length, and who is told of it."""
+"""What a trial changes in a training section: its length, and who reports it."""
 
 
 def try_training(training: Training, with_documents: bool) -> None:

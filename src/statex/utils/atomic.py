@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, whenever a process is killed; one process in a folder at a time."""
+"""Atomic files and folders, whenever a process is killed; and one process in a folder at a time."""
 
 import errno
 import fcntl
@@ -69,7 +69,7 @@ def check_new_folder(out: str | os.PathLike, field: str = "OUT") -> None:
 
 @contextmanager
 def new_folder(out: str | os.PathLike) -> Iterator[Path]:
-    """A folder to write into that becomes `out` at the end, so that `out` is whole or not there.
+    """A folder to write into that becomes `out` at the end, atomically.
 
     It has one name for each `out`, so that what a process left that was killed in the middle goes with the next one.
 
