@@ -1,5 +1,7 @@
 """Inputs and comparisons that the tests of the short convolution and the gated norm share, on any device."""
 
+from contextlib import contextmanager
+
 import torch
 
 CONVOLUTIONS = {  # batch, tokens, channels, taps
@@ -48,13 +50,26 @@ def norm_inputs(shape, has_weight, has_gate, dtype=torch.float32, device="cpu"):
     return inputs
 
 
+@contextmanager
+def unpacked_once():
+    """Saved tensors as gradient checkpointing has them: handed out a single time."""
+
+    def unpack(holder):
+        assert holder, "a saved tensor is read twice in a backward pass; gradient checkpointing refuses that"
+        return holder.pop()
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: [x], unpack):
+        yield
+
+
 def output_and_gradients(function, inputs, dtype=None, **options):
     """The output and the gradient of each floating-point input, for one fixed gradient of the output."""
     leaves = {
         name: x.to(dtype or x.dtype).detach().requires_grad_() if x.is_floating_point() else x
         for name, x in inputs.items()
     }
-    output = function(**leaves, **options)
+    with unpacked_once():
+        output = function(**leaves, **options)
     generator = torch.Generator().manual_seed(1)
     gradient = torch.randn(output.shape, generator=generator).to(next(iter(inputs.values())).dtype)
     output.backward(gradient.to(output))

@@ -3,6 +3,8 @@
 import torch
 from torch.nn import functional as F
 
+from layer_inputs import unpacked_once
+
 DECAYS = ("none", "weak", "typical", "moderate", "strong", "channels", "tokens")
 
 
@@ -43,7 +45,8 @@ def ssd_inputs(num_tokens, decay="typical", batch=2, heads=4, groups=2, head_dim
 def output_state_gradients(recurrence, inputs: dict, dtype: torch.dtype, **options) -> dict[str, torch.Tensor]:
     """Output, final state, and the gradient of a random projection of both in every input."""
     leaves = {name: x.to(dtype).requires_grad_() for name, x in inputs.items()}
-    output, state = recurrence(**leaves, output_final_state=True, **options)
+    with unpacked_once():
+        output, state = recurrence(**leaves, output_final_state=True, **options)
     weights = torch.Generator().manual_seed(1)
     projections = [torch.randn(x.shape, generator=weights, dtype=torch.float64) for x in (output, state)]
     loss = (output.double() * projections[0]).sum() + (state.double() * projections[1]).sum()

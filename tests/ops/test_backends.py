@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -153,6 +154,12 @@ def test_auto_takes_triton_on_a_gpu_where_it_is_offered(triton_gla):
     assert backends._choose("gla", "auto", torch.zeros(1)) is chunk_gla
     with use_backend("torch"):
         assert backends._choose("gla", "auto", ON_GPU) is chunk_gla
+
+
+def test_a_context_holds_for_the_threads_of_autograd():
+    """Gradient checkpointing on a GPU computes the forward again in one."""
+    with use_backend("torch"), ThreadPoolExecutor(1) as threads:
+        assert threads.submit(backends._choose_backend, "gla", "auto", ON_GPU.device, torch.float32).result() == "torch"
 
 
 def test_triton_that_is_not_offered_is_refused_with_the_reason(monkeypatch):

@@ -9,7 +9,6 @@ import importlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -58,7 +57,7 @@ FUSED_BY_COMPILER = {"short_convolution", "short_convolution_step", "gated_rms_n
 FUSED_WITHOUT_GRADIENTS = {"short_convolution", "gated_rms_norm"}
 
 _triton_functions: dict[str, Callable] = {}  # those of TRITON that have been imported
-_default: ContextVar[str] = ContextVar("statex.ops.backend", default="auto")
+_default = "auto"  # what `use_backend` says
 
 
 def gla(
@@ -308,16 +307,17 @@ def gated_rms_norm(
 def use_backend(name: str) -> Iterator[None]:
     """What `backend="auto"` means inside this context: "torch", "triton", or "auto" for the choice by device.
 
-    Code that torch.compile has traced keeps the choice of that time.
+    It holds for all threads of the process: gradient checkpointing computes again in a thread of autograd's own.
 
     Raises:
         ValueError: the name is unknown.
     """
-    token = _default.set(_known(name))
+    global _default
+    before, _default = _default, _known(name)
     try:
         yield
     finally:
-        _default.reset(token)
+        _default = before
 
 
 def _choose(op: str, backend: str, like: Tensor) -> Callable:
@@ -341,7 +341,7 @@ def _choose_backend(op: str, backend: str, device: torch.device, dtype: torch.dt
     """ "torch" or "triton"; then the function is in `_triton_functions`."""
     name = _known(backend)
     if name == "auto":
-        name = _default.get()
+        name = _default
     if name == "auto":
         # The kernels have no fp64: there the result is wanted exact rather than fast.
         fast = device.type == "cuda" and dtype != torch.float64 and _import_triton(op) is None

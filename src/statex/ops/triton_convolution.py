@@ -154,8 +154,8 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, seq_idx = ctx.saved_tensors
-        return _gradients(ctx, _backward(d_out, x, weight, bias, seq_idx, ctx.needs_input_grad[0]))
+        saved = ctx.saved_tensors
+        return _gradients(ctx, saved, _backward(d_out, *saved, ctx.needs_input_grad[0]))
 
 
 def triton_short_convolution(
@@ -271,15 +271,20 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _gradients(ctx: Any, of_sums: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
-    """Of x, weight, bias and seq_idx, from what the backward kernels make."""
-    (_, weight, bias, _), (dx, sums) = ctx.saved_tensors, of_sums
+def _gradients(ctx: Any, saved: tuple[Tensor | None, ...], of_sums: tuple[Tensor, Tensor]) -> tuple[Tensor | None, ...]:
+    """Of x, weight, bias and seq_idx, from what the backward kernels make.
+
+    `ctx.saved_tensors` is read once, by the caller: gradient checkpointing hands each tensor out a single time.
+    """
+    (_, weight, bias, _), (dx, sums) = saved, of_sums
+    assert weight is not None
     d_bias = sums[-1].to(bias.dtype) if bias is not None else None
     return dx if ctx.needs_input_grad[0] else None, sums[:-1].T.to(weight.dtype), d_bias, None
 
 
 def _operator_gradients(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-    return _gradients(ctx, _backward_operator(d_out, *ctx.saved_tensors, ctx.needs_input_grad[0]))
+    saved = ctx.saved_tensors
+    return _gradients(ctx, saved, _backward_operator(d_out, *saved, ctx.needs_input_grad[0]))
 
 
 torch.library.register_autograd("statex::short_convolution", _operator_gradients, setup_context=_save)

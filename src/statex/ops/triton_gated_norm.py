@@ -236,8 +236,9 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _operator_gradients(ctx: Any, d_out: Tensor, of_scales: None) -> tuple[Tensor | None, ...]:
-    _x, weight, gate, _scales = ctx.saved_tensors
-    dx, d_weight, d_gate = _backward_operator(d_out, *ctx.saved_tensors, ctx.size, ctx.gate_first)
+    saved = ctx.saved_tensors  # read once: gradient checkpointing hands each tensor out a single time
+    _x, weight, gate, _scales = saved
+    dx, d_weight, d_gate = _backward_operator(d_out, *saved, ctx.size, ctx.gate_first)
     return dx, None if weight is None else d_weight, None if gate is None else d_gate, None, None, None
 
 
