@@ -104,6 +104,8 @@ class Family(ABC):
     """Of its Mamba2-type token mixer, where transformers' classes are to be derived from."""
     norm_classes: tuple[str, ...] = ()
     """Of its norms, gated or not, which the derived model runs on statex's op."""
+    blocks_compile: bool = False
+    """Whether torch.compile takes each of its blocks as one graph."""
     kept_by_reinit: tuple[str, ...] = ()
     """Tensors of the mixer that a re-initialisation leaves alone."""
 

@@ -71,6 +71,7 @@ class Mamba2Family(Family):
     mixer_path = "backbone.layers.{}.mixer"
     norm_path = "backbone.layers.{}.norm"
     keys_last = True
+    blocks_compile = True
     config_class = "transformers.models.mamba2.configuration_mamba2.Mamba2Config"
     model_class = f"{MODELING}.Mamba2Model"
     causal_lm_class = f"{MODELING}.Mamba2ForCausalLM"
