@@ -39,7 +39,7 @@ from statex.utils import environment, timing
 TOKENS_PER_STEP, CPU_TOKENS_PER_STEP = 65536, 256
 STEPS, WARMUP = 20, 8  # the first steps compile, and settle how many blocks keep their activations
 PROFILED = 2  # steps under the profiler
-LOSSES_DIFFER = 0.01  # nats: bf16 rounds elsewhere in compiled blocks, and steps build on one another
+LOSSES_DIFFER = 0.05  # nats: each step builds on the one before, and bf16 rounds elsewhere in compiled blocks
 
 KINDS = {  # of kernels, by what their names contain; the first that fits
     "recurrences": ("attention", "scores", "score_gradient", "walk", "prefix", "prepare", "rebase", "output_kernel",
