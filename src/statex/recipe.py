@@ -225,6 +225,7 @@ else:
     )
 
 
+TOKENS = "tokens"
 OTHER_NAMES = {
     "pretrained", "tokenizer", "shared", "figures", "recipe.toml", "results.jsonl", "report.html", "report.md",
 }  # fmt: skip
@@ -248,6 +249,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _arms_fit(self):
+        if self.name.lower() == TOKENS:
+            raise UserError("name", self.name, "is the folder of prepared tokens", "give the run another name")
         for section, names in (("models", self.models), ("arms", self.arms)):
             for name in names:
                 if name.lower() in OTHER_NAMES:
@@ -269,6 +272,11 @@ class Recipe(Section):
     def folder(self) -> Path:
         """The folder of this run, `output`/`name`."""
         return Path(self.output) / self.name
+
+    @property
+    def tokens(self) -> Path:
+        """The folder of prepared tokens, which runs beside one another share."""
+        return Path(self.data.tokens) if self.data.tokens is not None else Path(self.output) / TOKENS
 
     def arm_training(self, arm: str) -> Training:
         """The training section with the changes of one arm.
@@ -349,7 +357,10 @@ def parse_recipe(values: dict[str, Any], relative_to: Path | None = None) -> Rec
 
 def make_paths_absolute(values: dict[str, Any], folder: Path) -> None:
     """Have the paths of data, where they are ones, seen from `folder`."""
-    for section in (values.get("data"), values.get("evaluation")):
+    data = values.get("data")
+    if isinstance(data, dict) and isinstance(data.get("tokens"), str):
+        data["tokens"] = str(folder.resolve() / data["tokens"])
+    for section in (data, values.get("evaluation")):
         source = section.get("text") if isinstance(section, dict) else None
         if isinstance(source, dict) and isinstance(source.get("files"), list):
             source["files"] = [str(folder.resolve() / str(pattern)) for pattern in source["files"]]

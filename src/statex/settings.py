@@ -154,3 +154,9 @@ class Data(Section):
     )
     shuffle_buffer: int = Field(default=1000, ge=1, description="documents that shuffling looks at")
     seed: int = Field(default=0, ge=0, description="of the data's order, which each of the run's seeds changes too")
+    tokens: Text | None = Field(
+        default=None, description="folder of prepared tokens; default: `tokens` beside the runs"
+    )
+    workers: int | None = Field(
+        default=None, ge=0, le=64, description="processes that make batches; default: 2 where a GPU trains, else none"
+    )

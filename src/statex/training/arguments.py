@@ -44,7 +44,7 @@ NO_DEEPSPEED = (
     "DeepSpeed's stages was tried; fsdp = true shards the same"
 )
 FIXED_FIELDS = {
-    "dataloader_": "batches come ready-made and in order, in the process that trains",
+    "dataloader_": "batches come ready-made and in order; data.workers sets the processes that make them",
     "ignore_data_skip": "batches begin at the step that is asked for",
     "remove_unused_columns": "batches come ready-made",
     "train_sampling_strategy": "batches come ready-made",
