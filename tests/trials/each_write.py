@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 from interrupted import kill_at_write
 from kills import weights
+
 from statex.recipe import Recipe, load_recipe
 from statex.run import run_recipe
 from tiny_recipe import ARMS, recipe_values, write_recipe, write_text
@@ -45,7 +46,7 @@ def main(every: int = 1, family: str = "statex_gla") -> int:
         values = recipe_values(write_text(Path(folder, "text")), Path(folder, "runs"), [family])
         values["arms"] = {"preserve": ARMS["preserve"]}
         recipe = load_recipe(write_recipe(Path(folder, "recipe.toml"), values))
-        in_child(recipe)
+        run_recipe(recipe, evaluation=False)  # here, so that processes that are forked have torch imported
         whole = weights(recipe.folder)
         while True:
             shutil.rmtree(recipe.folder)

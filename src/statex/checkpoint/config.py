@@ -77,7 +77,7 @@ def describe(folder: str | os.PathLike) -> Description:
 
 
 def _check_generation(folder: Path) -> None:
-    """Raise UserError where transformers could not read how the model is to generate, which it does with the weights."""
+    """Raise UserError where transformers could not read, with the weights, how the model generates."""
     if (path := folder / GENERATION_CONFIG_NAME).exists():
         values = read_json(path)
         with explained(path.name, str(path), "is refused", "correct it or remove it"):
