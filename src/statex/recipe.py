@@ -18,6 +18,7 @@ from statex.settings import (
     MOST_TOKENS,
     Beta,
     Data,
+    FromList,
     Lengths,
     Name,
     Section,
@@ -81,7 +82,7 @@ class Training(Section):
     warmup_steps: int = Field(default=1000, ge=0)
     decay_steps: int | None = Field(default=None, ge=1, description="wsd only; default: a fifth of the steps")
     min_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    betas: Annotated[tuple[Beta, Beta], FromList] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0, le=100)
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = Field(
