@@ -6,8 +6,11 @@ from statex.errors import UserError
 from statex.families.bamba import BambaFamily
 from statex.families.base import Family, LayerShape, Segment, StateGeometry, TensorRows
 from statex.families.falcon_h1 import FalconH1Family
+from statex.families.falcon_mamba import FalconMambaFamily
 from statex.families.gla import GLAFamily
 from statex.families.granitemoehybrid import GraniteMoeHybridFamily
+from statex.families.jamba import JambaFamily
+from statex.families.mamba import MambaFamily
 from statex.families.mamba2 import Mamba2Family
 from statex.families.nemotron_h import NemotronHFamily
 from statex.families.zamba2 import Zamba2Family
@@ -22,6 +25,9 @@ FAMILIES: dict[str, Family] = {
         Zamba2Family(),
         NemotronHFamily(),
         FalconH1Family(),
+        MambaFamily(),
+        FalconMambaFamily(),
+        JambaFamily(),
     )
 }
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
 from pydantic import ConfigDict, Field, NonNegativeInt
 from torch import nn
 from transformers import PreTrainedConfig
@@ -124,6 +125,10 @@ class Family(ABC):
     def num_layers(self, values: Mapping[str, Any]) -> Any:
         """How many layers the model has that `values`, those of a config.json and its class's defaults, describe."""
         return values["num_hidden_layers"]
+
+    def state_matrices(self, cached: torch.Tensor) -> torch.Tensor:
+        """[B, H, K, V], a view of a layer's state as the model's cache holds it."""
+        return cached.mT if self.keys_last else cached
 
     def fill_buffers(self, config: PreTrainedConfig, module: nn.Module) -> None:  # noqa: B027 (most have none)
         """Compute what no checkpoint holds, where the module is a mixer: buffers that follow the size of its state."""

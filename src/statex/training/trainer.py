@@ -24,6 +24,8 @@ from statex.expansion.edits import ExpansionPlan, StoredPlan
 from statex.expansion.stored import stored_plan
 from statex.families import family_of
 from statex.models.dispatch import statex_ops
+from statex.models.documents import document_arguments
+from statex.models.replay import ReplayExpansion
 from statex.recipe import Training
 from statex.settings import Data
 from statex.training import CHECKPOINTS, SUMMARY
@@ -192,8 +194,12 @@ class StatexTrainer(Trainer):
         seq_idx = inputs.pop("seq_idx", None)
         hook = None
         if seq_idx is not None:  # the language-model class of transformers' Mamba2 does not pass it on
+            apart = {"seq_idx": seq_idx}
+            if not isinstance(unwrapped, ReplayExpansion):
+                mask = inputs.get("attention_mask")
+                apart = document_arguments(unwrapped.base_model, inputs["input_ids"], seq_idx, mask)
             hook = unwrapped.base_model.register_forward_pre_hook(
-                lambda module, args, kwargs: (args, kwargs | {"seq_idx": seq_idx}), with_kwargs=True
+                lambda module, args, kwargs: (args, kwargs | apart), with_kwargs=True
             )
         try:
             with chunked_loss(unwrapped, self.training.loss_chunk):
