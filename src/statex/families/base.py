@@ -106,6 +106,8 @@ class Family(ABC):
     """Of its Mamba2-type token mixer, which runs on statex's ops in the derived model; empty: it stays as it is."""
     norm_classes: tuple[str, ...] = ()
     """Of its norms, gated or not, which the derived model runs on statex's op."""
+    blocks_compile: bool = False
+    """Whether torch.compile takes each of its blocks as one graph."""
     kept_by_reinit: tuple[str, ...] = ()
     """Tensors of the mixer that a re-initialisation leaves alone."""
 
