@@ -89,6 +89,12 @@ def test_a_scan_that_cannot_keep_documents_apart_says_so(case):
         case.expanded()(tokens(batch=3), seq_idx=DOCUMENTS)
 
 
+@pytest.mark.parametrize("case", [case for case in GENERATING if case.family in ("mamba", "jamba")], ids=str)
+def test_a_scan_that_would_drop_the_state_says_so(case):
+    with pytest.raises(ValueError, match=r"cache: .* drops the state unless"):
+        in_pieces(case.expanded(), tokens(), [7])
+
+
 @pytest.mark.parametrize(("family", "configuration"), UNEXPANDED)
 def test_an_unexpanded_model_is_its_definition(family, configuration):
     model = Case(family, configuration, "inherit").model()

@@ -104,8 +104,17 @@ class Family(ABC):
     """Whether these are statex's own and replay a stored plan; for transformers' classes, such ones are derived."""
     mixer_class: str = ""
     """Of its Mamba2-type token mixer, which runs on statex's ops in the derived model; empty: it stays as it is."""
+    continues_states: bool = True
+    """Whether its scan begins with a given state, or afresh within a row of packed documents; transformers' own for the
+    first Mamba does neither, without saying so."""
     norm_classes: tuple[str, ...] = ()
     """Of its norms, gated or not, which the derived model runs on statex's op."""
+    grows: str = "key dimension"
+    """What an expansion enlarges, for docs/families.md; this and the next two."""
+    factors: str = "2 and more; 4 where none is given"
+    """Which factors there are."""
+    measured: str = "nothing yet"
+    """What was measured on models of some size, with links from docs/."""
     blocks_compile: bool = False
     """Whether torch.compile takes each of its blocks as one graph."""
     kept_by_reinit: tuple[str, ...] = ()

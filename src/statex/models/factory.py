@@ -203,10 +203,15 @@ def _model_forward(base: Any) -> Callable:
         if (seq_idx := one_seq_idx(seq_idx, cu_seqlens, tokens[0])) is not None:
             apart = document_arguments(self, tokens[0], seq_idx, given.get("attention_mask"))
             given = {"use_cache": False} | given | apart
-        elif attends and given.get("position_ids") is None and (cache := _cache_in(given)) is not None:
-            start = cache.get_seq_length()  # which some of transformers' models take for 0
+        elif (cache := _cache_in(given)) is not None:
             T = tokens[0].shape[1]
-            given["position_ids"] = torch.arange(start, start + T, device=tokens[0].device)[None]
+            if T > 1 and not family_of(self.config).continues_states and cache.has_previous_state():
+                raise ValueError(
+                    f"cache: {base.__name__} drops the state unless it is continued by one token at a time"
+                )
+            if attends and given.get("position_ids") is None:
+                start = cache.get_seq_length()  # which some of transformers' models take for 0
+                given["position_ids"] = torch.arange(start, start + T, device=tokens[0].device)[None]
         return base.forward(self, **given)
 
     return forward
