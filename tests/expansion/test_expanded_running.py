@@ -380,5 +380,8 @@ def test_outputs_of_the_hugging_face_interface(case):
     torch.testing.assert_close(last, output.logits[:, -3:])
     shifted = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     torch.testing.assert_close(output.loss, shifted)
+    with torch.no_grad():  # as the Trainer asks for it
+        share = model(ids, labels=ids, num_items_in_batch=torch.tensor(76), use_cache=False).loss
+    torch.testing.assert_close(share, shifted / 2)
     assert model.get_input_embeddings().weight.shape == (48, 32)
     assert base_type(model) in statex.FAMILIES

@@ -174,6 +174,7 @@ def _model_forward(base: Any) -> Callable:
     """The forward of a base model."""
     _, *names, _ = inspect.signature(base.forward).parameters
     known, attends = _known_keywords(base), has_attention(base)
+    of_the_loss = LOSS_KEYWORDS if attends else ()  # which language models with attention hand on
 
     @with_arguments_of(base.forward)
     def forward(
@@ -191,6 +192,7 @@ def _model_forward(base: Any) -> Callable:
             cu_seqlens: the same for a batch of 1, as in FLA: [S + 1] int, the borders of the documents from 0 to T.
             output_attentions: of the Hugging Face interface, where some layers have attention.
         """
+        kwargs = {name: value for name, value in kwargs.items() if name not in of_the_loss}
         check_keywords(kwargs, known)
         given = dict(zip(names, args, strict=False)) | kwargs
         if not attends:
