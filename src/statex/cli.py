@@ -107,7 +107,7 @@ def statex(
 
 @app.command()
 def inspect(model: ModelPath, as_json: Json = False) -> None:
-    """Show a model's family, size and recurrent state, layer by layer; reads headers, no weights.
+    """Show a model's family, size, recurrent state and how it could be expanded; reads headers, no weights.
 
     Example: `statex inspect models/gla-1.3B`
     """
@@ -127,6 +127,8 @@ def inspect(model: ModelPath, as_json: Json = False) -> None:
     print("\n".join(f"{name:<12}{value}" for name, value in table.items()))
     print("\nrecurrent state at batch 1, fp32\n")
     print(found.state)
+    print("\nhow every 6th recurrent layer could be expanded\n")
+    print("\n".join(f"{possible.init:<12}{possible}" for possible in found.possible))
 
 
 @app.command()
@@ -140,7 +142,7 @@ def expand(
     layers: Annotated[str | None, typer.Option(help="Expand these layers, for example 0,6,12,18.")] = None,
     num_layers: Annotated[int | None, typer.Option(help="Expand n layers, evenly spaced.")] = None,
     factor: Annotated[
-        int | None, typer.Option(help="Growth of a layer's state. Default: all heads (GLA) or 4 (Mamba2).")
+        int | None, typer.Option(help="Growth of a layer's state. Default: all heads (GLA) or 4 (all others).")
     ] = None,
     init: Annotated[
         Literal["reinit", "inherit", "preserve"] | None,

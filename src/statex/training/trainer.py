@@ -26,6 +26,8 @@ from statex.expansion.edits import ExpansionPlan, StoredPlan
 from statex.expansion.stored import stored_plan
 from statex.families import family_of
 from statex.models.dispatch import statex_ops
+from statex.models.documents import document_arguments
+from statex.models.replay import ReplayExpansion
 from statex.recipe import Training
 from statex.settings import Data
 from statex.training import CHECKPOINTS, SUMMARY
@@ -144,8 +146,8 @@ def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | Stored
         raise UserError(
             "training.train_only_expanded", True, "the model has no expanded layers", "expand it first, or set it false"
         )
-    path = family_of(model.config).mixer_path
-    prefixes = tuple(path.format(layer.index) + "." for layer in plan.layers)
+    family = family_of(model.config)
+    prefixes = tuple(f"{family.mixer_name(model.config, layer.index)}." for layer in plan.layers)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(prefixes) or name in plan.fresh_tensors)
 
@@ -255,8 +257,12 @@ class StatexTrainer(Trainer):
         seq_idx = inputs.pop("seq_idx", None)
         hook = None
         if seq_idx is not None:  # the language-model class of transformers' Mamba2 does not pass it on
+            apart = {"seq_idx": seq_idx}
+            if not isinstance(unwrapped, ReplayExpansion):
+                mask = inputs.get("attention_mask")
+                apart = document_arguments(unwrapped.base_model, inputs["input_ids"], seq_idx, mask)
             hook = unwrapped.base_model.register_forward_pre_hook(
-                lambda module, args, kwargs: (args, kwargs | {"seq_idx": seq_idx}), with_kwargs=True
+                lambda module, args, kwargs: (args, kwargs | apart), with_kwargs=True
             )
         try:
             with chunked_loss(unwrapped, self.training.loss_chunk, self.blocks.compiled):
