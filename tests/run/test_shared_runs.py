@@ -239,7 +239,7 @@ def test_a_full_disk_is_told_with_the_folder_and_the_run_resumes(recipe, tmp_pat
             with pytest.raises(OSError) as caught:
                 run_recipe(settings, evaluation=False)
             assert caught.value.errno == errno.ENOSPC
-            assert caught.value.filename == str(disk / place)
+            assert Path(caught.value.filename).is_relative_to(disk / place)
             subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
             run_recipe(settings, evaluation=False)
             assert (settings.folder / "gla" / "lpt-seed0" / "trained" / "model.safetensors").exists()

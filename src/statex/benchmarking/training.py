@@ -1,7 +1,7 @@
 """`statex bench training`: whole steps of the project's own trainer, blocks compiled and not, beside FLA's GLA.
 
-Random weights and random tokens, ready-made: what is measured is the step. Both ways see the same
-batches, and no time is printed where the losses of their first steps differ. On a CPU the models are tiny and the figures ratios only.
+Random weights and random tokens, ready-made: what is measured is the step. Both ways see the same batches, and no time
+is printed where the losses of their first steps differ. On a CPU the models are tiny and the figures ratios only.
 """
 
 import gc
@@ -113,7 +113,8 @@ def run_training_benchmark(
         one record a case and way ("plain", "compiled", "fla"): `step_s` (median of the last 12 of 20 steps, the wall
         clock with the device's work finished), `tokens_per_second`, `first_step_s`, `peak_bytes`, `mfu` (6 operations a
         parameter and token against the device's measured bf16 product), `hfu` (with those computed again),
-        `blocks_kept`, `losses` and how much they differ at most, and `kernels`: seconds of a step by kind. On a CPU no absolute times.
+        `blocks_kept`, `losses` and how much they differ at most, and `kernels`: seconds of a step by kind. On a CPU no
+        absolute times.
 
     Raises:
         UserError: an unknown case.
