@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
@@ -88,3 +89,24 @@ def test_a_norm_that_feeds_attention_too_is_not_reset():
 
 def test_the_page_of_families_is_not_stale():
     assert (ROOT / "docs" / "families.md").read_text(encoding="utf-8") == families_page()
+
+
+def test_a_nemotron_h_of_nvidia_s_form_is_described(tmp_path):
+    """Layers by a pattern, earlier names of fields, heads for the prediction of several tokens that are left out."""
+    model = make_hybrid("nemotron_h", layers_block_type=["linear_attention", "moe", "full_attention"])
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["layers_block_type"]
+    config |= {"hybrid_override_pattern": "ME*", "num_hidden_layers": 3, "mamba_n_groups": config.pop("n_groups")}
+    config |= {"mtp_hybrid_override_pattern": "*E"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert any(name.startswith("backbone.layers.1.mixer.experts.0.") for name in tensors)
+    tensors["mtp.layers.0.norm.weight"] = torch.ones(32)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert [layer.index for layer in statex.inspect(tmp_path).state.layers] == [0]
+    loaded = statex.load(tmp_path).eval()
+    torch.testing.assert_close(logits(loaded, tokens()), logits(model, tokens()))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hybrid_override_pattern": "MMM*"}))
+    with pytest.raises(statex.UserError, match=r"num_hidden_layers = 4: the weights have 3 layers"):
+        statex.inspect(tmp_path)
