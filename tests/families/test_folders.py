@@ -1,6 +1,7 @@
 """A model folder of each family: described, expanded on the command line, read again; and folders of other models."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -87,7 +88,10 @@ def test_a_norm_that_feeds_attention_too_is_not_reset():
 
 
 def test_the_page_of_families_is_not_stale():
-    assert (ROOT / "docs" / "families.md").read_text(encoding="utf-8") == families_page()
+    page = ROOT / "docs" / "families.md"
+    assert page.read_text(encoding="utf-8") == families_page()
+    links = re.findall(r"\]\(([^)]+)\)", families_page())
+    assert links and all((page.parent / link).exists() for link in links)
 
 
 def test_a_nemotron_h_of_nvidia_s_form_is_described(tmp_path):
