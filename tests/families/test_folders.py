@@ -91,7 +91,8 @@ def test_the_page_of_families_is_not_stale():
     page = ROOT / "docs" / "families.md"
     assert page.read_text(encoding="utf-8") == families_page()
     links = re.findall(r"\]\(([^)]+)\)", families_page())
-    assert links and all((page.parent / link).exists() for link in links)
+    assert links
+    assert all((page.parent / link).exists() for link in links)
 
 
 def test_a_nemotron_h_of_nvidia_s_form_is_described(tmp_path):
