@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from statex.cli import show_summary
+from statex.cli.output import show_summary
 from statex.data.mixture import TrainingBatches
 from statex.data.tokenizer import train_tokenizer
 from statex.errors import UserError

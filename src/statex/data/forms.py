@@ -157,7 +157,7 @@ class FormBuilder:
         """
         most = self.form.num_facts
         facts = self._distinct(generator, most if most is not None else 1 + length // 4)
-        seed = generator.integers(2**63)  # places and questions are drawn alike however much is tried
+        seed = int(generator.integers(2**63))  # places and questions are drawn alike however much is tried
         low, high = (0, 1 + length // 3) if self.form.has_filler else (1, len(facts))
         least = self._written(facts, low, seed)
         tokens = self._num_tokens(least)
