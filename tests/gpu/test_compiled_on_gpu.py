@@ -19,9 +19,9 @@ pytestmark = pytest.mark.gpu
 TOKENS = 700
 BORDERS = {"rows": None, "documents": [0, 100, 101, 357, 700], "other documents": [0, 256, 512, 600, 650, 699, 700]}
 DRAWS = 5
-# The compiler rounds to bf16 at other places: so many times the error of the plain blocks, over all gradients together and
-# in a single tensor. The gradients of GLA's q and k are small differences: of one draw, 0.6 to 3.5 times (on a CPU, where
-# the same graph without fusion is equal to the bit, 0.6 to 1.0 times).
+# The compiler rounds to bf16 at other places: so many times the error of the plain blocks, over all gradients together
+# and in one tensor. The gradients of GLA's q and k are small differences: in one draw 0.6 to 3.5 times (on a CPU, where
+# the same graph is equal to the bit before it is fused, 0.6 to 1.0 times).
 SLACK, SLACK_OF_TENSOR, FLOOR = 1.5, 3.0, 2e-3
 
 
