@@ -46,6 +46,37 @@ def print_results(measured: Any) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+def print_costs(found: list[Any], tokens_per_second: float | None, dollars: float | None) -> None:
+    """What the stages of training take, as a table, and what it rests on."""
+    from rich.table import Table
+
+    from statex.run.cost import MFU, PRODUCT_PER_SECOND
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    memory = [f"GB on {gpus}" for gpus in (found[0].memory if found else ())]
+    table = Table(
+        "model", "arm", "parameters", "state", "steps", "tokens", "operations", *memory, "GPU hours", "dollars"
+    )
+    for each in found:
+        price = "-" if dollars is None else f"{dollars * each.hours:,.2f}"
+        table.add_row(
+            each.model, each.arm or "pre-training", f"{each.parameters:,}", f"{each.state:,}", f"{each.steps:,}",
+            f"{each.tokens:,}", f"{each.operations:.2e}", *(f"{size / 1e9:.1f}" for size in each.memory.values()),
+            f"{each.hours:,.2f}", price,
+        )  # fmt: skip
+    console.print(table)
+    hours = sum(each.hours for each in found)
+    total = "" if dollars is None else f", {dollars * hours:,.2f} dollars"
+    given = f"{MFU:.0%} of {PRODUCT_PER_SECOND / 1e12:.0f} TFLOP/s, as 1.3B models reach on an H200; smaller ones less"
+    if tokens_per_second is not None:
+        given = f"{tokens_per_second:,.0f} tokens/s on one GPU"
+    console.print(
+        f"{hours:,.2f} GPU hours for all seeds{total}, at {given}. Evaluation is not counted.", highlight=False
+    )
+
+
 def print_json(value: Any) -> None:
     """A value as JSON on standard output."""
     print(json.dumps(value, indent=2, default=str))

@@ -27,7 +27,7 @@ from statex.cli.options import (
     model_name,
     parse_numbers,
 )
-from statex.cli.output import complain, done, print_json, print_results, show_summary
+from statex.cli.output import complain, done, print_costs, print_json, print_results, show_summary
 from statex.errors import UserError
 from statex.results.suites import SUITES
 
@@ -205,11 +205,20 @@ def run(
     arm: OfArms = None,
     seed: OfSeeds = None,
     overrides: Override = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the recipe and say what its training takes; write nothing.")
+    ] = False,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=1e-3, help="Of one GPU, for the hours of a dry run. Default: by arithmetic.")
+    ] = None,
+    dollars: Annotated[float | None, typer.Option(min=0, help="Of an hour of a GPU, for a dry run.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run all stages of a recipe: train every arm and seed, evaluate, compare, report. Resumes where it stopped.
 
     Example: `statex run recipes/demo.toml --set seeds=[0,1,2]`
+
+    What it will take: `statex run recipes/demo.toml --dry-run`
 
     As one of several jobs that share the run: `statex run RECIPE --model gla --arm lpt --arm preserve`. The last one
     to finish writes the report.
@@ -218,8 +227,17 @@ def run(
     from statex.run import Selection, run_recipe, unfinished_stages
     from statex.run.launch import is_main_process
 
-    resolved = load_recipe(recipe, overrides or [])
-    folder = run_recipe(resolved, Selection(model or (), arm or (), seed or ()))
+    resolved, selection = load_recipe(recipe, overrides or []), Selection(model or (), arm or (), seed or ())
+    for option, value in {"--tokens-per-second": tokens_per_second, "--dollars": dollars}.items():
+        if value is not None and not dry_run:
+            raise UserError(option, value, "is of a dry run", "add --dry-run, or leave it out")
+    if dry_run:
+        from statex.run.cost import costs
+
+        found = costs(resolved, selection, tokens_per_second=tokens_per_second)
+        print_json([each.to_dict() for each in found]) if as_json else print_costs(found, tokens_per_second, dollars)
+        return
+    folder = run_recipe(resolved, selection)
     if not is_main_process():
         return
     if left := unfinished_stages(resolved):

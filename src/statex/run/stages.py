@@ -237,7 +237,7 @@ class Expand(ArmStage):
             return
         outline, expansion = inputs.outline(self.model), self.settings.expansion or ExpansionConfig()
         with errors_in(f"arms.{self.arm}.expansion"):
-            plan = _plan(outline.network, self.settings)
+            plan = plan_of_arm(outline.network, self.settings)
         grown = size_of(outline.network, plan)
         own = f"arms.{self.arm}.expansion", expansion.model_dump(exclude_unset=True)
         require_memory(*own, grown, self.section, self.recipe.arm_training(self.arm), self.recipe.data.recall)
@@ -382,7 +382,7 @@ def _trainings(recipe: Recipe, model: str) -> Iterator[Training]:
             yield recipe.arm_training(name)
 
 
-def _plan(network: Any, arm: Arm) -> Any:
+def plan_of_arm(network: Any, arm: Arm) -> Any:
     """What an arm of kind statex or control makes of a model on the meta device."""
     from statex.expansion.plan import plan_expansion, plan_reinitialization, select_layers
     from statex.families import family_of

@@ -77,3 +77,39 @@ def require_memory(field: str, value: Any, size: Size, section: str, training: T
     problem = f"a pass over {sequences} sequences, each with a state of {size.state:,} numbers, takes {needed}"
     remedy = "lower it, set sequences_per_device, or make the model smaller"
     raise UserError(f"{section}.tokens_per_step", training.tokens_per_step, problem, remedy)
+
+
+OF_RECOMPUTED, OF_KEPT, OF_KEPT_COMPILED = 3.0, 6.0, 4.3
+"""Bytes of activations for each token and output of a projection: of the block that is computed again, in bf16; and of
+each that keeps its own, with norms, gates and decays in fp32. Fitted to the peaks in docs/results/training.md."""
+
+
+def peak_memory_of(size: Size, training: Training, outputs: int, vocabulary: int, processes: int) -> int:
+    """Bytes at the peak of a training step on one GPU, predicted.
+
+    Weights, gradients and AdamW's two moments in fp32; the input of each block; the activations of the blocks that keep
+    them, or of one that is computed again; the logits of a chunk and their gradient.
+
+    Args:
+        outputs: of all projections of the model together, the head's included.
+        vocabulary: outputs of the head.
+        processes: GPUs that share a step; with FSDP they share the weights too.
+    """
+    is_sharded = bool(training.trainer.get("fsdp"))
+    of_weights = 16 * size.weights // (processes if is_sharded else 1)
+    sequences = training.tokens_per_step // training.sequence_length
+    rows = min(training.sequences_per_device or sequences, max(1, sequences // processes))
+    tokens = rows * training.sequence_length
+    of_blocks = outputs - vocabulary
+    inputs = 4 * tokens * size.width * size.layers
+    if training.gradient_checkpointing:
+        activations = int(OF_RECOMPUTED * tokens * of_blocks / size.layers)
+    else:
+        compiled = training.compile is not False
+        activations = int((OF_KEPT_COMPILED if compiled else OF_KEPT) * tokens * of_blocks)
+        inputs = 0
+    of_loss = 8 * min(training.loss_chunk, tokens) * vocabulary
+    total = of_weights + inputs + activations + of_loss
+    if isinstance(training.activation_memory, int):
+        return max(total, training.activation_memory)
+    return total

@@ -1,0 +1,84 @@
+"""A dry run: what a recipe's training takes, told before anything is started."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from statex.benchmarking.model import gla_1300m, mamba2_1300m
+from statex.cli import app
+from statex.models.registration import register_families
+from statex.recipe import Training, parse_recipe
+from statex.run.cost import MFU, PRODUCT_PER_SECOND, costs
+from statex.run.selection import Selection
+from statex.training.memory import peak_memory_of, size_of
+from tiny_recipe import CONFIGS, TRAINING, recipe_values, write_recipe, write_text
+
+
+@pytest.fixture
+def values(tmp_path):
+    return recipe_values(write_text(tmp_path / "text"), tmp_path / "runs", list(CONFIGS)) | {"seeds": [0, 1]}
+
+
+def test_each_stage_is_told_and_nothing_written(values, tmp_path):
+    recipe = parse_recipe(values)
+    found = costs(recipe)
+    arms = [arm for arm in recipe.arms if recipe.arms[arm].kind != "base"]
+    assert [(each.model, each.arm) for each in found] == [
+        (model, arm) for model in ("gla", "mamba2") for arm in (None, *arms)
+    ]
+    assert not (tmp_path / "runs").exists()
+    by_arm = {each.arm: each for each in found if each.model == "gla"}
+    assert by_arm["preserve"].state > by_arm["lpt"].state
+    assert by_arm["preserve"].parameters > by_arm["lpt"].parameters
+    for each in found:
+        assert each.tokens == each.steps * TRAINING["tokens_per_step"]
+        seconds = each.operations / (MFU * PRODUCT_PER_SECOND)
+        assert each.hours == pytest.approx(2 * seconds / 3600)  # of two seeds
+
+
+def test_a_part_of_it_at_a_known_speed(values):
+    part = Selection(models=["mamba2"], arms=["lpt"], seeds=[1])
+    _, found = costs(parse_recipe(values), part, tokens_per_second=100.0)
+    assert (found.model, found.arm) == ("mamba2", "lpt")
+    assert found.hours == pytest.approx(found.tokens / 100 / 3600)
+
+
+MEASURED = {  # bytes at the peak of a step of 65,536 tokens on an H200, every block computed again
+    "gla": (gla_1300m, 40.1e9), "mamba2": (mamba2_1300m, 50.4e9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", MEASURED)
+def test_memory_is_predicted_as_it_was_measured(family):
+    make, measured = MEASURED[family]
+    register_families()
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(make(False))
+    training = Training(tokens_per_step=65536, sequence_length=65536, gradient_checkpointing=True)
+    outputs = sum(module.out_features for module in network.modules() if isinstance(module, nn.Linear))
+    vocabulary = network.config.vocab_size
+    predicted = [peak_memory_of(size_of(network), training, outputs, vocabulary, gpus) for gpus in (1, 8)]
+    assert predicted[0] == pytest.approx(measured, rel=0.1)
+    assert predicted[1] == predicted[0]  # of one sequence, and unsharded
+    sharded = training.model_copy(update={"trainer": {"fsdp": "full_shard"}})
+    assert peak_memory_of(size_of(network), sharded, outputs, vocabulary, 8) < predicted[0] - 10e9
+    kept = training.model_copy(update={"gradient_checkpointing": False})
+    assert peak_memory_of(size_of(network), kept, outputs, vocabulary, 1) > 2 * predicted[0]
+
+
+def test_on_the_command_line(values, tmp_path):
+    recipe = write_recipe(tmp_path / "recipe.toml", values)
+    called = CliRunner().invoke(app, ["run", str(recipe), "--dry-run", "--dollars", "2", "--json"])
+    assert called.exit_code == 0, called.output
+    rows = json.loads(called.stdout)
+    assert {"model", "arm", "tokens", "operations", "memory", "hours"} <= rows[0].keys()
+    shown = CliRunner().invoke(app, ["run", str(recipe), "--dry-run", "--tokens-per-second", "100", "--dollars", "2"])
+    assert "GPU hours for all seeds" in shown.stdout
+    assert "dollars, at 100 tokens/s on one GPU" in shown.stdout
+    assert not (tmp_path / "runs").exists()
+    alone = CliRunner().invoke(app, ["run", str(recipe), "--dollars", "2"])
+    assert "is of a dry run" in str(alone.exception)
