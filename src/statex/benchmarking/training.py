@@ -33,7 +33,8 @@ from statex.models.registration import register_families
 from statex.recipe import Training
 from statex.settings import Data
 from statex.training.arguments import training_arguments
-from statex.training.trainer import StatexTrainer, TimedLoader
+from statex.training.loader import TimedLoader
+from statex.training.trainer import StatexTrainer
 from statex.utils import environment, timing
 
 TOKENS_PER_STEP, CPU_TOKENS_PER_STEP = 65536, 256

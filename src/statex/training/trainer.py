@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,15 +34,13 @@ from statex.training.activations import KeepActivations
 from statex.training.arguments import training_arguments
 from statex.training.blocks import TrainingBlocks, compiles
 from statex.training.checkpoints import last_checkpoint, step_of, write_listing
+from statex.training.loader import WORKERS, TimedLoader
 from statex.training.loss import chunked_loss
 from statex.utils.atomic import new_folder, write_text_atomic
 from statex.utils.timing import Stopwatch, peak_memory, reset_peak_memory
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
-
-WORKERS = 2
-"""Processes that make the batches of a GPU."""
 
 
 @dataclass(frozen=True)
@@ -150,27 +147,6 @@ def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | Stored
     prefixes = tuple(f"{family.mixer_name(model.config, layer.index)}." for layer in plan.layers)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(prefixes) or name in plan.fresh_tensors)
-
-
-class TimedLoader(DataLoader):
-    """Brings batches to a device, without waiting for it, and knows how many seconds were spent waiting for them.
-
-    On the device the Trainer counts their labels in no time; on a GPU's host that took a third of a small model's step.
-    """
-
-    def __init__(self, batches: Any, device: torch.device, workers: int):
-        super().__init__(batches, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
-        self.device, self.waited = device, 0.0
-
-    def __iter__(self) -> Any:
-        batches = super().__iter__()
-        while True:
-            begun = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - begun
-            if batch is None:
-                return
-            yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
 
 class StatexTrainer(Trainer):
