@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from statex.ops.gated_delta.chunk import chunk_gated_delta
 from statex.ops.gla.chunk import chunk_gla
 from statex.ops.operators import absent, define, num_states
 from statex.ops.segments import compute_dtype
@@ -31,6 +32,24 @@ def gla_operator(
     """`chunk_gla` in compiled code."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     output, state = _GLA(q, k, v, log_decay, initial_state, cu_seqlens, scale, output_final_state)
+    return output, state if output_final_state else None
+
+
+def gated_delta_operator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`chunk_gated_delta` in compiled code."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    output, state = _GATED_DELTA(q, k, v, log_decay, beta, initial_state, cu_seqlens, scale, output_final_state)
     return output, state if output_final_state else None
 
 
@@ -113,6 +132,12 @@ def _fake_gla(q, k, v, log_decay, initial_state, cu_seqlens, scale, output_final
     return v.new_empty(v.shape), state
 
 
+def _fake_gated_delta(  # type: ignore[no-untyped-def]
+    q, k, v, log_decay, beta, initial_state, cu_seqlens, scale, output_final_state
+):
+    return _fake_gla(q, k, v, log_decay, initial_state, cu_seqlens, scale, output_final_state)
+
+
 def _fake_ssd(x, dt, A, B, C, D, initial_state, cu_seqlens, output_final_state):  # type: ignore[no-untyped-def]
     state = absent(x)
     if output_final_state:
@@ -125,6 +150,13 @@ _GLA = _operator(
     chunk_gla,
     dict.fromkeys(("q", "k", "v", "log_decay"), "Tensor") | _STATES | {"scale": "float", "output_final_state": "bool"},
     _fake_gla,
+)
+_GATED_DELTA = _operator(
+    chunk_gated_delta,
+    dict.fromkeys(("q", "k", "v", "log_decay", "beta"), "Tensor")
+    | _STATES
+    | {"scale": "float", "output_final_state": "bool"},
+    _fake_gated_delta,
 )
 _SSD = _operator(
     chunk_ssd,
