@@ -70,7 +70,7 @@ def ssd_operator(
     return output, state if output_final_state else None
 
 
-def _operator(recurrence: Callable, arguments: dict[str, str], fake: Callable) -> Any:
+def operator_of(recurrence: Callable, arguments: dict[str, str], fake: Callable) -> Any:
     """The operator `statex::<name of the recurrence>` with its gradients; `arguments` are names and types."""
     name = recurrence.__name__
     differentiable = [key for key, kind in arguments.items() if kind.startswith("Tensor") and key != "cu_seqlens"]
@@ -132,7 +132,7 @@ def _fake_gla(q, k, v, log_decay, initial_state, cu_seqlens, scale, output_final
     return v.new_empty(v.shape), state
 
 
-def _fake_gated_delta(  # type: ignore[no-untyped-def]
+def fake_gated_delta(  # type: ignore[no-untyped-def]
     q, k, v, log_decay, beta, initial_state, cu_seqlens, scale, output_final_state
 ):
     return _fake_gla(q, k, v, log_decay, initial_state, cu_seqlens, scale, output_final_state)
@@ -146,19 +146,15 @@ def _fake_ssd(x, dt, A, B, C, D, initial_state, cu_seqlens, output_final_state):
 
 
 _STATES = {"initial_state": "Tensor?", "cu_seqlens": "Tensor?"}
-_GLA = _operator(
+_GLA = operator_of(
     chunk_gla,
     dict.fromkeys(("q", "k", "v", "log_decay"), "Tensor") | _STATES | {"scale": "float", "output_final_state": "bool"},
     _fake_gla,
 )
-_GATED_DELTA = _operator(
-    chunk_gated_delta,
-    dict.fromkeys(("q", "k", "v", "log_decay", "beta"), "Tensor")
-    | _STATES
-    | {"scale": "float", "output_final_state": "bool"},
-    _fake_gated_delta,
-)
-_SSD = _operator(
+GATED_DELTA_ARGUMENTS = dict.fromkeys(("q", "k", "v", "log_decay", "beta"), "Tensor") | _STATES
+GATED_DELTA_ARGUMENTS |= {"scale": "float", "output_final_state": "bool"}
+_GATED_DELTA = operator_of(chunk_gated_delta, GATED_DELTA_ARGUMENTS, fake_gated_delta)
+_SSD = operator_of(
     chunk_ssd,
     dict.fromkeys(("x", "dt", "A", "B", "C"), "Tensor") | {"D": "Tensor?"} | _STATES | {"output_final_state": "bool"},
     _fake_ssd,

@@ -3,6 +3,7 @@
 Shape letters: B batch, T time, H heads, K key dim, V value dim; N chunks of C tokens.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -46,12 +47,35 @@ def chunk_gated_delta(
         output [B, T, H, V] in the dtype of v, and the final state or None. The arithmetic and the states are
         fp32 (fp64 for fp64 inputs).
     """
+    return in_chunks(
+        _across_chunks,
+        *(q, k, v, log_decay, beta),
+        scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+    )
+
+
+def in_chunks(
+    across_chunks: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    *,
+    scale: float,
+    initial_state: Tensor | None,
+    output_final_state: bool,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`chunk_gated_delta` with a walk over the chunks, whose arguments and results are those of `_across_chunks`."""
     inputs = q, k, v, log_decay, beta
     if cu_seqlens is not None:
-        recurrence = partial(chunk_gated_delta, scale=scale)
+        recurrence = partial(in_chunks, across_chunks, scale=scale)
         return over_segments(recurrence, inputs, cu_seqlens, initial_state, output_final_state)
-    num_tokens, num_heads, key_dim = q.shape[1:]
-    scale = key_dim**-0.5 if scale is None else scale
+    num_tokens, num_heads = q.shape[1:3]
     chunk = min(MAX_CHUNK, power_of_two(num_tokens))
     dtype = compute_dtype(v)
     log_decay = log_decay if log_decay.ndim == 4 else log_decay[..., None]
@@ -60,7 +84,7 @@ def chunk_gated_delta(
     prefix, suffix = decays.cumsum(-2).exp(), _sum_after(decays).exp()  # through each token; after it
     reads, overlaps = (_pairs if log_decay.shape[-1] == 1 else _pairs_by_channel)(queries, keys, decays)
     inverse = _inverse(betas * overlaps)
-    output, written, state = _across_chunks(
+    output, written, state = across_chunks(
         inverse @ (betas * values),
         inverse @ (betas * prefix * keys),
         suffix * keys,
