@@ -4,11 +4,13 @@ The weights are those of no initialisation (`settled`): no bias is 0, no norm 1,
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from transformers import Mamba2Config, Mamba2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Mamba2Config, Mamba2ForCausalLM
 
 import statex
+from statex.families import family_of
 from statex.models.caches import cache_of
 from statex.models.gla.configuration import GLAConfig
 from statex.models.gla.modeling import GLAForCausalLM
@@ -47,6 +49,49 @@ MAMBA2 = {
     "rescaled": {"n_groups": 2, "rescale_prenorm_residual": True},
 }
 
+BAMBA = {
+    "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_expand": 2, "mamba_chunk_size": 16,
+    "mamba_n_groups": 2, "num_key_value_heads": 1,
+}  # fmt: skip
+LINEAR, FULL = "linear_attention", "full_attention"
+MULTIPLIERS = {
+    "ssm_multipliers": [0.5, 0.7, 0.9, 1.1, 1.3], "ssm_in_multiplier": 0.8, "attention_in_multiplier": 1.2,
+    "lm_head_multiplier": 0.9,
+}  # fmt: skip
+HYBRIDS = {  # by model type: what all its configurations have, and each
+    "bamba": (
+        BAMBA | {"num_hidden_layers": 3, "attn_layer_indices": [1]},
+        {"2-groups": {}, "bias": {"mamba_proj_bias": True, "mamba_n_groups": 1},
+         "no-conv-bias": {"mamba_conv_bias": False}},
+    ),
+    "granitemoehybrid": (
+        BAMBA
+        | {"num_hidden_layers": 3, "layer_types": [LINEAR, FULL, LINEAR], "shared_intermediate_size": 32,
+           "logits_scaling": 2.0, "embedding_multiplier": 1.5, "residual_multiplier": 0.7, "attention_multiplier": 0.3,
+           "num_experts_per_tok": 1},
+        {"experts": {"num_local_experts": 2, "position_embedding_type": "rope"}, "dense": {"num_local_experts": 0}},
+    ),
+    "zamba2": (
+        {"n_mamba_heads": 4, "mamba_ngroups": 2, "mamba_d_state": 8, "chunk_size": 16, "num_hidden_layers": 4,
+         "num_attention_heads": 2},
+        {"shared": {"layers_block_type": ["hybrid", LINEAR, LINEAR, "hybrid"]},
+         "bias": {"layers_block_type": [LINEAR, "hybrid", "hybrid", LINEAR], "add_bias_linear": True,
+                  "use_mem_rope": True, "num_mem_blocks": 2}},
+    ),
+    "nemotron_h": (
+        {"mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 2, "chunk_size": 16,
+         "num_key_value_heads": 1, "head_dim": 16, "n_routed_experts": 3, "num_experts_per_tok": 2,
+         "moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16, "time_step_min": 0.001},
+        {"experts": {"layers_block_type": [LINEAR, "moe", FULL, "mlp", LINEAR]},
+         "bias": {"layers_block_type": [LINEAR, "mlp", FULL], "use_bias": True, "rescale_prenorm_residual": False}},
+    ),
+    "falcon_h1": (
+        BAMBA | MULTIPLIERS | {"num_hidden_layers": 2, "mamba_d_ssm": 64},
+        {"norm": {"mamba_rms_norm": True}, "norm-last": {"mamba_rms_norm": True, "mamba_norm_before_gate": False},
+         "bias": {"mamba_proj_bias": True, "projectors_bias": True}},
+    ),
+}  # fmt: skip
+
 
 def settled(model, seed=1):
     """Move every parameter that an initialisation leaves constant; model, in evaluation mode."""
@@ -76,7 +121,19 @@ def make_mamba2(seed=0, **changes):
     return settled(Mamba2ForCausalLM(Mamba2Config(**config | changes)), seed + 1)
 
 
-MAKERS = {"gla": (make_gla, GLA), "mamba2": (make_mamba2, MAMBA2)}
+def make_hybrid(model_type, seed=0, **changes):
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "initializer_range": 0.2, "intermediate_size": 32}
+    config = sizes | {"num_attention_heads": 2} | HYBRIDS[model_type][0] | changes
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config))
+    if hasattr(model.config, "num_experts_per_tok"):
+        model.set_experts_implementation("eager")  # the others have no fp64
+    return settled(model, seed + 1)
+
+
+MAKERS = {"gla": (make_gla, GLA), "mamba2": (make_mamba2, MAMBA2)} | {
+    name: (partial(make_hybrid, name), configurations) for name, (_, configurations) in HYBRIDS.items()
+}
 
 
 @dataclass(frozen=True)
@@ -127,12 +184,20 @@ def _mamba2_cases():
         yield Case("mamba2", name, "preserve", factor=3 if name == "2-groups" else None)
 
 
-CASES = [*_gla_cases(), *_mamba2_cases()]
-UNEXPANDED = [(family, name) for family, (_, configurations) in MAKERS.items() for name in configurations]
+DEFINED = [*_gla_cases(), *_mamba2_cases()]
+"""Cases whose whole model is written out in naive_models.py."""
+HYBRID_CASES = [
+    Case(family, name, init, factor=3 if init == "preserve" else None)
+    for family, (_, configurations) in HYBRIDS.items()
+    for name in configurations
+    for init in ("reinit", "inherit", "preserve")
+]
+CASES = DEFINED + HYBRID_CASES
+UNEXPANDED = [(family, name) for family in ("gla", "mamba2") for name in MAKERS[family][1]]
 
 
 def mixer(model, index=EXPANDED):
-    return model.get_submodule(statex.FAMILIES[base_type(model)].mixer_path.format(index))
+    return model.get_submodule(family_of(model.config).mixer_name(model.config, index))
 
 
 def base_type(model):
@@ -158,4 +223,8 @@ def state_after(model, ids):
     """Elements of each layer's recurrent state for one sequence, as the model's own cache holds it."""
     with torch.no_grad():
         cache = cache_of(model(ids[:1], use_cache=True))
-    return [layer.recurrent_states[0].numel() for layer in cache.layers]
+    return [cache.layers[index].recurrent_states[0].numel() for index in recurrent_layers(model)]
+
+
+def recurrent_layers(model):
+    return family_of(model.config).recurrent_layers(model.config)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import statex
+from statex.models import factory
 
 SOURCE = Path(statex.__file__).parent
 PARTS = sorted(
@@ -226,5 +227,12 @@ def test_importing_statex_is_cheap(imported_after_transformers):
 def test_importing_statex_changes_nothing_else_in_transformers_tables(imported_after_transformers):
     assert imported_after_transformers["same"]
     models, configurations = imported_after_transformers["added"]
-    assert models == {"GLAConfig": "GLAForCausalLM", "StatexMamba2Config": "StatexMamba2ForCausalLM"}
-    assert configurations == ["statex_gla", "statex_mamba2"]
+    expected = {"GLAConfig": "GLAForCausalLM"} | {
+        factory.expanded_config_class(family).__name__: f"Statex{family.causal_lm_class.rpartition('.')[2]}"
+        for family in statex.FAMILIES.values()
+        if not family.holds_plan
+    }
+    assert models == expected
+    assert sorted(configurations) == sorted(
+        f"statex_{family.model_type.removeprefix('statex_')}" for family in statex.FAMILIES.values()
+    )

@@ -9,6 +9,7 @@ import statex
 from common import (
     CASES,
     EXPANDED,
+    HYBRIDS,
     UNTOUCHED,
     Case,
     base_type,
@@ -21,14 +22,15 @@ from common import (
     tokens,
 )
 from naive_models import gla_mixer
+from statex.families import family_of
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 BASE_STATE = {"gla": 32 * 16, "mamba2": 4 * 8 * 16}
 PRESERVING = [case for case in CASES if case.init == "preserve"]
 
 
-def preserving(family):
-    return pytest.mark.parametrize("case", [case for case in PRESERVING if case.family == family], ids=str)
+def preserving(*families):
+    return pytest.mark.parametrize("case", [case for case in PRESERVING if case.family in families], ids=str)
 
 
 @every_case
@@ -44,7 +46,7 @@ def test_plan_counts_what_the_model_holds(case):
     assert plan.factor == (factor or family.default_factor(model.config, layer.before))
 
     parameters = dict(model.named_parameters())
-    prefix = statex.FAMILIES[plan.model_type].mixer_path.format(EXPANDED) + "."
+    prefix = statex.FAMILIES[plan.model_type].mixer_name(model.config, EXPANDED) + "."
     in_plan = {edit.name: edit for edit in layer.tensors}
     assert {name for name in in_plan if name.startswith(prefix)} == {n for n in parameters if n.startswith(prefix)}
     for name, edit in in_plan.items():
@@ -122,17 +124,18 @@ def new_rows_gla(config, gradients):
 
 def new_rows_mamba2(config, gradients):
     """Rows that an expansion added, by tensor and B or C: behind the old ones of each group."""
-    parts = {}
-    inner = config.hidden_size * config.expand
+    parts, family = {}, family_of(config)
+    state, num_groups = family.geometry(config), getattr(config, family.names.num_groups)
+    inner = state.num_heads * state.value_dim
     for name, gradient in gradients.items():
         if name.startswith("in_proj"):
-            b_and_c = gradient[2 * inner : -config.num_heads]
+            b_and_c = gradient[2 * inner : -state.num_heads]
         elif name.startswith("conv1d"):
             b_and_c = gradient[inner:]
         else:
             continue
         for letter, rows in zip("BC", b_and_c.chunk(2)):
-            parts[f"{name}: {letter}"] = rows.unflatten(0, (config.n_groups, -1))[:, config.state_size :].flatten(0, 1)
+            parts[f"{name}: {letter}"] = rows.unflatten(0, (num_groups, -1))[:, state.key_dim :].flatten(0, 1)
     return parts
 
 
@@ -160,7 +163,7 @@ def test_which_new_rows_learn_when_gla_is_preserved(case):
         assert {name: dead_rows(gradient) for name, gradient in later.items()} == dict.fromkeys(first, 0)
 
 
-@preserving("mamba2")
+@preserving("mamba2", *HYBRIDS)
 def test_which_new_rows_learn_when_mamba2_is_preserved(case):
     model = case.model()
     config = model.config

@@ -5,7 +5,8 @@ import torch
 
 import statex
 from common import (
-    CASES,
+    DEFINED,
+    HYBRID_CASES,
     UNEXPANDED,
     Case,
     base_type,
@@ -13,13 +14,14 @@ from common import (
     logits,
     make_gla,
     make_mamba2,
+    recurrent_layers,
     tokens,
 )
 from naive_models import naive_logits
 from statex.expansion.stored import layer_geometry
 from statex.models.caches import cache_argument, cache_of
 
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_defined_case = pytest.mark.parametrize("case", DEFINED, ids=str)
 GENERATING = [
     Case("gla", "2-heads", "inherit"),
     Case("gla", "conv-kv-heads", "preserve", factor=2, rank=3),
@@ -29,6 +31,7 @@ GENERATING = [
     Case("mamba2", "2-groups", "inherit"),
     Case("mamba2", "no-conv-bias", "preserve"),
     Case("mamba2", "bias", "inherit"),
+    *(case for case in HYBRID_CASES if case.init == "inherit"),
 ]
 generating = pytest.mark.parametrize("case", GENERATING, ids=str)
 
@@ -50,13 +53,22 @@ def in_pieces(model, ids, borders):
     return torch.cat(outputs, dim=1)
 
 
-@every_case
+@every_defined_case
 def test_an_expanded_model_is_its_definition(case):
     """Chunk, step, and both in turn, against the recurrence written out token by token."""
     model = case.expanded()
     ids = tokens()
     wanted = torch.stack([naive_logits(model, row, states(model)) for row in ids])
     assert distance(logits(model, ids), wanted) < 1e-5
+    assert distance(in_pieces(model, ids, list(range(1, 20))), wanted) < 1e-5
+    assert distance(in_pieces(model, ids, [7, 8, 9, 15]), wanted) < 1e-5
+
+
+@generating
+def test_reading_in_pieces_equals_reading_at_once(case):
+    model = case.expanded()
+    ids = tokens()
+    wanted = logits(model, ids)
     assert distance(in_pieces(model, ids, list(range(1, 20))), wanted) < 1e-5
     assert distance(in_pieces(model, ids, [7, 8, 9, 15]), wanted) < 1e-5
 
@@ -213,7 +225,7 @@ def assert_same_gradients(actual, wanted, tolerance=1e-5):
 def test_gradient_checkpointing_changes_nothing(case, reentrant):
     model = case.expanded()
     ids = tokens()
-    wanted = loss_and_gradients(model, ids)
+    wanted = loss_and_gradients(model, ids, use_cache=False)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     assert_same_gradients(loss_and_gradients(model, ids), wanted, 1e-6)
@@ -300,10 +312,10 @@ def test_bfloat16_stays_close(case):
     wanted = logits(model, ids)
     model.to(torch.bfloat16)
     parallel = logits(model, ids)
-    assert distance(parallel.float(), wanted) < 0.1
-    assert distance(in_pieces(model, ids, [10, 11, 12]).float(), wanted) < 0.1
+    assert distance(parallel.float(), wanted) < 0.15
+    assert distance(in_pieces(model, ids, [10, 11, 12]).float(), wanted) < 0.15
     cache = cache_of(model(ids, use_cache=True))
-    assert {layer.recurrent_states[0].dtype for layer in cache.layers} == {torch.float32}
+    assert {cache.layers[index].recurrent_states[0].dtype for index in recurrent_layers(model)} == {torch.float32}
 
 
 @pytest.mark.parametrize("case", [case for case in GENERATING if case.family == "gla"], ids=str)
@@ -341,7 +353,7 @@ def test_outputs_of_the_hugging_face_interface(case):
     with torch.no_grad():
         output = model(ids, labels=ids, output_hidden_states=True, use_cache=False)
         last = model(ids, logits_to_keep=3, use_cache=False).logits
-    assert len(output.hidden_states) == 3
+    assert len(output.hidden_states) == model.config.num_hidden_layers + 1
     assert output.hidden_states[-1].shape == (2, 20, 32)
     torch.testing.assert_close(last, output.logits[:, -3:])
     shifted = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import statex
-from common import CASES, EXPANDED, Case, base_type, logits, make_gla, make_mamba2, mixer, tokens
+from common import CASES, EXPANDED, HYBRID_CASES, Case, base_type, logits, make_gla, make_mamba2, mixer, tokens
 from statex.checkpoint import inspect
 from statex.expansion.edits import ExpansionPlan
 from statex.expansion.stored import stored_plan
@@ -23,6 +23,7 @@ FEW = [
     Case("mamba2", "2-groups", "preserve", factor=3),
     Case("mamba2", "rescaled", "reinit"),
     Case("mamba2", "tied", "inherit"),
+    *(case for case in HYBRID_CASES if case.init == "preserve"),
 ]
 few = pytest.mark.parametrize("case", FEW, ids=str)
 

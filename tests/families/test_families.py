@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, Mamba2Config
 
 import statex
-from common import make_gla, make_mamba2
+from common import MAKERS, make_mamba2
 from statex.families import FAMILIES, StateGeometry, family_of
 from statex.families.gla import merged_query_order
 from statex.models.caches import cache_of
@@ -66,7 +66,8 @@ def test_merging_keeps_each_query_with_its_key():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_cache_holds_a_state_as_its_family_says(family):
     """Of a model whose keys and values differ in size; the diagnosis reads new entries by it."""
-    model = {"statex_gla": make_gla, "mamba2": make_mamba2}[family]()
+    maker, configurations = MAKERS[family.removeprefix("statex_")]
+    model = maker(**next(iter(configurations.values())))
     geometry = FAMILIES[family].geometry(model.config)
     H, K, V = geometry.num_heads, geometry.key_dim, geometry.value_dim
     assert K != V
@@ -76,13 +77,15 @@ def test_the_cache_holds_a_state_as_its_family_says(family):
     assert tuple(cache.layers[0].recurrent_states[0].shape[1:]) == expected
 
 
-@pytest.mark.parametrize("make", [make_gla, make_mamba2])
-def test_paths_lead_to_the_mixers(make):
-    model = make()
+@pytest.mark.parametrize(("name", "configuration"), [(name, each) for name in MAKERS for each in MAKERS[name][1]])
+def test_names_lead_to_the_mixers(name, configuration):
+    maker, configurations = MAKERS[name]
+    model = maker(**configurations[configuration])
     family = family_of(model.config)
     for index in family.recurrent_layers(model.config):
-        assert model.get_submodule(family.mixer_path.format(index)).layer_idx == index
-        assert "weight" in dict(model.get_submodule(family.norm_path.format(index)).named_parameters())
+        assert model.get_submodule(family.mixer_name(model.config, index)).layer_idx == index
+        norm = family.norm_name(model.config, index)
+        assert norm is None or "weight" in dict(model.get_submodule(norm).named_parameters())
 
 
 def test_an_expanded_configuration_has_the_family_of_its_base():

@@ -14,7 +14,7 @@ import statex
 from common import MAMBA2, distance, logits, make_mamba2, tokens
 from statex.errors import UserError
 from statex.models.caches import cache_argument, cache_of
-from statex.models.dispatch import MAMBA2_NORMS, REPLACEMENTS, norm_forward
+from statex.models.dispatch import REPLACEMENTS, mamba2_modules, norm_forward
 from statex.models.factory import StatexMamba2Mixer
 
 OURS = REPLACEMENTS | {"MambaRMSNormGated": norm_forward, "Mamba2RMSNorm": norm_forward}
@@ -112,20 +112,21 @@ def test_an_activation_that_our_convolution_lacks_is_refused():
 def test_it_knows_every_model_of_transformers_that_has_these_functions():
     folder = Path(transformers.__file__).parent / "models"
     found = {
-        file.parent.name for file in folder.glob("*/modeling_*.py") if b"\ndef mamba2_chunk_scan(" in file.read_bytes()
+        f"transformers.models.{file.parent.name}.{file.stem}"
+        for file in folder.glob("*/modeling_*.py")
+        if b"\ndef mamba2_chunk_scan(" in file.read_bytes()
     }
-    assert found == set(MAMBA2_NORMS)
+    assert found == set(mamba2_modules())
 
 
-@pytest.mark.parametrize("model", MAMBA2_NORMS)
-def test_a_module_that_is_loaded_within_it_is_on_our_ops(model, monkeypatch):
-    path = f"transformers.models.{model}.modeling_{model}"
+@pytest.mark.parametrize("path", mamba2_modules())
+def test_a_module_that_is_loaded_within_it_is_on_our_ops(path, monkeypatch):
     monkeypatch.delitem(sys.modules, path, raising=False)
     with statex.statex_ops():
         module = import_module(path)
         assert {name: getattr(module, name) for name in REPLACEMENTS} == REPLACEMENTS
-        norms = [name for name in vars(module) if name.endswith("RMSNormGated") and "Falcon" not in name]
-        assert norms or model == "falcon_h1"
+        norms = [name for name in vars(module) if name.endswith("RMSNormGated")]
+        assert norms
         assert all(getattr(module, name).forward is norm_forward for name in norms)
     assert not any(getattr(module, name) is function for name, function in REPLACEMENTS.items())
 

@@ -1,6 +1,7 @@
 """Read the configuration of a model folder, and check it against the headers of the weights."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from statex.checkpoint.headers import TensorHeader, read_headers
 from statex.checkpoint.tensors import check_tensors
 from statex.errors import UserError, explained
 from statex.families import Family, family_of, unknown_family
-from statex.models.fields import check_fields
+from statex.models.fields import check_fields, defaults_of
 from statex.models.gla.configuration import GLAConfig
 from statex.models.registration import register_families
 
@@ -64,7 +65,7 @@ def describe(folder: str | os.PathLike) -> Description:
     with _named_by_file():
         check_plain(values)
         check_fields(family, config_class, values)
-        _check_sizes(family, {"num_hidden_layers": config_class.num_hidden_layers} | values, headers)
+        _check_sizes(family, defaults_of(config_class) | values, headers)
         with explained("config.json", str(folder / "config.json"), "is refused", "correct the configuration"):
             if is_fla:
                 config = GLAConfig.from_dict(values)
@@ -95,11 +96,11 @@ def _named_by_file() -> Iterator[None]:
 def _check_sizes(family: Family, values: dict[str, Any], headers: dict[str, TensorHeader]) -> None:
     """Raise UserError for more (or fewer) layers than the weights have, or a size longer than any of their tensors."""
     remedy = "correct config.json, or fetch the weights that belong to it"
-    prefix = family.mixer_path.partition("{}")[0]
-    layers = {name.removeprefix(prefix).partition(".")[0] for name in headers if name.startswith(prefix)}
-    if values["num_hidden_layers"] != len(layers):
-        problem = f"the weights have {len(layers)} layers"
-        raise UserError("num_hidden_layers", values["num_hidden_layers"], problem, remedy)
+    list_of_layers = family.mixer_path.partition(".{}")[0].rpartition(".")[2]  # under whatever name of the base model
+    layers = {found[1] for name in headers if (found := re.match(rf"\w+\.{list_of_layers}\.(\d+)\.", name))}
+    num_layers = family.num_layers(values)
+    if num_layers != len(layers):
+        raise UserError("num_hidden_layers", num_layers, f"the weights have {len(layers)} layers", remedy)
     longest = max((size for header in headers.values() for size in header.shape), default=0)
     for name in family.fields.tensor_sizes:
         if (value := values.get(name)) is not None and value > longest:

@@ -1,10 +1,12 @@
 """Compare the tensors of a folder with those of the model that its configuration describes."""
 
 import os
+import re
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 
 from statex.checkpoint.headers import TensorHeader
 from statex.errors import UserError, explained
@@ -15,9 +17,10 @@ def check_tensors(config: Any, headers: dict[str, TensorHeader], folder: str | o
     """Raise UserError unless the tensors in `headers` are exactly those of the model that `config` describes."""
     with explained("config.json", str(folder), "makes no model", "correct the configuration"), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
+    expected = _expected_shapes(model, headers)
+    tied, ignored = set(model.all_tied_weights_keys), model._keys_to_ignore_on_load_unexpected or ()
     missing = [name for name in expected if name not in headers and name not in tied]
+    headers = {name: header for name, header in headers.items() if not any(re.search(each, name) for each in ignored)}
     unexpected = [name for name in headers if name not in expected]
     remedy = "the folder does not belong to this config.json, or is incomplete; fetch or save it again"
     if missing:
@@ -32,3 +35,11 @@ def check_tensors(config: Any, headers: dict[str, TensorHeader], folder: str | o
             raise UserError("model", str(folder), problem, remedy)
     if (plan := stored_plan(config)) is not None:
         check_plan_tensors(model, plan)
+
+
+def _expected_shapes(model: Any, headers: dict[str, TensorHeader]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's tensors under the names of its checkpoints, which for some models are not its own names."""
+    tensors = model.state_dict()
+    if any(name not in tensors for name in headers):
+        tensors = revert_weight_conversion(model, tensors)
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

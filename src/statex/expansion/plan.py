@@ -124,7 +124,7 @@ def model_of(model_or_config: nn.Module | PreTrainedConfig) -> Any:
 
 
 def _plan_layer(model: Any, family: Family, index: int, before: LayerShape, after: LayerShape, init: str) -> LayerEdit:
-    prefix = family.mixer_path.format(index)
+    prefix = family.mixer_name(model.config, index)
     mixer = model.get_submodule(prefix)
     with torch.device("meta"):
         require_mixer(mixer, family.build_mixer(type(mixer), model.config, index, *before))
@@ -135,8 +135,8 @@ def _plan_layer(model: Any, family: Family, index: int, before: LayerShape, afte
         TensorEdit(f"{prefix}.{name}", old_shapes.get(name), list(tensor.shape), edit_of(name))
         for name, tensor in expanded.named_parameters()
     ]
-    if init in RESETS_PRE_NORM:
-        norm = family.norm_path.format(index)
+    norm = family.norm_name(model.config, index)
+    if init in RESETS_PRE_NORM and norm is not None:
         for name, tensor in model.get_submodule(norm).named_parameters():
             edits.append(TensorEdit(f"{norm}.{name}", list(tensor.shape), list(tensor.shape), "re-initialised"))
     assert all(edit.fits for edit in edits), "an edit does not make the shape of its tensor"

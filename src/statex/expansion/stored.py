@@ -98,7 +98,7 @@ def check_plan_tensors(model: Any, plan: StoredPlan) -> None:
             _compare(layer.index, stored, wanted, is_longer=len(layer.tensors) > len(stored))
         shapes |= after
     for change in plan.layers:
-        mixer = family.mixer_path.format(change.index)
+        mixer = family.mixer_name(model.config, change.index)
         parameters = model.get_submodule(mixer).named_parameters()
         actual = {f"{mixer}.{name}": (None, list(tensor.shape)) for name, tensor in parameters}
         now = {each.name: (None, each.after) for each in change.tensors if each.name.startswith(f"{mixer}.")}
@@ -120,7 +120,7 @@ def _tensors_of_step(
     model: Any, family: Family, index: int, init: str, before: LayerShape, after: LayerShape
 ) -> Shapes:
     """The tensors that a step edits in a layer."""
-    mixer, norm = (path.format(index) for path in (family.mixer_path, family.norm_path))
+    mixer, norm = family.mixer_name(model.config, index), family.norm_name(model.config, index)
     mixer_class = type(model.get_submodule(mixer))
     with torch.device("meta"):
         old, new = (
@@ -131,7 +131,7 @@ def _tensors_of_step(
         f"{mixer}.{name}": (list(old[name].shape) if name in old else None, list(tensor.shape))
         for name, tensor in new.items()
     }
-    if init in RESETS_PRE_NORM:
+    if init in RESETS_PRE_NORM and norm is not None:
         norms = model.get_submodule(norm).named_parameters()
         tensors |= {f"{norm}.{name}": (list(tensor.shape), list(tensor.shape)) for name, tensor in norms}
     return tensors

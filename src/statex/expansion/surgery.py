@@ -36,12 +36,18 @@ def apply_plan(model: Any, plan: ExpansionPlan) -> None:
     _own_config(model).expansion = [step.to_dict() for step in [*steps, plan]]
 
 
+@torch.no_grad()
 def _reset_norm(model: Any, family: Family, layer: LayerEdit) -> None:
-    """Set to 1 what the plan re-initialises outside the mixer: the norm before it."""
-    mixer = f"{family.mixer_path.format(layer.index)}."
+    """Make afresh, by the model's own initialisation, what the plan re-initialises outside the mixer: its pre-norm."""
+    mixer = f"{family.mixer_name(model.config, layer.index)}."
     for edit in layer.tensors:
         if not edit.name.startswith(mixer) and edit.edit == "re-initialised":
-            _set_parameter(model, edit.name, torch.ones_like(model.get_parameter(edit.name)))
+            path, _, leaf = edit.name.rpartition(".")
+            fresh = copy.deepcopy(model.get_submodule(path))
+            for parameter in fresh.parameters():  # a loaded one is marked so that it is not initialised again
+                parameter.__dict__.pop("_is_hf_initialized", None)
+            model._init_weights(fresh)
+            _set_parameter(model, edit.name, fresh.get_parameter(leaf).detach())
 
 
 @contextmanager
@@ -104,7 +110,7 @@ def _mixer(model: Any, family: Family, index: int) -> nn.Module:
 
 def _mixer_path(model: Any, family: Family, index: int) -> str:
     """Where a layer's mixer is, seen from a language model or from its base model."""
-    path = family.mixer_path.format(index)
+    path = family.mixer_name(model.config, index)
     return path.removeprefix(f"{model.base_model_prefix}.") if model.base_model is model else path
 
 
@@ -125,7 +131,7 @@ def _edited_mixer(model: Any, family: Family, layer: LayerEdit, shape: LayerShap
     old_tensors = dict(old.named_parameters())
     mixer_dtype = next(old.parameters()).dtype
     for name, parameter in new.named_parameters():
-        source, edit = old_tensors.get(name), edits[f"{family.mixer_path.format(layer.index)}.{name}"]
+        source, edit = old_tensors.get(name), edits[f"{family.mixer_name(model.config, layer.index)}.{name}"]
         dtype = source.dtype if source is not None else mixer_dtype
         if isinstance(edit, TensorRows):
             exact = torch.promote_types(dtype, torch.float32)  # old weights come through unrounded
@@ -137,6 +143,7 @@ def _edited_mixer(model: Any, family: Family, layer: LayerEdit, shape: LayerShap
             assert source is not None
             value = source.detach().clone()
         _set_parameter(new, name, value.to(device=device, dtype=dtype))
+    family.fill_buffers(model.config, new)
     return new.to(device=device)
 
 

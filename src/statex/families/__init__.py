@@ -3,11 +3,27 @@
 from typing import Any
 
 from statex.errors import UserError
+from statex.families.bamba import BambaFamily
 from statex.families.base import Family, LayerShape, Segment, StateGeometry, TensorRows
+from statex.families.falcon_h1 import FalconH1Family
 from statex.families.gla import GLAFamily
+from statex.families.granitemoehybrid import GraniteMoeHybridFamily
 from statex.families.mamba2 import Mamba2Family
+from statex.families.nemotron_h import NemotronHFamily
+from statex.families.zamba2 import Zamba2Family
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (GLAFamily(), Mamba2Family())}
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        GLAFamily(),
+        Mamba2Family(),
+        BambaFamily(),
+        GraniteMoeHybridFamily(),
+        Zamba2Family(),
+        NemotronHFamily(),
+        FalconH1Family(),
+    )
+}
 
 
 def family_of(config: Any) -> Family:

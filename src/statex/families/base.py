@@ -1,6 +1,7 @@
 """What a family of recurrent models has to tell: where its mixers are, how big their states, whose rows are whose."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -89,7 +90,7 @@ class Family(ABC):
     mixer_path: str
     """Path of a layer's token mixer, with {} for its index."""
     norm_path: str
-    """Path of the norm before it, likewise."""
+    """Path of the norm before it, likewise; empty where that norm feeds more than the mixer and is never reset."""
     keys_last: bool
     """Whether the model's cache holds a layer's state as [B, H, V, K] instead of [B, H, K, V]."""
     config_class: str
@@ -101,7 +102,7 @@ class Family(ABC):
     holds_plan: bool = False
     """Whether these are statex's own and replay a stored plan; for transformers' classes, such ones are derived."""
     mixer_class: str = ""
-    """Of its Mamba2-type token mixer, where transformers' classes are to be derived from."""
+    """Of its Mamba2-type token mixer, which runs on statex's ops in the derived model; empty: it stays as it is."""
     norm_classes: tuple[str, ...] = ()
     """Of its norms, gated or not, which the derived model runs on statex's op."""
     kept_by_reinit: tuple[str, ...] = ()
@@ -111,6 +112,21 @@ class Family(ABC):
     def module_classes(self) -> tuple[str, ...]:
         """Full names of the classes that run on statex's ops in the derived model."""
         return (self.mixer_class, *self.norm_classes) if self.mixer_class else ()
+
+    def mixer_name(self, config: PreTrainedConfig, index: int) -> str:
+        """Full name of a layer's mixer."""
+        return self.mixer_path.format(index)
+
+    def norm_name(self, config: PreTrainedConfig, index: int) -> str | None:
+        """Full name of the norm before it, None where it is never reset."""
+        return self.norm_path.format(index) if self.norm_path else None
+
+    def num_layers(self, values: Mapping[str, Any]) -> Any:
+        """How many layers the model has that `values`, those of a config.json and its class's defaults, describe."""
+        return values["num_hidden_layers"]
+
+    def fill_buffers(self, config: PreTrainedConfig, module: nn.Module) -> None:  # noqa: B027 (most have none)
+        """Compute what no checkpoint holds, where the module is a mixer: buffers that follow the size of its state."""
 
     def check(self, config: PreTrainedConfig) -> None:  # noqa: B027 (most families have nothing to refuse)
         """Refuse what cannot be expanded, whatever the layers and the factor.

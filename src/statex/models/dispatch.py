@@ -13,18 +13,11 @@ import torch.nn.functional as F
 import transformers
 
 from statex.errors import UserError
+from statex.families import FAMILIES
 from statex.models.padding import zero_padding
 from statex.ops import gated_rms_norm, short_convolution, short_convolution_step, ssd, ssd_step
 from statex.ops.segments import cu_seqlens_of
 
-MAMBA2_NORMS = {  # of transformers' modules; FalconH1RMSNormGated has a switch of its own and is left as it is
-    "mamba2": ("MambaRMSNormGated", "Mamba2RMSNorm"),
-    "bamba": ("BambaRMSNormGated",),
-    "granitemoehybrid": ("GraniteMoeHybridRMSNormGated",),
-    "zamba2": ("Zamba2RMSNormGated",),
-    "nemotron_h": ("NemotronHRMSNormGated",),
-    "falcon_h1": (),
-}
 EARLIER_NAMES = {"NemotronHRMSNormGated": "Zamba2RMSNormGated"}
 NO_PACKED_CACHE = "seq_idx: packed documents cannot be continued from a cache; pass use_cache=False."
 
@@ -132,8 +125,11 @@ def mamba2_split_conv1d_scan_combined(*args: Any, **kwargs: Any) -> None:
 def norm_forward(self: Any, hidden_states: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
     """The forward of transformers' norms of these models, gated or not: both [..., D], the weight [D]."""
     group_size = getattr(self, "group_size", None)
+    if hasattr(self, "n_groups"):  # Falcon-H1's
+        group_size = self.weight.shape[0] // self.n_groups
+    gate_first = not getattr(self, "norm_before_gate", False)
     output = gated_rms_norm(
-        hidden_states, self.weight, gate, eps=self.variance_epsilon, group_size=group_size, gate_first=True
+        hidden_states, self.weight, gate, eps=self.variance_epsilon, group_size=group_size, gate_first=gate_first
     )
     return output.to(torch.promote_types(output.dtype, self.weight.dtype))
 
@@ -167,7 +163,7 @@ def statex_ops() -> Iterator[None]:
     Raises:
         UserError: the installed transformers has another name for something that is replaced.
     """
-    replacements = [replacement for model in MAMBA2_NORMS for replacement in _replacements(model)]
+    replacements = [each for module, norms in mamba2_modules().items() for each in _replacements(module, norms)]
     replaced = []
     try:
         for owner, name, function in replacements:
@@ -180,13 +176,25 @@ def statex_ops() -> Iterator[None]:
             setattr(owner, name, original)
 
 
-def _replacements(model: str) -> Iterator[tuple[Any, str, Any]]:
-    """What is replaced of a model of transformers: owner, name, and by what. Its module is loaded if it was not."""
-    module = import_module(f"transformers.models.{model}.modeling_{model}")
+def mamba2_modules() -> dict[str, tuple[str, ...]]:
+    """The modules of transformers that have a Mamba2-type mixer, by full name, and the norms in them that are replaced.
+
+    They are those of the families that run on statex's ops.
+    """
+    return {
+        family.mixer_class.rpartition(".")[0]: tuple(norm.rpartition(".")[2] for norm in family.norm_classes)
+        for family in FAMILIES.values()
+        if family.mixer_class
+    }
+
+
+def _replacements(path: str, norms: tuple[str, ...]) -> Iterator[tuple[Any, str, Any]]:
+    """What is replaced of a module of transformers: owner, name, and by what. It is loaded if it was not."""
+    module = import_module(path)
     for name, function in REPLACEMENTS.items():
         find_member(module, name)
         yield module, name, function
-    for name in MAMBA2_NORMS[model]:
+    for name in norms:
         yield find_member(module, name), "forward", norm_forward
 
 

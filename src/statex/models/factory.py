@@ -13,15 +13,18 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from huggingface_hub.dataclasses import strict
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from statex.families import FAMILIES, Family, family_of
+from statex.models.caches import CACHE_NAMES
+from statex.models.dispatch import find_member
+from statex.models.documents import document_arguments, has_attention
 from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions, with_arguments_of
 from statex.models.replay import ReplayExpansion
 from statex.models.shim import FoundThroughShim
 from statex.ops.segments import cu_seqlens_of, one_seq_idx
 
 PREFIX = "Statex"
-OLDER_CACHE_NAME = "cache_params"
 
 
 class ModelClasses(NamedTuple):
@@ -50,13 +53,15 @@ def _expanded_name(path: str) -> str:
 
 def _imported(path: str) -> Any:
     module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
+    return find_member(import_module(module), name)
 
 
-def _derived(base: type, *mixins: type, **members: Any) -> Any:
+def _derived(path: str, *mixins: type, **members: Any) -> Any:
+    """A class derived from transformers' own of that full name, behind the mixins."""
+    base, name = _imported(path), _expanded_name(path)
     doc = f"transformers' {base.__name__} with the state of some layers expanded, as `config.expansion` says."
-    own = {"__module__": __name__, "__doc__": doc, "__qualname__": f"{PREFIX}{base.__name__}"}
-    return type(f"{PREFIX}{base.__name__}", (*mixins, base), own | members)
+    own = {"__module__": __name__, "__doc__": doc, "__qualname__": name}
+    return type(name, (*mixins, base), own | members)
 
 
 class ExpandedConfig(FoundThroughShim):
@@ -71,11 +76,10 @@ class ExpandedConfig(FoundThroughShim):
 @functools.cache
 def expanded_config_class(family: Family) -> Any:
     """The configuration class of a family that has a plan; no model code is imported."""
-    base = _imported(family.config_class)
     if family.holds_plan:
-        return base
+        return _imported(family.config_class)
     made = _derived(
-        base,
+        family.config_class,
         ExpandedConfig,
         model_type=f"statex_{family.model_type}",
         base_model_type=family.model_type,
@@ -102,6 +106,12 @@ class ExpandedModel(ReplayExpansion):
         for module in self.modules():
             module.__class__ = self.exchanged.get(type(module), type(module))
 
+    @torch.no_grad()
+    def _init_weights(self, module: Any) -> None:
+        """As transformers', and the buffers of a mixer, which it makes for un-expanded ones alone."""
+        super()._init_weights(module)  # type: ignore[misc]
+        family_of(self.config).fill_buffers(self.config, module)  # type: ignore[attr-defined]
+
     @classmethod
     def adopt(cls, model: Any) -> None:
         """Turn a model of transformers' class with a plan in its configuration into this class, in place."""
@@ -116,23 +126,54 @@ def expanded_model_classes(family: Family) -> ModelClasses:
     model, causal_lm = _imported(family.model_class), _imported(family.causal_lm_class)
     if family.holds_plan:
         return ModelClasses(model, causal_lm)
+    exchanged = _on_statex_ops(family)
+    members = {"config_class": expanded_config_class(family), "exchanged": exchanged}
+    ours = _derived(family.model_class, ExpandedModel, forward=_model_forward(model), **members)
+    exchanged[model] = ours
+    forward = _causal_lm_forward(causal_lm, model)
+    made = ModelClasses(ours, _derived(family.causal_lm_class, ExpandedModel, forward=forward, **members))
+    _convert_checkpoints_alike(family)
+    for one in made:  # a constructor would, and a model that becomes ours in place has been through another's
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(one), one._can_record_outputs)
+    return made
+
+
+def _on_statex_ops(family: Family) -> dict[type, type]:
+    """The family's mixer and norms on statex's ops, by transformers' own."""
     from statex.models.on_statex_ops import mixer_on_statex_ops, norm_on_statex_ops
 
+    if not family.mixer_class:
+        return {}
     mixer = _imported(family.mixer_class)
-    exchanged = {mixer: _derived(mixer, forward=mixer_on_statex_ops(mixer.forward))}
-    for norm in map(_imported, family.norm_classes):
-        exchanged[norm] = _derived(norm, forward=norm_on_statex_ops)
-    members = {"config_class": expanded_config_class(family), "exchanged": exchanged}
-    exchanged[model] = _derived(model, ExpandedModel, forward=_model_forward(model), **members)
-    return ModelClasses(
-        exchanged[model], _derived(causal_lm, ExpandedModel, forward=_causal_lm_forward(causal_lm), **members)
+    exchanged = {mixer: _derived(family.mixer_class, forward=mixer_on_statex_ops(mixer.forward))}
+    return exchanged | {_imported(norm): _derived(norm, forward=norm_on_statex_ops) for norm in family.norm_classes}
+
+
+def _convert_checkpoints_alike(family: Family) -> None:
+    """Have checkpoints of our model type renamed as transformers renames those of the family's own."""
+    from transformers.conversion_mapping import (
+        get_checkpoint_conversion_mapping,
+        register_checkpoint_conversion_mapping,
     )
+
+    mapping = get_checkpoint_conversion_mapping(family.model_type)
+    if mapping is not None:
+        register_checkpoint_conversion_mapping(f"statex_{family.model_type}", mapping, overwrite=True)
+
+
+def _known_keywords(base: Any) -> set[str]:
+    """What a forward of transformers reads, by its signature or through its decorators."""
+    _, *names, _ = inspect.signature(base.forward).parameters
+    older_cache_name = "past_key_values" if has_attention(base) else "cache_params"
+    recorded = base._can_record_outputs or {}
+    outputs = {"return_dict", *(f"output_{name}" for name in recorded)} if recorded else set()
+    return {*names, older_cache_name, *outputs}
 
 
 def _model_forward(base: Any) -> Callable:
     """The forward of a base model."""
     _, *names, _ = inspect.signature(base.forward).parameters
-    known = {*names, OLDER_CACHE_NAME}
+    known, attends = _known_keywords(base), has_attention(base)
 
     @with_arguments_of(base.forward)
     def forward(
@@ -143,31 +184,45 @@ def _model_forward(base: Any) -> Callable:
         output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As transformers', but packed documents keep their states apart, and unknown keywords are refused.
+        """As transformers', but packed documents are kept apart, and unknown keywords are refused.
 
         Args:
             seq_idx: [B, T], which document of a packed row each token belongs to. Such a pass makes no cache.
             cu_seqlens: the same for a batch of 1, as in FLA: [S + 1] int, the borders of the documents from 0 to T.
-            output_attentions: of the Hugging Face interface; there are none.
+            output_attentions: of the Hugging Face interface, where some layers have attention.
         """
         check_keywords(kwargs, known)
-        check_no_attentions(output_attentions)
-        if seq_idx is None and cu_seqlens is None:
-            return base.forward(self, *args, **kwargs)
         given = dict(zip(names, args, strict=False)) | kwargs
+        if not attends:
+            check_no_attentions(output_attentions)
+        elif output_attentions is not None:
+            given["output_attentions"] = output_attentions
         tokens = [given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None]
-        if tokens:  # else transformers says that they are missing
+        if not tokens:  # transformers says that they are missing
+            return base.forward(self, **given)
+        if seq_idx is not None or cu_seqlens is not None:
             seq_idx = one_seq_idx(seq_idx, cu_seqlens, tokens[0])
-        borders = cu_seqlens_of(seq_idx) if seq_idx is not None else None  # found once for all layers
-        return base.forward(self, *args, **{"use_cache": False} | kwargs, seq_idx=seq_idx, cu_seqlens=borders)
+            if attends:
+                given |= document_arguments(self, tokens[0], seq_idx, given.get("attention_mask"))
+            borders = cu_seqlens_of(seq_idx)  # found once for all layers
+            given = {"use_cache": False} | given | {"seq_idx": seq_idx, "cu_seqlens": borders}
+        elif attends and given.get("position_ids") is None and (cache := _cache_in(given)) is not None:
+            start = cache.get_seq_length()  # which some of transformers' models take for 0
+            T = tokens[0].shape[1]
+            given["position_ids"] = torch.arange(start, start + T, device=tokens[0].device)[None]
+        return base.forward(self, **given)
 
     return forward
 
 
-def _causal_lm_forward(base: Any) -> Callable:
-    """The forward of a language model."""
-    _, *names, _ = inspect.signature(base.forward).parameters
-    known = {*names, OLDER_CACHE_NAME, *LOSS_KEYWORDS}
+def _cache_in(given: dict[str, Any]) -> Any:
+    """The cache among the arguments of a forward."""
+    return next((given[name] for name in CACHE_NAMES if given.get(name) is not None), None)
+
+
+def _causal_lm_forward(base: Any, model: Any) -> Callable:
+    """The forward of a language model, which hands on to its base model what it does not read."""
+    known, attends = {*_known_keywords(base), *_known_keywords(model), *LOSS_KEYWORDS}, has_attention(base)
 
     @with_arguments_of(base.forward)
     def forward(
@@ -180,7 +235,10 @@ def _causal_lm_forward(base: Any) -> Callable:
     ) -> Any:
         """As transformers'; `seq_idx` and `cu_seqlens` also reach the base model."""
         check_keywords(kwargs, known)
-        check_no_attentions(output_attentions)
+        if not attends:
+            check_no_attentions(output_attentions)
+        elif output_attentions is not None:
+            kwargs["output_attentions"] = output_attentions
         if seq_idx is None and cu_seqlens is None:
             return base.forward(self, *args, **kwargs)
         documents = {"seq_idx": seq_idx, "cu_seqlens": cu_seqlens}

@@ -28,11 +28,12 @@ def check_fields(family: Family, config_class: type, values: Mapping[str, Any]) 
         config_class: the configuration's class; its defaults stand for what `values` leave out.
         values: as a config.json or a recipe has them.
     """
-    defaults = {each.name: each.default for each in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    defaults = defaults_of(config_class)
     for name, value in values.items():
         if name in NOT_SUPPORTED and value not in (None, False):
             raise UserError(name, value, f"is not supported for models of type {family.model_type}", "remove it")
-        known = name in defaults or name in SET_BY_TRANSFORMERS or name in NOT_SUPPORTED
+        known = name in defaults or name in family.fields.model_fields
+        known = known or name in SET_BY_TRANSFORMERS or name in NOT_SUPPORTED
         if not known and hasattr(config_class, name):
             raise UserError(name, value, "would replace a part of the configuration's class", "remove it")
     try:
@@ -42,3 +43,8 @@ def check_fields(family: Family, config_class: type, values: Mapping[str, Any]) 
     activation = values.get("hidden_act")
     if activation is not None and activation not in list(ACT2FN):
         raise UserError("hidden_act", activation, "is no activation that transformers knows", "correct it")
+
+
+def defaults_of(config_class: type) -> dict[str, Any]:
+    """The values of a configuration's fields where none are given."""
+    return {each.name: each.default for each in dataclasses.fields(config_class)}  # type: ignore[arg-type]

@@ -17,10 +17,7 @@ norm_on_statex_ops = norm_forward
 
 
 def mixer_on_statex_ops(forward: Callable) -> Callable:
-    """A mixer's forward whose scan, step and convolution are statex's; padding stays 0 where `use_bias` is set.
-
-    The forward stays transformers' own, with its limit: a `time_step_limit` is not applied to single cached steps.
-    """
+    """A mixer's forward whose scan, step and convolution are statex's; padding stays 0 where `use_bias` is set."""
     return padding_stays_zero(force_accelerate_hooks("conv1d")(on_statex_ops(forward)))
 
 

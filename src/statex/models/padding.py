@@ -1,10 +1,11 @@
-"""Padding that stays 0 in Mamba2-type mixers of transformers whose input projection has a bias.
+"""What the forwards of transformers' Mamba2-type mixers leave out, put into what they see as their input projection.
 
-transformers sets the inputs of padding to 0, but the projection's bias makes something of them again, which the
-convolution carries into the first tokens of a sequence.
+Padding stays 0: transformers sets its inputs to 0, but a bias of the projection makes something of them again, which
+the convolution carries into the first tokens of a sequence. And the limits of time steps hold in single steps.
 """
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,27 +13,22 @@ from typing import Any
 
 import torch
 
-MIXERS = {
-    f"transformers.models.{name}.modeling_{name}": mixer
-    for name, mixer in {
-        "mamba2": "Mamba2Mixer",
-        "bamba": "BambaMixer",
-        "granitemoehybrid": "GraniteMoeHybridMambaLayer",
-        "zamba2": "Zamba2MambaMixer",
-        "nemotron_h": "NemotronHMamba2Mixer",
-        "falcon_h1": "FalconH1Mixer",
-    }.items()
-}
-"""The mixer of each module of transformers that has one."""
+from statex.families import FAMILIES
+
+UNLIMITED = (0.0, math.inf)
+"""The limits of time steps that limit nothing."""
 
 
 @contextmanager
 def zero_padding() -> Iterator[None]:
-    """Within it, padding stays 0 in every model of the modules in MIXERS that are loaded; reversible."""
+    """Within it, padding stays 0 in every Mamba2-type mixer of transformers whose module is loaded; reversible."""
     replaced = []
     try:
-        for name in filter(sys.modules.__contains__, MIXERS):
-            mixer = getattr(sys.modules[name], MIXERS[name])
+        for path in dict.fromkeys(family.mixer_class for family in FAMILIES.values() if family.mixer_class):
+            module, _, name = path.rpartition(".")
+            if module not in sys.modules:
+                continue
+            mixer = getattr(sys.modules[module], name)
             replaced.append((mixer, mixer.forward))
             mixer.forward = padding_stays_zero(mixer.forward)
         yield
@@ -42,7 +38,8 @@ def zero_padding() -> Iterator[None]:
 
 
 def padding_stays_zero(forward: Callable) -> Callable:
-    """The same forward of a mixer, its input projection 0 wherever `attention_mask` [B, T] is 0."""
+    """The same forward of a mixer, its input projection 0 wherever `attention_mask` [B, T] is 0, and with the limits of
+    its time steps in single steps, too, where transformers applies them to whole passes only."""
 
     @functools.wraps(forward)
     def with_zeros(
@@ -50,21 +47,46 @@ def padding_stays_zero(forward: Callable) -> Callable:
     ) -> torch.Tensor:
         mixer = self
         if attention_mask is not None and getattr(self.in_proj, "bias", None) is not None:
-            mixer = _ZeroAtPadding(self, attention_mask)
+            mixer = _ZeroAtPadding(mixer, attention_mask)
+        if hidden_states.shape[1] == 1 and tuple(self.time_step_limit) != UNLIMITED:
+            mixer = _WithinLimits(mixer)
         return forward(mixer, hidden_states, *args, attention_mask=attention_mask, **kwargs)
 
     return with_zeros
 
 
-class _ZeroAtPadding:
+class _Seen:
     """A mixer as its forward sees it: all of the mixer's own, but the input projection."""
 
-    def __init__(self, mixer: Any, mask: torch.Tensor):
-        self.mixer, self.mask = mixer, mask
+    def __init__(self, mixer: Any):
+        self.mixer = mixer
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.mixer, name)
 
+
+class _ZeroAtPadding(_Seen):
+    def __init__(self, mixer: Any, mask: torch.Tensor):
+        super().__init__(mixer)
+        self.mask = mask
+
     def in_proj(self, hidden_states: torch.Tensor) -> torch.Tensor:
         projected = self.mixer.in_proj(hidden_states)
         return projected * self.mask[..., None].to(projected.dtype)
+
+
+class _WithinLimits(_Seen):
+    """softplus is monotone: time steps are limited where what it is taken of is, the projection's last H outputs."""
+
+    def in_proj(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        projected = self.mixer.in_proj(hidden_states)
+        others, dt = projected.tensor_split([-self.mixer.num_heads], dim=-1)
+        low, high = (_inverse_softplus(limit) - self.mixer.dt_bias for limit in self.mixer.time_step_limit)
+        return torch.cat([others, dt.clamp(low.to(dt.dtype), high.to(dt.dtype))], dim=-1)
+
+
+def _inverse_softplus(limit: float) -> float:
+    """The number whose softplus is the limit."""
+    if limit in UNLIMITED:
+        return -math.inf if limit == 0 else math.inf
+    return limit + math.log(-math.expm1(-limit))

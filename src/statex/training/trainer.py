@@ -125,8 +125,8 @@ def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | Stored
         raise UserError(
             "training.train_only_expanded", True, "the model has no expanded layers", "expand it first, or set it false"
         )
-    path = family_of(model.config).mixer_path
-    prefixes = tuple(path.format(layer.index) + "." for layer in plan.layers)
+    family = family_of(model.config)
+    prefixes = tuple(f"{family.mixer_name(model.config, layer.index)}." for layer in plan.layers)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(prefixes) or name in plan.fresh_tensors)
 
