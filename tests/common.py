@@ -126,9 +126,14 @@ def make_hybrid(model_type, seed=0, **changes):
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "initializer_range": 0.2, "intermediate_size": 32}
     config = sizes | {"num_attention_heads": 2} | HYBRIDS[model_type][0] | changes
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config))
+    return settled(with_eager_experts(model), seed + 1)
+
+
+def with_eager_experts(model):
+    """Model, its experts computed one by one: other ways have no fp64, or sum in another order."""
     if hasattr(model.config, "num_experts_per_tok"):
-        model.set_experts_implementation("eager")  # the others have no fp64
-    return settled(model, seed + 1)
+        model.set_experts_implementation("eager")
+    return model
 
 
 MAKERS = {"gla": (make_gla, GLA), "mamba2": (make_mamba2, MAMBA2)} | {

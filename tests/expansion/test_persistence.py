@@ -12,7 +12,20 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import statex
-from common import CASES, EXPANDED, HYBRID_CASES, Case, base_type, logits, make_gla, make_mamba2, mixer, tokens
+from common import (
+    CASES,
+    EXPANDED,
+    HYBRID_CASES,
+    Case,
+    base_type,
+    logits,
+    make_gla,
+    make_mamba2,
+    mixer,
+    recurrent_layers,
+    tokens,
+    with_eager_experts,
+)
 from statex.checkpoint import inspect
 from statex.expansion.edits import ExpansionPlan
 from statex.expansion.stored import stored_plan
@@ -48,7 +61,8 @@ def test_a_loaded_model_is_bitwise_the_saved_one(case, tmp_path):
     assert stored_plan(config) == stored_plan(model.config)
     assert statex.state_report(config).to_dict() == statex.state_report(model).to_dict()
     assert inspect(tmp_path).state.to_dict() == statex.state_report(model).to_dict()
-    assert inspect(tmp_path).num_parameters == model.num_parameters()
+    buffers = [buffer for name, buffer in model.named_buffers() if name in model.state_dict()]
+    assert inspect(tmp_path).num_parameters == model.num_parameters() + sum(buffer.numel() for buffer in buffers)
 
 
 @few
@@ -68,7 +82,7 @@ def test_saving_twice_gives_the_same_folder(case, tmp_path):
 def test_a_loaded_model_trains_and_generates_on(case, tmp_path):
     model = case.expanded()
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded = with_eager_experts(AutoModelForCausalLM.from_pretrained(tmp_path))
     ids = tokens(length=7)
     options = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "attention_mask": torch.ones_like(ids)}
     assert torch.equal(loaded.generate(ids, **options), model.generate(ids, **options))
@@ -83,9 +97,12 @@ def test_a_loaded_model_trains_and_generates_on(case, tmp_path):
 def test_dtype_survives(case, tmp_path):
     model = case.expanded().to(torch.bfloat16)
     model.save_pretrained(tmp_path)
-    for loaded in (AutoModelForCausalLM.from_pretrained(tmp_path), statex.load(tmp_path)):
-        assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
-        assert torch.equal(logits(loaded.eval(), tokens()), logits(model, tokens()))
+    loaded, again = AutoModelForCausalLM.from_pretrained(tmp_path).eval(), statex.load(tmp_path).eval()
+    for each in (again, loaded):  # transformers keeps routers of experts in fp32
+        assert {p.dtype for name, p in each.named_parameters() if ".gate." not in name} == {torch.bfloat16}
+    assert torch.equal(logits(loaded, tokens()), logits(again, tokens()))
+    if not hasattr(model.base_model, "rotary_emb"):  # whose frequencies a loaded model has in fp32
+        assert torch.equal(logits(loaded, tokens()), logits(model, tokens()))
     assert {p.dtype for p in statex.load(tmp_path, dtype=torch.float32).parameters()} == {torch.float32}
     assert inspect(tmp_path).dtypes == ["BF16"]
 
@@ -111,7 +128,7 @@ def test_a_model_made_from_the_configuration_alone(case):
     assert {name: p.shape for name, p in fresh.named_parameters()} == shapes
     assert logits(fresh, tokens()).isfinite().all()
     for name, parameter in mixer(fresh).named_parameters():
-        other = dict(mixer(fresh, 1).named_parameters()).get(name)
+        other = dict(mixer(fresh, recurrent_layers(fresh)[-1]).named_parameters()).get(name)
         if parameter.ndim > 1 and other is not None:
             assert 0.5 < parameter.std() / other.std() < 2, name
     with torch.device("meta"):

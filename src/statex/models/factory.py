@@ -200,8 +200,7 @@ def _model_forward(base: Any) -> Callable:
         tokens = [given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None]
         if not tokens:  # transformers says that they are missing
             return base.forward(self, **given)
-        if seq_idx is not None or cu_seqlens is not None:
-            seq_idx = one_seq_idx(seq_idx, cu_seqlens, tokens[0])
+        if (seq_idx := one_seq_idx(seq_idx, cu_seqlens, tokens[0])) is not None:
             if attends:
                 given |= document_arguments(self, tokens[0], seq_idx, given.get("attention_mask"))
             borders = cu_seqlens_of(seq_idx)  # found once for all layers
