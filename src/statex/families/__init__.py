@@ -10,6 +10,9 @@ from statex.families.gla import GLAFamily
 from statex.families.granitemoehybrid import GraniteMoeHybridFamily
 from statex.families.mamba2 import Mamba2Family
 from statex.families.nemotron_h import NemotronHFamily
+from statex.families.olmo_hybrid import OlmoHybridFamily
+from statex.families.qwen3_5 import Qwen35Family
+from statex.families.qwen3_next import Qwen3NextFamily
 from statex.families.zamba2 import Zamba2Family
 
 FAMILIES: dict[str, Family] = {
@@ -22,6 +25,9 @@ FAMILIES: dict[str, Family] = {
         Zamba2Family(),
         NemotronHFamily(),
         FalconH1Family(),
+        Qwen3NextFamily(),
+        Qwen35Family(),
+        OlmoHybridFamily(),
     )
 }
 

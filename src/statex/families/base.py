@@ -102,7 +102,9 @@ class Family(ABC):
     holds_plan: bool = False
     """Whether these are statex's own and replay a stored plan; for transformers' classes, such ones are derived."""
     mixer_class: str = ""
-    """Of its Mamba2-type token mixer, which runs on statex's ops in the derived model; empty: it stays as it is."""
+    """Of its token mixer, which runs on statex's ops in the derived model; empty: it stays as it is."""
+    recurrence: Literal["mamba2", "gated_delta"] = "mamba2"
+    """What kind of mixer that is, hence which functions of its module statex's ops replace (`models/dispatch.py`)."""
     norm_classes: tuple[str, ...] = ()
     """Of its norms, gated or not, which the derived model runs on statex's op."""
     kept_by_reinit: tuple[str, ...] = ()
