@@ -10,6 +10,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from transformers import (
+    KimiLinearConfig,
+    KimiLinearForCausalLM,
     OlmoHybridConfig,
     OlmoHybridForCausalLM,
     Qwen3_5ForCausalLM,
@@ -31,11 +33,16 @@ SIZES = {
 DENSE = {"head_dim": 16, "num_experts": 0}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 EXPERTS |= {"shared_expert_intermediate_size": 16}
-MODELS = {
+MODELS = {  # whose key dimension grows
     "qwen3_next": (Qwen3NextForCausalLM, Qwen3NextConfig, DENSE),
     "qwen3_5_text": (Qwen3_5ForCausalLM, Qwen3_5TextConfig, {"head_dim": 16}),
     "olmo_hybrid": (OlmoHybridForCausalLM, OlmoHybridConfig, {}),
 }
+KIMI = {
+    "linear_num_heads": 4, "linear_head_dim": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+    "qk_nope_head_dim": 8, "num_key_value_heads": 2, "mlp_layer_types": ["dense"] * 3, "bos_token_id": None,
+}  # fmt: skip
+ALL_MODELS = MODELS | {"kimi_linear": (KimiLinearForCausalLM, KimiLinearConfig, {})}  # whose heads are merged
 CONFIGURATIONS = {
     "grouped": {},
     "experts": EXPERTS,
@@ -49,8 +56,11 @@ CONFIGURATIONS = {
 def make_delta(family, seed=0, **changes):
     """A model whose time scales and norms are those of no initialisation, and which forgets slowly."""
     torch.manual_seed(seed)
-    model_class, config_class, own = MODELS[family]
-    model = model_class(config_class(**SIZES | own | changes))
+    model_class, config_class, own = ALL_MODELS[family]
+    sizes = SIZES
+    if family == "kimi_linear":
+        own, sizes = KIMI | own, {name: size for name, size in SIZES.items() if not name.startswith("linear_")}
+    model = model_class(config_class(**sizes | own | changes))
     if config_class is Qwen3NextConfig:
         model.set_experts_implementation("eager")  # the others have no fp64
     if model.device.type != "meta":
@@ -78,6 +88,8 @@ CASES = [
     DeltaCase("olmo_hybrid", "grouped", "inherit"),
     DeltaCase("olmo_hybrid", "beta-to-1", "reinit", factor=2),
     DeltaCase("olmo_hybrid", "no-rope", "preserve", factor=2),
+    DeltaCase("kimi_linear", "grouped", "reinit"),
+    DeltaCase("kimi_linear", "tied", "reinit", factor=2),
 ]
 
 
@@ -126,6 +138,34 @@ def delta_mixer(tensors, x, config, state):
     return output @ tensors["o_proj.weight" if "o_proj.weight" in tensors else "out_proj.weight"].T
 
 
+def kimi_mixer(tensors, x, config, state):
+    """The same of Kimi Delta Attention, whose every channel has its own decay."""
+    tensors, x = {name: tensor.double() for name, tensor in tensors.items()}, x.double()
+    H, K, V = state
+
+    def projected(*names):
+        y = x
+        for name in names:
+            y = y @ tensors[f"{name}.weight"].T
+        return y
+
+    mixed = torch.cat([projected(f"{name}_proj") for name in "qkv"], dim=1)
+    q, k, v = convolution(mixed, tensors["conv1d.weight"]).view(-1, 3, H, K).unbind(1)
+    q, k = (each / (each.square().sum(-1, keepdim=True) + 1e-6).sqrt() for each in (q, k))
+    gate = (projected("forget_gate.f_a_proj", "forget_gate.f_b_proj") + tensors["forget_gate.dt_bias"]).view(-1, H, K)
+    decay = (-tensors["forget_gate.A_log"].exp().view(H, 1) * F.softplus(gate)).exp()
+    beta, z = projected("b_proj").sigmoid(), projected("g_a_proj", "g_b_proj").view(-1, H, V).sigmoid()
+    S, outputs = x.new_zeros(H, K, V), []
+    for t in range(len(x)):
+        heads = []
+        for h in range(H):
+            S[h] *= decay[t, h][:, None]
+            S[h] += beta[t, h] * torch.outer(k[t, h], v[t, h] - k[t, h] @ S[h])
+            heads.append(rms_norm(q[t, h] @ S[h] / K**0.5, tensors["o_norm.weight"], config.rms_norm_eps) * z[t, h])
+        outputs.append(torch.cat(heads))
+    return torch.stack(outputs) @ tensors["o_proj.weight"].T
+
+
 @torch.no_grad()
 def delta_logits(model, ids, states):
     """Logits of ids [T] with all mixers written out, and transformers' own code around them."""
@@ -136,7 +176,8 @@ def delta_logits(model, ids, states):
 
         def forward(hidden_states, *, given, **kwargs):
             tensors, state = given
-            return delta_mixer(tensors, hidden_states[0], model.config, state).to(hidden_states)[None]
+            written_out = kimi_mixer if "forget_gate.A_log" in tensors else delta_mixer
+            return written_out(tensors, hidden_states[0], model.config, state).to(hidden_states)[None]
 
         mixer.forward = partial(forward, given=(mixer.state_dict(), state))
     return model(ids[None], use_cache=False).logits[0]

@@ -135,7 +135,7 @@ def naive_logits(model, ids, states):
     config, tensors = model.config.to_dict(), model.state_dict()
     if config["model_type"] == "statex_gla":
         return gla_logits(tensors, config, ids, states)
-    if "linear_key_head_dim" in config:
+    if {"linear_key_head_dim", "linear_head_dim"} & set(config):
         from delta_models import delta_logits
 
         return delta_logits(model, ids, states)

@@ -31,7 +31,9 @@ ALLOWED = {  # besides "errors" and "utils", which all but the first and "ops" m
     "data": {"settings", "recipe"},
     "training": {"settings", "recipe", "data", "ops", "expansion", "families", "models", "checkpoint"},
     "evaluation": {"settings", "recipe", "results", "data", "ops", "expansion", "families", "models", "checkpoint"},
-    "benchmarking": {"results", "ops", "expansion", "families", "models", "checkpoint"},
+    "benchmarking": {
+        "results", "ops", "expansion", "families", "models", "checkpoint", "training", "recipe", "settings",
+    },
     "reporting": {"recipe", "results"},
 }  # fmt: skip
 MAY_IMPORT_ALL = {"cli", "run"}

@@ -304,7 +304,10 @@ evaluate.__doc__ = (evaluate.__doc__ or "").format(suites=", ".join(SUITES))
 
 @app.command()
 def bench(
-    what: Annotated[Literal["ops", "model"], typer.Argument(help="ops: the recurrences. model: whole models.")],
+    what: Annotated[
+        Literal["ops", "model", "training"],
+        typer.Argument(help="ops: the recurrences. model: reading and generating. training: whole training steps."),
+    ],
     case: Annotated[list[str] | None, typer.Option(help="Only these cases; default: all that fit the device.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write JSON, of a sweep a figure too, to this folder.")] = None,
     sweep: Annotated[
@@ -325,14 +328,14 @@ def bench(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Time the recurrences, or whole models, against their peers; correctness first, on the device at hand.
+    """Time the recurrences, whole models or training steps beside their peers, correctness first, on this device.
 
     Example: `statex bench ops --out benchmarks/out`
 
     How cost grows, with a figure: `statex bench ops --sweep state --out benchmarks/out`
     """
     for option, value in {"--sweep": sweep, "--peers": peers, "--redraw": redraw}.items():
-        if what == "model" and value is not None:
+        if what != "ops" and value is not None:
             raise UserError(option, str(value), "is of the recurrences", "use `statex bench ops`")
     if redraw is not None:
         from statex.reporting.sweep import write_sweep
@@ -340,13 +343,15 @@ def bench(
         figure = write_sweep(redraw)
         print_json({"figure": str(figure)}) if as_json else print(figure)
         return
-    from statex.benchmarking import run_model_benchmark, run_ops_benchmark
+    from statex.benchmarking import run_model_benchmark, run_ops_benchmark, run_training_benchmark
     from statex.benchmarking.ops import records_file
     from statex.utils.atomic import working_in
 
     with working_in(out, "--out") if out is not None else nullcontext():
         if what == "model":
             rows = run_model_benchmark(cases=case, out=out)
+        elif what == "training":
+            rows = run_training_benchmark(cases=case, out=out)
         else:
             rows = run_ops_benchmark(cases=case, out=out, sweep=sweep, peers=peers)
     if as_json:

@@ -2,12 +2,13 @@
 
 import copy
 import os
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, ValidationError, create_model, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, ValidationError, create_model, model_validator
 
 from statex.errors import UserError, explained
 from statex.evaluation.suites import find_suite
@@ -41,6 +42,24 @@ class Weights(Section):
         return self
 
 
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def _bytes_of(value: Any) -> Any:
+    """A size such as "60GiB" in bytes; all else as it is."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?([A-Za-z]+)", value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    if match[2] not in UNITS:
+        raise ValueError(f"has an unknown unit; use one of {', '.join(UNITS)}")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+ActivationMemory = Annotated[
+    Literal["least", "most"] | Annotated[int, Field(ge=1, strict=True)], BeforeValidator(_bytes_of)
+]
+
+
 class Training(Section):
     """One stage of training; the defaults are the paper's post-training (arXiv 2509.22630, appendix)."""
 
@@ -65,7 +84,17 @@ class Training(Section):
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0, le=100)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        default=False, description="compute the activations of blocks again in the backward pass, for less memory"
+    )
+    activation_memory: ActivationMemory = Field(
+        default="least",
+        description='with gradient_checkpointing: "least" computes every block again, "most" only those that the GPU '
+        'has no room for; or the bytes that training may take at its peak, such as "60GiB"',
+    )
+    compile: Literal["auto"] | bool = Field(
+        default="auto", description="compile the blocks of the model; auto: on a GPU, where the family can be"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="compute in bf16 over fp32 master weights; auto: bf16 where the device has it"
     )
@@ -94,6 +123,9 @@ class Training(Section):
         if (self.decay_steps or 0) + self.warmup_steps > self.steps:
             problem = f"and warmup_steps = {self.warmup_steps} are more than steps = {self.steps}"
             raise UserError("decay_steps", self.decay_steps, problem, "shorten one of them")
+        if self.activation_memory != "least" and not self.gradient_checkpointing:
+            problem = "is about gradient_checkpointing, which is off: all activations are kept"
+            raise UserError("activation_memory", self.activation_memory, problem, "remove it, or switch that on")
         if self.learning_rate * self.weight_decay >= 1:
             problem = f"times learning_rate = {self.learning_rate} is 1 or more: a step would take all of a weight away"
             raise UserError("weight_decay", self.weight_decay, problem, "lower one of them")

@@ -16,9 +16,11 @@ from delta_models import CASES, MODELS, DeltaCase, delta_mixer, make_delta
 from statex.families import FAMILIES, StateGeometry
 
 OTHERS = ("gla", "mamba2")
-SOME = [CASES[0], CASES[2], CASES[4], CASES[6]]
+SOME = [CASES[0], CASES[2], CASES[4], CASES[6], CASES[8]]
 EXCEPTIONS = {
     ("test_dtype_survives", CASES[6]),  # transformers loads OLMo's A_log in fp32, whatever the others are
+    ("test_dtype_survives", CASES[8]),  # and Kimi's dt_bias
+    ("test_a_model_made_from_the_configuration_alone", CASES[8]),  # A_log has one entry, whose spread is none
     ("test_a_loaded_model_trains_and_generates_on", CASES[2]),  # whose experts then run otherwise
 }
 every_family = pytest.mark.parametrize("family", MODELS)
@@ -154,3 +156,20 @@ def test_what_cannot_be_is_refused(family):
 def test_interleaved_rows_are_told_once():
     plan = statex.expand(make_delta("qwen3_next"), layers=[EXPANDED], factor=2, init="preserve")
     assert "q: 16 new rows, fresh; k: 16 new rows, zero\n" in str(plan)
+
+
+@pytest.mark.parametrize("init", ["inherit", "preserve"])
+def test_merged_heads_of_kimi_start_afresh(init):
+    model = make_delta("kimi_linear")
+    with pytest.raises(statex.UserError, match=r'one decay rate .*use init = "reinit"'):
+        statex.expand(model, layers=[EXPANDED], init=init, factor=2)
+    with pytest.raises(statex.UserError, match=r"factor = 3.*use one of \[2, 4\]"):
+        statex.expand(model, layers=[EXPANDED], factor=3)
+
+
+def test_an_unexpanded_kimi_is_on_our_op_within_statex_ops():
+    model, ids = make_delta("kimi_linear"), tokens()
+    wanted = logits(model, ids)
+    with statex.statex_ops():
+        found = logits(model, ids)
+    assert 0 < distance(found, wanted) < 1e-5

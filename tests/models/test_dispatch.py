@@ -112,6 +112,7 @@ def test_an_activation_that_our_convolution_lacks_is_refused():
 def test_it_knows_every_model_of_transformers_that_has_these_functions():
     folder = Path(transformers.__file__).parent / "models"
     functions = {"mamba2": b"\ndef mamba2_chunk_scan(", "gated_delta": b"\ndef torch_chunk_gated_delta_rule("}
+    functions["kimi_delta"] = b"\ndef chunk_kimi_delta_attention("
     found = {
         f"transformers.models.{file.parent.name}.{file.stem}": recurrence
         for file in folder.glob("*/modeling_*.py")

@@ -43,8 +43,8 @@ values = (
 )
 GENERAL = ["dtype", "id2label", "num_labels", "quantization_config", "text_config", "return_dict", "model_type"]
 """Fields that transformers knows of every configuration."""
-SLOW = ("torch_compile", "deepspeed")
-"""Fields of TrainingArguments whose trial takes a compiler or a library that is not installed."""
+SLOW = ("deepspeed",)
+"""Fields of TrainingArguments whose trial takes a library that is not installed."""
 
 
 def keys_of(section: type[BaseModel], prefix: str = "") -> list[str]:

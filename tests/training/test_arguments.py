@@ -49,7 +49,7 @@ def test_all_that_a_recipe_sets_is_its_own(settings, tmp_path):
 
 
 def test_further_fields_reach_transformers(settings, tmp_path):
-    further = {"optim": "adafactor", "adam_epsilon": 1e-6, "torch_compile": False}
+    further = {"optim": "adafactor", "adam_epsilon": 1e-6}
     made = training_arguments(settings(trainer=further), tmp_path, seed=3)
     assert {name: getattr(made, name) for name in further} == further
     assert made.seed == 3
@@ -84,7 +84,6 @@ def test_the_section_reaches_transformers(settings, tmp_path):
         "output_dir": str(tmp_path / "checkpoints"),
     }  # fmt: skip
     assert {name: made[name] for name in expected} == expected
-    assert made.get("activation_checkpointing") or made.get("gradient_checkpointing")
 
 
 @pytest.mark.parametrize(("precision", "has_gpu", "expected"), [

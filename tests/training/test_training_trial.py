@@ -25,7 +25,7 @@ def nothing_is_left(tmp_path, monkeypatch):
     "changes",
     [
         {}, {"train_only_expanded": True}, {"gradient_checkpointing": True}, {"precision": "bf16"}, {"schedule": "wsd"},
-        {"trainer": {"optim": "adafactor"}}, {"trainer": {"torch_compile": True}}, {"report_to": ["tensorboard"]},
+        {"trainer": {"optim": "adafactor"}}, {"compile": True}, {"report_to": ["tensorboard"]},
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("with_documents", [False, True])
@@ -48,7 +48,7 @@ def test_what_trains_is_accepted_without_a_word(settings, capsys, changes, with_
         ({"adam_epsilon": -1.0}, "cannot train a model (Invalid epsilon value: -1.0)"),
         ({"adam_epsilon": "x"}, "cannot train a model ('<=' not supported"),
         ({"log_level": "nonsense"}, "cannot train a model (KeyError: 'nonsense')"),
-        ({"torch_compile_backend": "nonsense"}, "'NONSENSE' is not a valid DynamoBackend"),
+        ({"torch_compile_backend": "nonsense"}, "has a key of its own in recipes; set training.compile"),
         (
             {"accelerator_config": 1},
             "training.trainer.accelerator_config = 1: is neither a table nor a file",

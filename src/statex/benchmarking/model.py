@@ -19,6 +19,7 @@ from statex.models.captured_step import CapturedStep
 from statex.models.dispatch import statex_ops
 from statex.models.expanded import expand
 from statex.models.gla.configuration import GLAConfig
+from statex.models.registration import register_families
 from statex.utils import environment, timing
 
 TOKENS, NEW_TOKENS = 16384, 64
@@ -98,6 +99,7 @@ def run_model_benchmark(
     device = torch.device(device) if device is not None else environment.default_device()
     known = [name for name, case in CASES.items() if device.type == "cuda" or not case.needs_cuda]
     models: dict[str, list[PreTrainedModel]] = {}
+    register_families()
 
     def run_case(name: str, device: torch.device) -> list[dict]:
         case = CASES[name]

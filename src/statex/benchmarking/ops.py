@@ -23,8 +23,8 @@ SUM_TOLERANCE = 3e-2  # of "d A", one sum a head over all tokens, whose terms ca
 CHECK_TOKENS = 1000  # no multiple of any chunk
 DRAWS = 3  # of fresh inputs a check: the error of one draw of a sum that cancels says little
 CPU_TOKENS_FACTOR, CPU_FACTOR = 256, 8  # by which a CPU has fewer tokens and smaller dimensions
-FLOPS_PER_SECOND = {"H200": 790e12}  # bf16 matrix product on random data, measured
-BYTES_PER_SECOND = {"H200": 4265e9}  # device copy, read and written, measured
+FLOPS_PER_SECOND = {"H200": 790e12, "H100": 790e12}  # bf16 matrix product on random data, measured
+BYTES_PER_SECOND = {"H200": 4265e9, "H100": 3000e9}  # device copy, read and written, measured
 
 
 def run_ops_benchmark(

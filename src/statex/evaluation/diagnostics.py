@@ -88,8 +88,7 @@ def new_entries(layer: LayerChange) -> torch.Tensor:
 
 def layer_state(state: State, layer: LayerChange, model_type: str) -> torch.Tensor:
     """[B, H, K, V], a view of the layer's state in the cache."""
-    found = state.cache.layers[layer.index].recurrent_states[0]
-    view = found.mT if FAMILIES[model_type].keys_last else found
+    view = FAMILIES[model_type].state_matrices(state.cache.layers[layer.index].recurrent_states[0])
     expected = (layer.after.num_heads, layer.after.key_dim, layer.after.value_dim)
     assert tuple(view.shape[1:]) == expected, f"layer {layer.index}: state {tuple(view.shape)}, plan {expected}"
     return view

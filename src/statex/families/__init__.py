@@ -6,8 +6,12 @@ from statex.errors import UserError
 from statex.families.bamba import BambaFamily
 from statex.families.base import Family, LayerShape, Segment, StateGeometry, TensorRows
 from statex.families.falcon_h1 import FalconH1Family
+from statex.families.falcon_mamba import FalconMambaFamily
 from statex.families.gla import GLAFamily
 from statex.families.granitemoehybrid import GraniteMoeHybridFamily
+from statex.families.jamba import JambaFamily
+from statex.families.kimi_linear import KimiLinearFamily
+from statex.families.mamba import MambaFamily
 from statex.families.mamba2 import Mamba2Family
 from statex.families.nemotron_h import NemotronHFamily
 from statex.families.olmo_hybrid import OlmoHybridFamily
@@ -28,6 +32,10 @@ FAMILIES: dict[str, Family] = {
         Qwen3NextFamily(),
         Qwen35Family(),
         OlmoHybridFamily(),
+        KimiLinearFamily(),
+        MambaFamily(),
+        FalconMambaFamily(),
+        JambaFamily(),
     )
 }
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
+import torch
 from pydantic import ConfigDict, Field, NonNegativeInt
 from torch import nn
 from transformers import PreTrainedConfig
@@ -103,10 +104,12 @@ class Family(ABC):
     """Whether these are statex's own and replay a stored plan; for transformers' classes, such ones are derived."""
     mixer_class: str = ""
     """Of its token mixer, which runs on statex's ops in the derived model; empty: it stays as it is."""
-    recurrence: Literal["mamba2", "gated_delta"] = "mamba2"
+    recurrence: Literal["mamba2", "gated_delta", "kimi_delta"] = "mamba2"
     """What kind of mixer that is, hence which functions of its module statex's ops replace (`models/dispatch.py`)."""
     norm_classes: tuple[str, ...] = ()
     """Of its norms, gated or not, which the derived model runs on statex's op."""
+    blocks_compile: bool = False
+    """Whether torch.compile takes each of its blocks as one graph."""
     kept_by_reinit: tuple[str, ...] = ()
     """Tensors of the mixer that a re-initialisation leaves alone."""
 
@@ -126,6 +129,10 @@ class Family(ABC):
     def num_layers(self, values: Mapping[str, Any]) -> Any:
         """How many layers the model has that `values`, those of a config.json and its class's defaults, describe."""
         return values["num_hidden_layers"]
+
+    def state_matrices(self, cached: torch.Tensor) -> torch.Tensor:
+        """[B, H, K, V], a view of a layer's state as the model's cache holds it."""
+        return cached.mT if self.keys_last else cached
 
     def fill_buffers(self, config: PreTrainedConfig, module: nn.Module) -> None:  # noqa: B027 (most have none)
         """Compute what no checkpoint holds, where the module is a mixer: buffers that follow the size of its state."""

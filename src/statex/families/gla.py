@@ -44,6 +44,7 @@ class GLAFamily(Family):
     model_class = "statex.models.gla.modeling.GLAModel"
     causal_lm_class = "statex.models.gla.modeling.GLAForCausalLM"
     holds_plan = True
+    blocks_compile = True
 
     def recurrent_layers(self, config: Any) -> list[int]:
         return list(range(config.num_hidden_layers))

@@ -37,6 +37,7 @@ class Mamba2Family(Mamba2TypeFamily):
     fields = Mamba2Fields
     mixer_path = "backbone.layers.{}.mixer"
     norm_path = "backbone.layers.{}.norm"
+    blocks_compile = True
     config_class = "transformers.models.mamba2.configuration_mamba2.Mamba2Config"
     model_class = f"{MODELING}.Mamba2Model"
     causal_lm_class = f"{MODELING}.Mamba2ForCausalLM"

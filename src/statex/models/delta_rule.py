@@ -127,3 +127,7 @@ GATED_DELTA: dict[str, Callable] = {
     "torch_chunk_gated_delta_rule": chunk_gated_delta_rule,
     "torch_recurrent_gated_delta_rule": recurrent_gated_delta_rule,
 }
+KIMI_DELTA: dict[str, Callable] = {
+    "chunk_kimi_delta_attention": chunk_gated_delta_rule,
+    "recurrent_kimi_delta_attention": recurrent_gated_delta_rule,
+}

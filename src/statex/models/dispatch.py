@@ -15,7 +15,7 @@ import transformers
 
 from statex.errors import UserError
 from statex.families import FAMILIES
-from statex.models.delta_rule import GATED_DELTA, NO_PACKED_CACHE, gated_norm_forward, with_query_channels
+from statex.models.delta_rule import GATED_DELTA, KIMI_DELTA, NO_PACKED_CACHE, gated_norm_forward, with_query_channels
 from statex.models.padding import padding_stays_zero, zero_padding
 from statex.ops import gated_rms_norm, short_convolution, short_convolution_step, ssd, ssd_step
 from statex.ops.segments import cu_seqlens_of
@@ -165,12 +165,15 @@ class Recurrence(NamedTuple):
 RECURRENCES = {
     "mamba2": Recurrence(REPLACEMENTS, norm_forward, padding_stays_zero),
     "gated_delta": Recurrence(CONVOLUTION | GATED_DELTA, gated_norm_forward, with_query_channels),
+    "kimi_delta": Recurrence(CONVOLUTION | KIMI_DELTA, gated_norm_forward, with_query_channels),
 }
 """By the name that families have them under."""
 ONLY_DISPATCHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen3_5_moe": ("gated_delta", ("Qwen3_5MoeRMSNormGated",)),
     "lara_mini": ("gated_delta", ()),
     "qwen4_exp": ("gated_delta", ()),
+    "bailing_hybrid": ("kimi_delta", ()),
+    "glm5_next": ("kimi_delta", ()),
 }
 """Models of transformers (some only in newer versions) that are no families: their recurrence, and those of their norms
 that ours can take the place of."""

@@ -1,4 +1,4 @@
-"""Packed documents in models that have attention beside their recurrence: what keeps the documents apart there.
+"""Packed documents in transformers' models: what keeps them apart, in the recurrence and in attention beside it.
 
 Letters: B batch, T time.
 """
@@ -12,6 +12,9 @@ from transformers.masking_utils import (
     packed_sequence_mask_function,
 )
 
+from statex.families import family_of
+from statex.ops.segments import cu_seqlens_of
+
 MASKING = ("eager", "sdpa", "flex_attention")
 """Implementations of attention that take a mask of any form."""
 
@@ -24,7 +27,7 @@ def has_attention(base_model: Any) -> bool:
 def document_arguments(
     base_model: Any, tokens: torch.Tensor, seq_idx: torch.Tensor, attention_mask: Any = None
 ) -> dict[str, Any]:
-    """Arguments of a base model's forward by which each document's attention stays in it: positions and masks.
+    """Arguments of the forward of transformers' base model by which each document stays apart, on statex's ops.
 
     Args:
         tokens: input_ids [B, T] or inputs_embeds [B, T, D].
@@ -32,8 +35,17 @@ def document_arguments(
         attention_mask: [B, T], 0 at padding, as the model takes it.
 
     Raises:
-        ValueError: the attention in use takes no such mask.
+        ValueError: the model's recurrence cannot start afresh within a row, or the attention in use takes no mask of
+            documents.
     """
+    if not family_of(base_model.config).mixer_class:
+        raise ValueError(
+            f"seq_idx: the scan of {base_model.config.model_type} cannot keep packed documents apart; "
+            "leave it out (data.reset_state_at_documents = false)"
+        )
+    borders = {"seq_idx": seq_idx, "cu_seqlens": cu_seqlens_of(seq_idx)}  # found once for all layers
+    if not has_attention(base_model):
+        return borders
     implementation = base_model.config._attn_implementation
     if implementation not in MASKING:
         raise ValueError(
@@ -48,7 +60,7 @@ def document_arguments(
         ),
         "linear_attention": create_recurrent_attention_mask(base_model.config, shape, attention_mask),
     }
-    return {"position_ids": _positions(seq_idx), "attention_mask": masks}
+    return borders | {"position_ids": _positions(seq_idx), "attention_mask": masks}
 
 
 def _positions(seq_idx: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from statex.models.documents import document_arguments, has_attention
 from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions, with_arguments_of
 from statex.models.replay import ReplayExpansion
 from statex.models.shim import FoundThroughShim
-from statex.ops.segments import cu_seqlens_of, one_seq_idx
+from statex.ops.segments import one_seq_idx
 
 PREFIX = "Statex"
 
@@ -204,10 +204,8 @@ def _model_forward(base: Any) -> Callable:
         if not tokens:  # transformers says that they are missing
             return base.forward(self, **given)
         if (seq_idx := one_seq_idx(seq_idx, cu_seqlens, tokens[0])) is not None:
-            if attends:
-                given |= document_arguments(self, tokens[0], seq_idx, given.get("attention_mask"))
-            borders = cu_seqlens_of(seq_idx)  # found once for all layers
-            given = {"use_cache": False} | given | {"seq_idx": seq_idx, "cu_seqlens": borders}
+            apart = document_arguments(self, tokens[0], seq_idx, given.get("attention_mask"))
+            given = {"use_cache": False} | given | apart
         elif attends and given.get("position_ids") is None and (cache := _cache_in(given)) is not None:
             start = cache.get_seq_length()  # which some of transformers' models take for 0
             T = tokens[0].shape[1]

@@ -437,6 +437,9 @@ def _choose_backend(op: str, backend: str, device: torch.device, dtype: torch.dt
         name = "triton" if fast else "torch"
     elif name == "triton":
         _require_triton(op, device)
+    if name == "triton":  # all at once: torch.compile sees `_triton_functions` as it was when it first looked
+        for each in TRITON:
+            _import_triton(each)
     _log_once(op, name)
     return name
 

@@ -154,8 +154,8 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        return _gradients(ctx, saved, _backward(d_out, *saved, ctx.needs_input_grad[0]))
+        saved = x, weight, bias, seq_idx = ctx.saved_tensors
+        return _gradients(ctx, saved, _backward(d_out, x, weight, bias, seq_idx, ctx.needs_input_grad[0]))
 
 
 def triton_short_convolution(

@@ -68,6 +68,7 @@ class Inputs:
 
     def _make_outline(self, name: str) -> Outline:
         from statex.models.trial import model_without_memory, try_model
+        from statex.training.blocks import check_compile
         from statex.training.memory import require_memory, size_of
 
         model = self.recipe.models[name]
@@ -79,6 +80,7 @@ class Inputs:
         size = size_of(network)
         if model.pretraining is not None:
             section = f"models.{name}.pretraining"
+            check_compile(section, model.pretraining, config)
             require_memory(field, value, size, section, model.pretraining, self.recipe.data.recall)
         try_model(field, value, config, size.weights + size.state)
         return Outline(field, value, config, tokenizer, network, size)

@@ -209,12 +209,13 @@ class Train(ArmStage):
     verb = "train"
 
     def check(self, inputs: Inputs) -> None:
+        from statex.training.blocks import check_compile
         from statex.training.memory import require_memory
 
-        training = self.recipe.arm_training(self.arm)
+        training, outline = self.recipe.arm_training(self.arm), inputs.outline(self.model)
         inputs.check_training(self.section, training)
+        check_compile(self.section, training, outline.config)
         if self.settings.kind == "lpt":
-            outline = inputs.outline(self.model)
             require_memory(
                 outline.field, outline.value, outline.size, self.section, training, self.recipe.data.recall
             )  # fmt: skip

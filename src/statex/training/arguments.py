@@ -30,6 +30,8 @@ OWN_FIELDS = {
     "gradient_checkpointing": "training.gradient_checkpointing",
     "gradient_checkpointing_kwargs": "training.gradient_checkpointing",
     "activation_checkpointing": "training.gradient_checkpointing",
+    "torch_compile": "training.compile", "torch_compile_backend": "training.compile",
+    "torch_compile_mode": "training.compile",
     "activation_checkpointing_kwargs": "training.gradient_checkpointing",
     "save_strategy": "training.save_every", "save_steps": "training.save_every",
     "save_total_limit": "training.keep_checkpoints", "logging_strategy": "training.log_every",
@@ -122,10 +124,6 @@ def _fields(training: Training, output: Path, seed: int, quiet: bool) -> dict[st
     else:
         fields["lr_scheduler_type"] = "cosine_with_min_lr"
         fields["lr_scheduler_kwargs"] = {"min_lr_rate": training.min_learning_rate_ratio}
-    if training.gradient_checkpointing:
-        new_name, old_name = "activation_checkpointing", "gradient_checkpointing"
-        name = new_name if new_name in TrainingArguments.__dataclass_fields__ else old_name
-        fields |= {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     return fields
 
 

@@ -12,11 +12,29 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def _entropies(logits: torch.Tensor, targets: torch.Tensor, with_gradient: bool) -> tuple:
+    """The sum of the cross-entropies of logits [chunk, V] at targets [chunk, 1], and its gradient in their dtype."""
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_normalizer = precise.logsumexp(-1, keepdim=True)
+    total = (log_normalizer - precise.gather(-1, targets)).sum()
+    if not with_gradient:
+        return total, None
+    if torch.compiler.is_compiling():  # in the same pass over the logits; by itself it would take two of its own
+        is_target = torch.arange(logits.shape[-1], device=logits.device) == targets
+        return total, ((precise - log_normalizer).exp() - is_target).to(logits.dtype)
+    difference = precise.sub_(log_normalizer).exp_()
+    difference.scatter_add_(-1, targets, difference.new_full(targets.shape, -1.0))
+    return total, difference.to(logits.dtype)
+
+
+_compiled_entropies = torch.compile(_entropies, dynamic=True, fullgraph=True)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropy of `hidden @ weight.T`; its gradients are formed in the forward pass, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, chunk):
+    def forward(ctx, hidden, weight, targets, chunk, entropies):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         precise = torch.promote_types(hidden.dtype, torch.float32)
@@ -24,15 +42,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=precise)
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
-            logits = (hidden[rows] @ weight.T).to(precise)  # [chunk, V]
-            log_normalizer = logits.logsumexp(-1)
-            target = targets[rows, None]
-            total += (log_normalizer - logits.gather(-1, target).squeeze(-1)).sum()
-            if not (needs_hidden or needs_weight):
+            logits = hidden[rows] @ weight.T  # [chunk, V]
+            loss, difference = entropies(logits, targets[rows, None], needs_hidden or needs_weight)
+            total += loss
+            if difference is None:
                 continue
-            difference = logits.sub_(log_normalizer[:, None]).exp_()
-            difference.scatter_add_(-1, target, difference.new_full(target.shape, -1.0))
-            difference = difference.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(difference, weight, out=grad_hidden[rows])
             if grad_weight is not None:
@@ -44,11 +58,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_total):
         grad_hidden, grad_weight = ctx.saved_tensors
         scaled = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in (grad_hidden, grad_weight)]
-        return *scaled, None, None
+        return *scaled, None, None, None
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, chunk: int = 4096
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, chunk: int = 4096, compiled: bool = False
 ) -> torch.Tensor:
     """Sum over tokens of the cross-entropy of `hidden @ weight.T` against `targets`, in nats.
 
@@ -57,6 +71,7 @@ def linear_cross_entropy(
         weight: [V, D], the language-model head.
         targets: [...] int64; -100 is ignored.
         chunk: tokens whose logits, [chunk, V] in fp32 (fp64 of fp64 inputs), exist at one time.
+        compiled: whether torch.compile fuses what is done to the logits.
     """
     scored = targets.reshape(-1) != -100
     rows = hidden.reshape(-1, hidden.shape[-1])[scored]
@@ -64,11 +79,12 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(rows.device.type)
         rows, weight = rows.to(dtype), weight.to(dtype)
     with torch.autocast(rows.device.type, enabled=False):
-        return _LinearCrossEntropy.apply(rows, weight.to(rows.dtype), targets.reshape(-1)[scored], chunk)
+        entropies = _compiled_entropies if compiled else _entropies
+        return _LinearCrossEntropy.apply(rows, weight.to(rows.dtype), targets.reshape(-1)[scored], chunk, entropies)
 
 
 @contextmanager
-def chunked_loss(model: Any, chunk: int) -> Iterator[None]:
+def chunked_loss(model: Any, chunk: int, compiled: bool = False) -> Iterator[None]:
     """Within it, `model(input_ids, labels=...)` computes its loss by `linear_cross_entropy`, whatever its family.
 
     The head hands the hidden states through, and the loss function, which gets them for logits, does the head's work;
@@ -79,7 +95,7 @@ def chunked_loss(model: Any, chunk: int) -> Iterator[None]:
 
     def loss_function(logits, labels, vocab_size=None, num_items_in_batch=None, **kwargs):
         targets = F.pad(labels[:, 1:], (0, 1), value=-100)  # position t predicts token t + 1
-        total = linear_cross_entropy(logits, head.weight, targets, chunk=chunk)
+        total = linear_cross_entropy(logits, head.weight, targets, chunk=chunk, compiled=compiled)
         count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
         return total / count
 

@@ -24,10 +24,14 @@ from statex.expansion.edits import ExpansionPlan, StoredPlan
 from statex.expansion.stored import stored_plan
 from statex.families import family_of
 from statex.models.dispatch import statex_ops
+from statex.models.documents import document_arguments
+from statex.models.replay import ReplayExpansion
 from statex.recipe import Training
 from statex.settings import Data
 from statex.training import CHECKPOINTS, SUMMARY
+from statex.training.activations import KeepActivations
 from statex.training.arguments import training_arguments
+from statex.training.blocks import TrainingBlocks, compiles
 from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loss import chunked_loss
 from statex.utils.atomic import new_folder, write_text_atomic
@@ -143,6 +147,14 @@ class StatexTrainer(Trainer):
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = str(output / "logs")
         self._last_log: tuple[int, Stopwatch] | None = None
+        training, device = self.training, self.args.device
+        self.blocks = TrainingBlocks(
+            kwargs["model"],
+            compiled=compiles(kwargs["model"].config, training, device),
+            recomputed=training.gradient_checkpointing,
+        )
+        if training.activation_memory != "least":
+            self.add_callback(KeepActivations(self.blocks, training.activation_memory, device))
 
     @property
     def checkpoints(self) -> Path:
@@ -192,11 +204,15 @@ class StatexTrainer(Trainer):
         seq_idx = inputs.pop("seq_idx", None)
         hook = None
         if seq_idx is not None:  # the language-model class of transformers' Mamba2 does not pass it on
+            apart = {"seq_idx": seq_idx}
+            if not isinstance(unwrapped, ReplayExpansion):
+                mask = inputs.get("attention_mask")
+                apart = document_arguments(unwrapped.base_model, inputs["input_ids"], seq_idx, mask)
             hook = unwrapped.base_model.register_forward_pre_hook(
-                lambda module, args, kwargs: (args, kwargs | {"seq_idx": seq_idx}), with_kwargs=True
+                lambda module, args, kwargs: (args, kwargs | apart), with_kwargs=True
             )
         try:
-            with chunked_loss(unwrapped, self.training.loss_chunk):
+            with chunked_loss(unwrapped, self.training.loss_chunk, self.blocks.compiled):
                 return super().compute_loss(model, inputs, *args, **kwargs)
         finally:
             if hook is not None:
@@ -228,7 +244,7 @@ class StatexTrainer(Trainer):
         device, resume_from = self.args.device, self.checkpoint_to_resume()
         self.start_step = step_of(resume_from) if resume_from else 0
         reset_peak_memory(device)
-        with statex_ops():
+        with statex_ops(), self.blocks.running():
             watch = Stopwatch(device)
             self.train(resume_from_checkpoint=resume_from)
             seconds = watch.seconds()

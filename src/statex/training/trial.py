@@ -22,7 +22,7 @@ from statex.training.trainer import StatexTrainer, freeze_all_but_expanded
 NUM_TOKENS = 8
 MINIATURE: dict[str, Any] = {
     "steps": 1, "warmup_steps": 0, "decay_steps": None, "sequence_length": NUM_TOKENS, "sequences_per_device": None,
-    "save_every": None, "report_to": [],
+    "save_every": None, "report_to": [], "compile": False, "activation_memory": "least",
 }  # fmt: skip
 """What a trial changes in a training section: its length, and who reports it."""
 
@@ -31,7 +31,7 @@ def try_training(training: Training, with_documents: bool) -> None:
     """Build transformers.TrainingArguments, the Trainer and its optimizer, and make one step of a few tokens.
 
     It writes nothing but to a folder of its own, which goes at the end. No step is made among several processes, which
-    would have to take part, nor with a model that is compiled first.
+    would have to take part.
 
     Args:
         training: the section.
@@ -62,7 +62,7 @@ def try_training(training: Training, with_documents: bool) -> None:
             )
             trainer.remove_callback(PrinterCallback)
             trainer.create_optimizer()
-            if processes == 1 and not arguments.torch_compile:
+            if processes == 1:
                 _try_step(trainer, network)
 
 

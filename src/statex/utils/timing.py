@@ -105,3 +105,8 @@ def peak_memory(device: torch.device | str) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def allocated_memory(device: torch.device | str) -> int:
+    """Bytes that tensors on a CUDA device take now."""
+    return torch.cuda.memory_allocated(device)

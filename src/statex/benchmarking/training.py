@@ -1,0 +1,307 @@
+"""`statex bench training`: whole steps of the project's own trainer, blocks compiled and not, beside FLA's GLA.
+
+Random weights and random tokens, ready-made: what is measured is the step. Both ways see the same
+batches, and no time is printed where their losses differ. On a CPU the models are tiny and the figures ratios only.
+"""
+
+import gc
+import importlib
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, Mamba2Config, PreTrainedConfig, Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from statex.benchmarking.model import gla_1300m, mamba2_1300m
+from statex.benchmarking.ops import FLOPS_PER_SECOND
+from statex.benchmarking.runner import run_cases
+from statex.expansion.config import PRESETS
+from statex.models.dispatch import statex_ops
+from statex.models.expanded import expand
+from statex.models.gla.configuration import GLAConfig
+from statex.models.registration import register_families
+from statex.recipe import Training
+from statex.settings import Data
+from statex.training.arguments import training_arguments
+from statex.training.trainer import StatexTrainer
+from statex.utils import environment, timing
+
+TOKENS_PER_STEP, CPU_TOKENS_PER_STEP = 65536, 256
+STEPS, WARMUP = 20, 8  # the first steps compile, and settle how many blocks keep their activations
+PROFILED = 2  # steps under the profiler
+LOSSES_DIFFER = 0.05  # nats: each step builds on the one before, and bf16 rounds elsewhere in compiled blocks
+
+KINDS = {  # of kernels, by what their names contain; the first that fits
+    "recurrences": ("attention", "scores", "score_gradient", "walk", "prefix", "prepare", "rebase", "output_kernel",
+                    "inside_gradient", "key_gradient", "decay_gradient", "sums_kernel", "scale_kernel", "chunk_"),
+    "convolutions and gated norms": ("convolution", "gated_norm", "causal_conv", "layer_norm"),
+    "products": ("gemm", "nvjet", "cutlass", "sm90_xmma", "splitk", "cublas"),
+    "optimizer": ("adam", "multi_tensor", "lpnorm", "fused_optimizer"),
+    "elementwise, compiled": ("triton_",),
+    "copies": ("memcpy", "memset"),
+}  # fmt: skip
+
+
+def gla_45m(small: bool) -> PreTrainedConfig:
+    if small:
+        return gla_1300m(small)
+    return GLAConfig(hidden_size=512, num_hidden_layers=12, num_heads=4, vocab_size=32000, tie_word_embeddings=True)
+
+
+def mamba2_45m(small: bool) -> PreTrainedConfig:
+    if small:
+        return mamba2_1300m(small)
+    return Mamba2Config(
+        hidden_size=512, num_hidden_layers=24, num_heads=16, head_dim=64, state_size=64, n_groups=1, vocab_size=32000,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """Training steps of one model.
+
+    Args:
+        config: its configuration, or a small one.
+        length: tokens of a sequence; a step has 65,536 tokens.
+        preset: of its expansion.
+        recomputed: with gradient checkpointing, as much of it as memory asks for.
+        peer: FLA's model of this configuration in transformers' own trainer.
+    """
+
+    config: Callable[[bool], PreTrainedConfig]
+    length: int
+    preset: str | None = None
+    recomputed: bool = False
+    peer: bool = False
+
+
+CASES = {
+    "gla-1.3b-64k": Case(gla_1300m, 65536, recomputed=True),
+    "gla-1.3b-64k-expanded": Case(gla_1300m, 65536, "paper-gla", recomputed=True),
+    "gla-1.3b-64k-fla": Case(gla_1300m, 65536, recomputed=True, peer=True),
+    "mamba2-1.3b-64k": Case(mamba2_1300m, 65536, recomputed=True),
+    "mamba2-1.3b-64k-expanded": Case(mamba2_1300m, 65536, "paper-mamba2", recomputed=True),
+    "gla-45m-2k": Case(gla_45m, 2048),
+    "gla-45m-16k": Case(gla_45m, 16384),
+    "mamba2-45m-2k": Case(mamba2_45m, 2048),
+    "mamba2-45m-16k": Case(mamba2_45m, 16384),
+}
+
+
+def run_training_benchmark(
+    cases: Sequence[str] | None = None, out: Path | None = None, *, device: torch.device | str | None = None
+) -> list[dict[str, Any]]:
+    """Time whole training steps; print a table to stderr.
+
+    Args:
+        cases: names out of `CASES`; FLA's needs a GPU and fla. Default: all but FLA's where it cannot run.
+        out: folder for training.json.
+        device: default: CUDA where there is one.
+
+    Returns:
+        one record a case and way ("plain", "compiled", "fla"): `step_s` (median of the last 12 of 20 steps, the wall
+        clock with the device's work finished), `tokens_per_second`, `first_step_s`, `peak_bytes`, `mfu` (6 operations a
+        parameter and token against the device's measured bf16 product), `hfu` (with those computed again),
+        `blocks_kept`, `loss`, and `kernels`: seconds of a step by kind. On a CPU no absolute times.
+
+    Raises:
+        UserError: an unknown case.
+        ArithmeticError: the losses of the compiled steps are not those of the plain ones.
+    """
+    device = torch.device(device) if device is not None else environment.default_device()
+    peers = device.type == "cuda" and importlib.util.find_spec("fla") is not None
+    known = [name for name, case in CASES.items() if peers or not case.peer]
+    register_families()
+    path = out / "training.json" if out is not None else None
+    return run_cases(cases, known, _run_case, _line, device, path)
+
+
+def _run_case(name: str, device: torch.device) -> list[dict[str, Any]]:
+    case = CASES[name]
+    ways = ("fla",) if case.peer else ("plain", "compiled")
+    records = []
+    for way in ways:
+        with tempfile.TemporaryDirectory() as folder:
+            records.append({"case": name, "way": way} | _measured(case, way, device, Path(folder)))
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    losses = [record.pop("losses") for record in records]
+    differences = [abs(a - b) for a, b in zip(losses[0], losses[-1], strict=True)]
+    if not max(differences) < LOSSES_DIFFER:
+        raise ArithmeticError(f"{name}: the losses differ by {max(differences)} nats between {' and '.join(ways)}")
+    plain = records[0]["step_s"]
+    for record in records:
+        record |= {"losses_differ": max(differences), "plain_to_this": plain / record["step_s"]}
+        if device.type != "cuda":
+            record |= dict.fromkeys(("step_s", "tokens_per_second", "first_step_s", "peak_bytes"))
+    return records
+
+
+def _measured(case: Case, way: str, device: torch.device, folder: Path) -> dict[str, Any]:
+    """20 steps, and a few more under the profiler."""
+    on_cuda = device.type == "cuda"
+    tokens = TOKENS_PER_STEP if on_cuda else CPU_TOKENS_PER_STEP
+    length = min(case.length, tokens)
+    memory: Literal["least", "most"] = "most" if case.recomputed and not case.peer else "least"
+    section = Training(
+        steps=STEPS, warmup_steps=2, tokens_per_step=tokens, sequence_length=length, save_every=STEPS, log_every=1,
+        gradient_checkpointing=case.recomputed, activation_memory=memory,
+        compile=way == "compiled",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    trainer = _trainer(case, section, folder, on_cuda)
+    steps = _Steps(device)
+    trainer.add_callback(steps)
+    trainer.remove_callback(PrinterCallback)
+    if isinstance(trainer, StatexTrainer):
+        trainer.train_to_the_end()
+    else:
+        trainer.train()
+    seconds = statistics.median(steps.seconds[WARMUP:])
+    model = trainer.model
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())  # tied ones count once, and so do
+    if not model.config.tie_word_embeddings:  # embeddings that are looked up count nothing
+        num_parameters -= model.get_input_embeddings().weight.numel()
+    kept, blocks = _kept(trainer, case)
+    rate = next((rate for name, rate in FLOPS_PER_SECOND.items() if name in environment.device_name(device)), None)
+    floor = 6 * num_parameters * tokens / rate if rate is not None else None
+    return {
+        "tokens": tokens,
+        "length": length,
+        "parameters": num_parameters,
+        "step_s": seconds,
+        "tokens_per_second": tokens / seconds,
+        "first_step_s": steps.seconds[0],
+        "peak_bytes": timing.peak_memory(device),
+        "mfu": floor / seconds if floor is not None else None,
+        "hfu": floor / seconds * (1 + (1 - kept / blocks) / 3) if floor is not None else None,
+        "blocks_kept": kept,
+        "blocks": blocks,
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "kernels": _kinds_of_kernels(trainer) if on_cuda else None,
+    }
+
+
+def _kept(trainer: Any, case: Case) -> tuple[int, int]:
+    if isinstance(trainer, StatexTrainer):
+        return trainer.blocks.num_kept, len(trainer.blocks.blocks)
+    blocks = trainer.model.config.num_hidden_layers
+    return 0 if case.recomputed else blocks, blocks
+
+
+def _trainer(case: Case, section: Training, folder: Path, on_cuda: bool) -> Any:
+    config = case.config(not on_cuda)
+    arguments = training_arguments(section, folder, seed=0, quiet=True)
+    loader = _loader(config.vocab_size, section)
+    device = arguments.device
+    if case.peer:
+        network = _fla_model(config, device)
+        if case.recomputed:
+            network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return _with_batches(Trainer, loader)(model=network, args=arguments)
+    with device:
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plan = expand(network, PRESETS[case.preset]) if case.preset is not None else None
+    return _with_batches(StatexTrainer, loader)(
+        model=network, args=arguments, output=folder, processing_class=None, data=Data(), training=section,
+        fresh_tensors=plan.fresh_tensors if plan is not None else set(),
+    )  # fmt: skip
+
+
+def _with_batches(trainer_class: type[Trainer], loader: DataLoader) -> Any:
+    class WithBatches(trainer_class):  # type: ignore[misc, valid-type]
+        def get_train_dataloader(self) -> DataLoader:
+            return loader
+
+    return WithBatches
+
+
+def _loader(vocab_size: int, section: Training) -> DataLoader:
+    """A batch for each step."""
+    generator = torch.Generator().manual_seed(0)
+    shape = section.tokens_per_step // section.sequence_length, section.sequence_length
+    batches = []
+    for _ in range(section.steps + PROFILED):
+        ids = torch.randint(vocab_size, shape, generator=generator)
+        batches.append({"input_ids": ids, "labels": ids})
+    return DataLoader(batches, batch_size=None, pin_memory=torch.cuda.is_available())  # type: ignore[arg-type]
+
+
+def _fla_model(config: Any, device: torch.device) -> Any:
+    models = importlib.import_module("fla.models")
+    fields = {"hidden_size", "num_hidden_layers", "num_heads", "vocab_size", "intermediate_size", "tie_word_embeddings"}
+    own = models.GLAConfig(**{field: getattr(config, field) for field in fields}, use_cache=False)
+    with device:
+        return models.GLAForCausalLM(own)
+
+
+class _Steps(TrainerCallback):
+    """Seconds of each step, between two moments at which the device has finished."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds = device, []  # type: tuple[torch.device, list[float]]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == WARMUP:
+            timing.reset_peak_memory(self.device)
+        if not self.seconds:
+            self._restart()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        timing.synchronize(self.device)
+        self.seconds.append(time.perf_counter() - self.begun)
+        self._restart()
+
+    def _restart(self) -> None:
+        timing.synchronize(self.device)
+        self.begun = time.perf_counter()
+
+
+def _kinds_of_kernels(trainer: Any) -> dict[str, float]:
+    """Seconds of a training step by kind of kernel, its optimizer's step included."""
+    model, batches = trainer.model, iter(trainer.get_train_dataloader())
+    running = trainer.blocks.running() if isinstance(trainer, StatexTrainer) else nullcontext()
+    with statex_ops(), running, profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(PROFILED):
+            trainer.training_step(model, next(batches))
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad()
+        timing.synchronize("cuda")
+    seconds: dict[str, float] = {}
+    for event in profiler.key_averages():
+        if (taken := event.self_device_time_total) > 0:
+            kind = next(
+                (kind for kind, parts in KINDS.items() if any(p in event.key.lower() for p in parts)), "elementwise"
+            )
+            seconds[kind] = seconds.get(kind, 0.0) + taken / 1e6 / PROFILED
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
+
+def _kind(kernel: str) -> str:
+    return next((kind for kind, parts in KINDS.items() if any(part in kernel for part in parts)), "elementwise")
+
+
+def _line(record: dict[str, Any]) -> str:
+    start = f"{record['case']:25} {record['way']:8}"
+    if record["step_s"] is None:
+        return f"{start} {record['plain_to_this']:5.2f} times as fast as plain steps"
+    share = f"MFU {record['mfu']:4.0%}, HFU {record['hfu']:4.0%}" if record["mfu"] is not None else ""
+    kernels = ", ".join(f"{kind} {seconds:.3f}" for kind, seconds in (record["kernels"] or {}).items())
+    return (
+        f"{start} {record['step_s']:7.4f} s, {record['tokens_per_second'] / 1e3:7.1f}K tokens/s, {share}, "
+        f"{record['peak_bytes'] / 1e9:5.1f} GB, first step {record['first_step_s']:5.1f} s, "
+        f"{record['blocks_kept']} of {record['blocks']} blocks kept; {kernels}"
+    )

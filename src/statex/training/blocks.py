@@ -1,0 +1,89 @@
+"""How a model's blocks run in training: each compiled as one graph, as torchtitan does, and their activations kept or
+computed again in the backward pass.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from statex.errors import UserError
+from statex.families import family_of
+from statex.recipe import Training
+
+MOST_GRAPHS = 64
+"""Graphs of one forward: one a shape of layer, kept or computed again, with and without documents, for text and for
+recall data."""
+
+
+def compiles(config: PreTrainedConfig, training: Training, device: torch.device) -> bool:
+    """Whether the blocks of a model are compiled; "auto": on a GPU, where the family's can be."""
+    if training.compile == "auto":
+        return device.type == "cuda" and family_of(config).blocks_compile
+    return training.compile
+
+
+def check_compile(section: str, training: Training, config: PreTrainedConfig) -> None:
+    """Raise UserError where a section asks for compiled blocks of a family whose blocks make no one graph."""
+    if training.compile is True and not family_of(config).blocks_compile:
+        problem = f"does not go with {config.model_type}: its blocks do not make one graph each"
+        raise UserError(f"{section}.compile", True, problem, 'leave it out, or use "auto"')
+
+
+class TrainingBlocks:
+    """The blocks of a model in their order, those without a recurrence included.
+
+    Gradient checkpointing is called here and not by transformers' layers, so that it lies inside of the compiled graph:
+    what the backward pass does not need is then not computed again.
+
+    Args:
+        compiled: compile each block's forward. The hooks of sharded training stay around it; what cannot become one
+            graph is an error of torch.compile, never a slower run.
+        recomputed: begin with all activations computed again.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, compiled: bool, recomputed: bool):
+        self.compiled = compiled
+        path = family_of(model.config).mixer_path.partition(".{}")[0]
+        self.blocks = list(model.get_submodule(path).children())
+        self.num_kept = 0 if recomputed else len(self.blocks)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Within it the model's blocks run so."""
+        run = torch.compile(_run, fullgraph=True) if self.compiled else _run
+        limit = torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS) if self.compiled else nullcontext()
+        with limit:
+            for index, block in enumerate(self.blocks):
+                block.forward = self._forward(run, index, block)
+            try:
+                yield
+            finally:
+                for block in self.blocks:
+                    del block.forward
+
+    def _forward(self, run: Callable, index: int, block: nn.Module) -> Callable:
+        own = type(block).forward
+
+        @functools.wraps(own)
+        def forward(*args: Any, cu_seqlens: torch.Tensor | None = None, **kwargs: Any) -> Any:
+            if cu_seqlens is not None:
+                if self.compiled:  # for any number of documents, not first for that of the first batch
+                    torch._dynamo.maybe_mark_dynamic(cu_seqlens, 0)
+                kwargs["cu_seqlens"] = cu_seqlens
+            # The last blocks keep theirs: the backward pass has freed them when it computes the others again
+            recompute = index < len(self.blocks) - self.num_kept and block.training and torch.is_grad_enabled()
+            return run(own, block, recompute, *args, **kwargs)
+
+        return forward
+
+
+def _run(forward: Callable, block: nn.Module, recompute: bool, *args: Any, **kwargs: Any) -> Any:
+    if recompute:
+        return checkpoint(functools.partial(forward, block, **kwargs), *args, use_reentrant=False)
+    return forward(block, *args, **kwargs)

@@ -1,0 +1,147 @@
+"""Compiled blocks, and blocks that keep their activations, train as the plain ones do."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from common import distance
+from statex import expand
+from statex.errors import UserError
+from statex.models.scratch import make_config
+from statex.training import activations
+from statex.training.activations import KeepActivations
+from statex.training.blocks import TrainingBlocks, check_compile
+from statex.training.trainer import train
+
+
+@pytest.fixture
+def tiny_compiler(monkeypatch):
+    """The graphs are made and run without generating code, which would take minutes."""
+    compile_fully = torch.compile
+
+    def compile_quickly(function, **options):
+        return compile_fully(function, **options | {"backend": "aot_eager"})
+
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def trained(make, family, data, tokenizer, folder, section):
+    model = make(family)
+    expand(model, layers=[0], init="preserve")
+    train(model, tokenizer, data, section, folder)
+    return load_file(folder / "trained" / "model.safetensors")
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_compiled_blocks_train_as_plain_ones(
+    make, family, settings, data, tokenizer, tmp_path, tiny_compiler, gradient_checkpointing
+):
+    """Text with documents and recall data, of other lengths."""
+    packed = data.model_copy(update={"reset_state_at_documents": True})
+    weights = [
+        trained(
+            make, family, packed, tokenizer, tmp_path / str(compiled),
+            settings(steps=4, compile=compiled, gradient_checkpointing=gradient_checkpointing),
+        )
+        for compiled in (False, True)
+    ]  # fmt: skip
+    assert weights[0].keys() == weights[1].keys()
+    assert max(distance(weights[1][name], wanted) for name, wanted in weights[0].items()) < 1e-4
+
+
+def test_the_model_is_left_as_it_was(make, family):
+    model = make(family)
+    blocks = TrainingBlocks(model, compiled=True, recomputed=True)
+    with blocks.running():
+        assert all("forward" in block.__dict__ for block in blocks.blocks)
+    assert len(blocks.blocks) == 2
+    assert not any("forward" in block.__dict__ for block in blocks.blocks)
+
+
+def recomputed_forwards(make, num_kept):
+    """Calls of each mixer in a forward and a backward pass."""
+    model = make("statex_gla").train()
+    blocks = TrainingBlocks(model, compiled=False, recomputed=True)
+    blocks.num_kept = num_kept
+    calls = [0, 0]
+    for index, block in enumerate(blocks.blocks):
+
+        def count(*_, index=index):
+            calls[index] += 1
+
+        block.attn.register_forward_pre_hook(count)
+    ids = torch.arange(8)[None]
+    with blocks.running():
+        model(ids, labels=ids).loss.backward()
+    return calls
+
+
+def test_the_last_blocks_keep_their_activations(make):
+    assert [recomputed_forwards(make, kept) for kept in (0, 1, 2)] == [[2, 2], [2, 1], [1, 1]]
+
+
+class Memory:
+    """That of a GPU on which a step peaks at 50 bytes and each block's forward leaves 1, or 11 where it keeps all."""
+
+    def __init__(self, blocks):
+        self.blocks, self.allocated = blocks, 0
+
+    def forward(self):
+        for index, block in enumerate(self.blocks.blocks):
+            for hook in block._forward_pre_hooks.values():
+                hook(block, ())
+            self.allocated += 11 if index >= len(self.blocks.blocks) - self.blocks.num_kept else 1
+            for hook in block._forward_hooks.values():
+                hook(block, (), None)
+
+
+@pytest.mark.parametrize(("memory", "kept"), [(1000, 4), (75, 2), (50, 0), (10, 0)])
+def test_as_many_blocks_keep_theirs_as_fit(make, monkeypatch, memory, kept):
+    blocks = TrainingBlocks(make("statex_gla", num_hidden_layers=4), compiled=False, recomputed=True)
+    gpu = Memory(blocks)
+    monkeypatch.setattr(activations, "peak_memory", lambda device: 50)
+    monkeypatch.setattr(activations, "allocated_memory", lambda device: gpu.allocated)
+    monkeypatch.setattr(activations, "reset_peak_memory", lambda device: None)
+    callback, state = KeepActivations(blocks, memory, torch.device("cuda")), SimpleNamespace(global_step=7)
+    callback.on_train_begin(None, state, None)
+    numbers = []
+    for _ in range(6):
+        callback.on_step_begin(None, state, None)
+        gpu.forward()
+        numbers.append(blocks.num_kept)
+        state.global_step += 1
+        callback.on_step_end(None, state, None)
+    assert numbers == [0, 0, 0, 1, kept, kept]
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in blocks.blocks)
+
+
+@pytest.mark.parametrize(("value", "wanted"), [("1KiB", 1024), ("60 GB", 60 * 10**9), (7, 7), ("most", "most")])
+def test_sizes_of_memory(settings, value, wanted):
+    assert settings(gradient_checkpointing=True, activation_memory=value).activation_memory == wanted
+
+
+@pytest.mark.parametrize("value", ["60 Gb", "much", 0, -1, 1.5, True, "1e9GiB", "nan"])
+def test_sizes_that_are_none(settings, value):
+    with pytest.raises((UserError, ValueError), match="activation_memory"):
+        settings(gradient_checkpointing=True, activation_memory=value)
+
+
+def test_activation_memory_alone_is_refused(settings):
+    with pytest.raises(ValueError, match=r"activation_memory = 'most': is about gradient_checkpointing, which is off"):
+        settings(activation_memory="most")
+
+
+def test_a_family_whose_blocks_do_not_compile_is_refused(settings, tokenizer, monkeypatch):
+    from statex.families import FAMILIES
+
+    config = make_config("statex_gla", {"hidden_size": 16, "num_heads": 2}, tokenizer)
+    check_compile("training", settings(compile=True), config)
+    monkeypatch.setattr(type(FAMILIES["statex_gla"]), "blocks_compile", False)
+    check_compile("training", settings(), config)
+    with pytest.raises(UserError, match=r"training.compile = True: does not go with statex_gla"):
+        check_compile("training", settings(compile=True), config)
