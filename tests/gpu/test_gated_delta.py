@@ -13,7 +13,7 @@ from statex.ops.gated_delta import chunk_gated_delta, naive_gated_delta, step_ga
 
 pytestmark = pytest.mark.gpu
 
-TOLERANCE = {torch.bfloat16: 6e-3, torch.float32: 1e-4}
+TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-4}
 STRONG, WEAK = 20.0, 0.001
 KINDS = ("head", "channel")
 

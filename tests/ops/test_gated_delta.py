@@ -14,6 +14,7 @@ from recurrence_inputs import (
 from torch.nn import functional as F
 
 from statex.ops.gated_delta import chunk_gated_delta, naive_gated_delta, step_gated_delta
+from statex.ops.gated_delta.chunk import _across_chunks, in_chunks
 from statex.ops.gla import naive_gla
 
 INPUTS = {"head": delta_inputs, "channel": kda_inputs}
@@ -112,6 +113,24 @@ def test_chunk_in_bf16_loses_only_the_digits_of_bf16(make_inputs, decay):
     assert got["output"].dtype == torch.bfloat16
     assert got["final_state"].dtype == torch.float32
     assert_close(got, wanted, 5e-3)
+
+
+@pytest.mark.parametrize("decay", ["weak", "tokens", "strong"])
+@every_decay
+def test_operands_in_bf16_and_sums_in_fp32(make_inputs, decay):
+    """What the kernels multiply where inputs are bf16, with PyTorch's walk."""
+
+    def walk(values, removed, keys, queries, *others):
+        assert {x.dtype for x in (removed, keys, queries)} == {torch.bfloat16}
+        return _across_chunks(values, removed.float(), keys.float(), queries.float(), *others)
+
+    def recurrence(output_final_state, initial_state, **tokens):
+        options = {"initial_state": initial_state, "output_final_state": output_final_state}
+        return in_chunks(walk, **tokens, **options, scale=0.3, operands=torch.bfloat16)
+
+    inputs = {name: x.bfloat16().double() for name, x in make_inputs(130, decay, batch=1, key_dim=32).items()}
+    wanted = output_state_gradients(naive_gated_delta, inputs, torch.float64, scale=0.3)
+    assert_close(output_state_gradients(recurrence, inputs, torch.float32), wanted, 1e-2)
 
 
 @every_decay

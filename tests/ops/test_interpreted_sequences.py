@@ -100,14 +100,14 @@ def test_gated_delta_of_some_heads_at_a_time(heads_at_once, monkeypatch):
 
 
 def test_heads_are_taken_as_many_at_a_time_as_memory_allows():
-    from statex.ops.gated_delta.triton import MOST_BYTES, _groups
+    from statex.ops.gated_delta.triton import _groups
 
     few, many = (torch.empty(1, num_tokens, 32, 128, device="meta") for num_tokens in (1024, 65536))
-    assert _groups(few, few) == [slice(0, 32)]
-    groups = _groups(many, many)
-    assert [i for group in groups for i in range(32)[group]] == list(range(32))
-    assert 1 < len(groups) < 16
-    assert MOST_BYTES >= 4 * 2**30
+    assert _groups(few, few, few[..., 0]) == [slice(0, 32)]
+    for log_decay, least, most in ((many[..., 0], 2, 6), (many, 6, 32)):
+        groups = _groups(many, many, log_decay)
+        assert [i for group in groups for i in range(32)[group]] == list(range(32))
+        assert least <= len(groups) <= most
 
 
 @pytest.mark.parametrize(("tokens", "batch", "borders"), [(150, 1, None), (128, 2, None), (384, 1, [0, 0, 128, 384])])

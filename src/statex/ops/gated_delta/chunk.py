@@ -5,6 +5,7 @@ Shape letters: B batch, T time, H heads, K key dim, V value dim; N chunks of C t
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,32 +70,72 @@ def in_chunks(
     initial_state: Tensor | None,
     output_final_state: bool,
     cu_seqlens: Tensor | None = None,
+    operands: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`chunk_gated_delta` with a walk over the chunks, whose arguments and results are those of `_across_chunks`."""
+    """`chunk_gated_delta` with a walk over the chunks, whose arguments and results are those of `_across_chunks`.
+
+    Args:
+        operands: dtype of what is multiplied, that of the arithmetic by default; sums, decays, the inverse and the
+            states are in that of the arithmetic in any case.
+    """
     inputs = q, k, v, log_decay, beta
     if cu_seqlens is not None:
-        recurrence = partial(in_chunks, across_chunks, scale=scale)
+        recurrence = partial(in_chunks, across_chunks, scale=scale, operands=operands)
         return over_segments(recurrence, inputs, cu_seqlens, initial_state, output_final_state)
     num_tokens, num_heads = q.shape[1:3]
-    chunk = min(MAX_CHUNK, power_of_two(num_tokens))
-    dtype = compute_dtype(v)
+    chunk, dtype = min(MAX_CHUNK, power_of_two(num_tokens)), compute_dtype(v)
+    operands = dtype if operands is None else operands
+    queries, keys, values = (_into_chunks(x.to(operands), chunk) for x in (q, k, v))
     log_decay = log_decay if log_decay.ndim == 4 else log_decay[..., None]
-    inputs = scale * q.to(dtype), k, v, log_decay, beta[..., None]
-    queries, keys, values, decays, betas = (_into_chunks(x.to(dtype), chunk) for x in inputs)
+    decays, betas = (_into_chunks(x.to(dtype), chunk) for x in (log_decay, beta[..., None]))
     prefix, suffix = decays.cumsum(-2).exp(), _sum_after(decays).exp()  # through each token; after it
-    reads, overlaps = (_pairs if log_decay.shape[-1] == 1 else _pairs_by_channel)(queries, keys, decays)
-    inverse = _inverse(betas * overlaps)
-    output, written, state = across_chunks(
-        inverse @ (betas * values),
-        inverse @ (betas * prefix * keys),
-        suffix * keys,
-        prefix * queries,
-        prefix[..., -1, :, None],
-        None if initial_state is None else initial_state.to(dtype).flatten(0, 1),
-    )
-    output = torch.baddbmm(output.flatten(0, 1), reads.flatten(0, 2), written.flatten(0, 1))
+    total = prefix[..., -1, :, None]
+    if log_decay.shape[-1] == 1:
+        reads, overlaps = _pairs(queries, keys, decays)
+        inverse = _inverse(betas * overlaps) * betas.mT
+        removed = product(inverse * prefix.mT, keys, operands)
+    else:
+        reads, overlaps = _pairs_by_channel(queries.to(dtype), keys.to(dtype), decays)
+        inverse = _inverse(betas * overlaps) * betas.mT
+        removed = product(inverse, prefix * keys, operands)
+        queries, keys, prefix, suffix = prefix * queries, suffix * keys, torch.ones_like(betas), torch.ones_like(betas)
+    state = None if initial_state is None else initial_state.to(dtype).flatten(0, 1)
+    removed, keys, queries = (x.to(operands) for x in (removed, keys, queries))
+    written_alone = product(inverse, values, operands)
+    output, written, state = across_chunks(written_alone, removed, keys, queries, suffix, total, state)
+    output = scale * (prefix.flatten(0, 1) * output + product(reads.flatten(0, 1), written, operands))
     output = output.view(-1, num_heads, queries.shape[2] * chunk, v.shape[-1])[:, :, :num_tokens].transpose(1, 2)
     return output.to(v.dtype), state.unflatten(0, (-1, num_heads)) if output_final_state else None
+
+
+def product(a: Tensor, b: Tensor, operands: torch.dtype) -> Tensor:
+    """a @ b of [..., M, K] and [..., K, N] with both rounded to a dtype, but the sums, as their gradients', in fp32."""
+    return _Product.apply(a, b, operands) if operands == torch.bfloat16 else a @ b
+
+
+class _Product(torch.autograd.Function):
+    """A product of bf16 matrices in fp32; each gradient is in the dtype of what was given."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, operands: torch.dtype) -> Tensor:
+        ctx.dtypes = a.dtype, b.dtype
+        a, b = a.to(operands), b.to(operands)
+        ctx.save_for_backward(a, b)
+        return _summed_in_fp32(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        a, b = ctx.saved_tensors
+        gradient = gradient.to(a.dtype)
+        d_a, d_b = _summed_in_fp32(gradient, b.mT), _summed_in_fp32(a.mT, gradient)
+        return d_a.to(ctx.dtypes[0]), d_b.to(ctx.dtypes[1]), None
+
+
+def _summed_in_fp32(a: Tensor, b: Tensor) -> Tensor:
+    if not a.is_cuda:  # where PyTorch has no such product
+        return a.float() @ b.float()
+    product = torch.bmm(a.flatten(0, -3), b.flatten(0, -3), out_dtype=torch.float32)
+    return product.view(*a.shape[:-1], b.shape[-1])
 
 
 def _into_chunks(x: Tensor, chunk: int) -> Tensor:
@@ -114,10 +155,11 @@ def _pairs(q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
     Takes q, k [..., C, K] and log_decay [..., C, 1]; returns two [..., C, C], lower triangular.
     """
     size = q.shape[-2]
-    later = q.new_ones(size, size, dtype=torch.bool).tril(-1)  # [t, s]: t comes after s
+    later = torch.ones(size, size, dtype=torch.bool, device=q.device).tril(-1)  # [t, s]: t comes after s
     spans = log_decay.expand(*log_decay.shape[:-1], size).masked_fill(~later, 0).cumsum(-2)
     decays = spans.masked_fill(later.T, -torch.inf).exp()
-    return q @ k.mT * decays, k @ k.mT * decays.tril(-1)
+    reads, overlaps = (product(x, k.mT, x.dtype) for x in (q, k))
+    return reads * decays, overlaps * decays.tril(-1)
 
 
 def _pairs_by_channel(q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,15 +200,15 @@ def _inverse(strictly_lower: Tensor) -> Tensor:
 
 
 def _across_chunks(
-    values: Tensor, removed: Tensor, keys: Tensor, queries: Tensor, decays: Tensor, state: Tensor | None
+    values: Tensor, removed: Tensor, keys: Tensor, queries: Tensor, after: Tensor, decays: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Walk the state over the chunks.
 
     Args:
         values: [B, H, N, C, V], what each token writes if the state is zero at its chunk's start.
         removed: [B, H, N, C, K]; times that state, what it writes less.
-        keys: [B, H, N, C, K], decayed to the chunk's end.
-        queries: [B, H, N, C, K], decayed from the chunk's start.
+        keys, queries: [B, H, N, C, K].
+        after: [B, H, N, C, 1], by what each token's writing has decayed at the chunk's end.
         decays: [B, H, N, 1 or K, 1], of a chunk.
         state: [B * H, K, V], or None for zeros.
 
@@ -176,7 +218,7 @@ def _across_chunks(
     if state is None:
         state = values.new_zeros(values.shape[:2].numel(), keys.shape[-1], values.shape[-1])
     outputs, written = [], []
-    chunks = (x.flatten(0, 1).unbind(1) for x in (values, removed, keys.mT, queries, decays))
+    chunks = (x.flatten(0, 1).unbind(1) for x in (values, removed, (after * keys).mT, queries, decays))
     for value, removal, key, query, decay in zip(*chunks, strict=True):
         outputs.append(query @ state)
         written.append(torch.baddbmm(value, removal, state, alpha=-1))

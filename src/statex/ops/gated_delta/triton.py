@@ -29,12 +29,13 @@ def triton_gated_delta(
 ) -> tuple[Tensor, Tensor | None]:
     """S'_t = diag(exp(log_decay_t)) S_{t-1};  S_t = S'_t + beta_t k_t^T (v_t - k_t S'_t);  o_t = scale q_t S_t.
 
-    Arguments and results are those of `chunk_gated_delta`, on CUDA; the arithmetic is fp32. Only the arguments are kept
-    for the backward pass, which computes the forward again, some heads at a time.
+    Arguments and results are those of `chunk_gated_delta`, on CUDA. bf16 inputs use bf16 products with fp32 sums,
+    inverses and states; others are computed in fp32. Only the arguments are kept for the backward pass, which computes
+    the forward again, some heads at a time.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     outputs, states = [], []
-    for heads in _groups(q, v):
+    for heads in _groups(q, v, log_decay):
         tokens = (x[:, :, heads] for x in (q, k, v, log_decay, beta))
         first = None if initial_state is None else initial_state[:, heads]
         output, state = _OPERATOR(*tokens, first, cu_seqlens, scale, output_final_state)
@@ -45,10 +46,11 @@ def triton_gated_delta(
     return torch.cat(outputs, dim=2), torch.cat(states, dim=1) if output_final_state else None
 
 
-def _groups(q: Tensor, v: Tensor) -> list[slice]:
-    """The heads, as many at a time as MOST_BYTES allow for what the backward pass makes of them in fp32."""
+def _groups(q: Tensor, v: Tensor, log_decay: Tensor) -> list[slice]:
+    """The heads, as many at a time as MOST_BYTES allow for what the backward pass makes of them."""
     num_heads, key_dim, value_dim = q.shape[2], q.shape[3], v.shape[3]
-    of_a_token = 16 * key_dim + 8 * value_dim + 8 * MAX_CHUNK + 3 * key_dim * value_dim // MAX_CHUNK
+    of_a_token = (40 if log_decay.ndim == 4 else 6) * key_dim + 8 * value_dim + 8 * MAX_CHUNK  # counted in fp32 numbers
+    of_a_token += 3 * key_dim * value_dim // MAX_CHUNK
     at_once = max(1, min(num_heads, MOST_BYTES // (4 * of_a_token * q.shape[0] * q.shape[1])))
     return [slice(start, min(start + at_once, num_heads)) for start in range(0, num_heads, at_once)]
 
@@ -74,6 +76,7 @@ def walked_gated_delta(
             initial_state=initial_state,
             output_final_state=output_final_state,
             cu_seqlens=cu_seqlens,
+            operands=torch.bfloat16 if v.dtype == torch.bfloat16 else None,
         )
 
 
