@@ -23,6 +23,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+data_app = typer.Typer(no_args_is_help=True, help="The text that models are trained on.")
+app.add_typer(data_app, name="data")
+
 Json = Annotated[bool, typer.Option("--json", help="Put the result, alone, on standard output as JSON.")]
 Override = Annotated[
     list[str] | None,
@@ -66,7 +69,7 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-LONG_VERBS = ("train", "eval", "bench", "run")
+LONG_VERBS = ("train", "eval", "bench", "run", "data")
 """They say at start-up with which versions they run."""
 
 
@@ -104,7 +107,7 @@ def statex(
 
 @app.command()
 def inspect(model: ModelPath, as_json: Json = False) -> None:
-    """Show a model's family, size and recurrent state, layer by layer; reads headers, no weights.
+    """Show a model's family, size, recurrent state and how it could be expanded; reads headers, no weights.
 
     Example: `statex inspect models/gla-1.3B`
     """
@@ -124,6 +127,8 @@ def inspect(model: ModelPath, as_json: Json = False) -> None:
     print("\n".join(f"{name:<12}{value}" for name, value in table.items()))
     print("\nrecurrent state at batch 1, fp32\n")
     print(found.state)
+    print("\nhow every 6th recurrent layer could be expanded\n")
+    print("\n".join(f"{possible.init:<12}{possible}" for possible in found.possible))
 
 
 @app.command()
@@ -137,7 +142,7 @@ def expand(
     layers: Annotated[str | None, typer.Option(help="Expand these layers, for example 0,6,12,18.")] = None,
     num_layers: Annotated[int | None, typer.Option(help="Expand n layers, evenly spaced.")] = None,
     factor: Annotated[
-        int | None, typer.Option(help="Growth of a layer's state. Default: all heads (GLA) or 4 (Mamba2).")
+        int | None, typer.Option(help="Growth of a layer's state. Default: all heads (GLA) or 4 (all others).")
     ] = None,
     init: Annotated[
         Literal["reinit", "inherit", "preserve"] | None,
@@ -238,6 +243,35 @@ def run(
     done(folder, as_json, f"report: {folder / 'report.html'}")
     if not as_json:
         show_summary(folder)
+
+
+@data_app.command()
+def prepare(recipe: RecipePath, overrides: Override = None, as_json: Json = False) -> None:
+    """Tokenise the training text of a recipe, once and as far as its runs read it. Resumes where it stopped.
+
+    `statex run` and `statex train` do it by themselves; do it beforehand on a machine without GPUs, or once for many
+    jobs that begin together. The folder is `tokens` beside the runs, or the recipe's `data.tokens`.
+
+    Example: `statex data prepare recipes/paper-gla.toml`
+    """
+    from rich.table import Table
+
+    from statex.recipe import load_recipe
+    from statex.run import prepare_text
+
+    prepared = prepare_text(load_recipe(recipe, overrides or []))
+    if as_json:
+        facts = ("folder", "num_tokens", "num_documents", "is_whole")
+        print_json({model: {name: getattr(found, name, None) for name in facts} for model, found in prepared.items()})
+        return
+    table = Table("model", "tokens", "documents", "the whole text", "folder")
+    for model, found in prepared.items():
+        if found is None:
+            table.add_row(model, "0", "0", "", "its training reads no text")
+            continue
+        whole = "yes" if found.is_whole else "as far as it is read"
+        table.add_row(model, f"{found.num_tokens:,}", f"{found.num_documents:,}", whole, str(found.folder))
+    Console().print(table)
 
 
 @app.command(name="eval")

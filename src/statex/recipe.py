@@ -18,6 +18,7 @@ from statex.settings import (
     MOST_TOKENS,
     Beta,
     Data,
+    FromList,
     Lengths,
     Name,
     Section,
@@ -81,7 +82,7 @@ class Training(Section):
     warmup_steps: int = Field(default=1000, ge=0)
     decay_steps: int | None = Field(default=None, ge=1, description="wsd only; default: a fifth of the steps")
     min_learning_rate_ratio: float = Field(default=0.0, ge=0, le=1)
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    betas: Annotated[tuple[Beta, Beta], FromList] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0, le=100)
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = Field(
@@ -225,6 +226,7 @@ else:
     )
 
 
+TOKENS = "tokens"
 OTHER_NAMES = {
     "pretrained", "tokenizer", "shared", "figures", "recipe.toml", "results.jsonl", "report.html", "report.md",
 }  # fmt: skip
@@ -248,6 +250,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _arms_fit(self):
+        if self.name.lower() == TOKENS:
+            raise UserError("name", self.name, "is the folder of prepared tokens", "give the run another name")
         for section, names in (("models", self.models), ("arms", self.arms)):
             for name in names:
                 if name.lower() in OTHER_NAMES:
@@ -269,6 +273,11 @@ class Recipe(Section):
     def folder(self) -> Path:
         """The folder of this run, `output`/`name`."""
         return Path(self.output) / self.name
+
+    @property
+    def tokens(self) -> Path:
+        """The folder of prepared tokens, which runs beside one another share."""
+        return Path(self.data.tokens) if self.data.tokens is not None else Path(self.output) / TOKENS
 
     def arm_training(self, arm: str) -> Training:
         """The training section with the changes of one arm.
@@ -349,7 +358,10 @@ def parse_recipe(values: dict[str, Any], relative_to: Path | None = None) -> Rec
 
 def make_paths_absolute(values: dict[str, Any], folder: Path) -> None:
     """Have the paths of data, where they are ones, seen from `folder`."""
-    for section in (values.get("data"), values.get("evaluation")):
+    data = values.get("data")
+    if isinstance(data, dict) and isinstance(data.get("tokens"), str):
+        data["tokens"] = str(folder.resolve() / data["tokens"])
+    for section in (data, values.get("evaluation")):
         source = section.get("text") if isinstance(section, dict) else None
         if isinstance(source, dict) and isinstance(source.get("files"), list):
             source["files"] = [str(folder.resolve() / str(pattern)) for pattern in source["files"]]

@@ -4,7 +4,7 @@ import datetime
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from statex.errors import UserError
 
@@ -24,6 +24,8 @@ MOST_ITEMS = 100_000
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 """A name that is also a folder's."""
 Text = Annotated[str, Field(min_length=1)]
+FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+"""Of a tuple, which TOML has not."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Counts = Annotated[list[PositiveInt], Field(min_length=1)]
@@ -35,9 +37,12 @@ BatchSizes = Annotated[list[Annotated[int, Field(ge=1, le=2**16)]], Field(min_le
 
 
 class Section(BaseModel):
-    """A part of a recipe; a key that it does not know is an error, and so is a value that no key can mean."""
+    """A part of a recipe; a key that it does not know is an error, and so is a value that no key can mean.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    TOML has types: true is no 1, nor are "1" and 1.0; but a whole number is taken where another may stand.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -123,7 +128,7 @@ class Recall(Section):
 
     num_keys: int = Field(default=64, ge=2, le=MOST_VOCABULARY)
     num_values: int = Field(default=64, ge=2, le=MOST_VOCABULARY)
-    shapes: list[tuple[int, int]] = Field(
+    shapes: list[Annotated[tuple[int, int], FromList]] = Field(
         default=[(16, 4), (32, 8), (64, 16), (128, 32)], description="(sequence length, number of pairs)"
     )
 
@@ -154,3 +159,9 @@ class Data(Section):
     )
     shuffle_buffer: int = Field(default=1000, ge=1, description="documents that shuffling looks at")
     seed: int = Field(default=0, ge=0, description="of the data's order, which each of the run's seeds changes too")
+    tokens: Text | None = Field(
+        default=None, description="folder of prepared tokens; default: `tokens` beside the runs"
+    )
+    workers: int | None = Field(
+        default=None, ge=0, le=64, description="processes that make batches; default: 2 where a GPU trains, else none"
+    )

@@ -197,6 +197,25 @@ def test_a_tied_head_may_be_stored_or_not(tmp_path):
     assert torch.equal(logits(statex.load(tmp_path), tokens()), logits(model, tokens()))
 
 
+@pytest.mark.parametrize("make", [make_gla, make_mamba2])
+def test_tied_matrices_that_differ_are_refused(tmp_path, make):
+    model = make(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    other = model.lm_head.weight.detach() + 1
+    change_tensors(tmp_path, lambda tensors: tensors.update({"lm_head.weight": other}))
+    for call in (statex.load, statex.inspect):
+        refused(tmp_path, "tie_word_embeddings = True: says that lm_head.weight is .*, but the weights have both", call)
+    change_config(tmp_path, tie_word_embeddings=False)
+    assert torch.equal(statex.load(tmp_path).lm_head.weight, other)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", "{", '{"max_new_tokens": -1}', '{"early_stopping": "evil"}'])
+def test_a_generation_config_that_cannot_be_read_is_refused(folder, text):
+    (folder / "generation_config.json").write_text(text)
+    for call in (statex.load, statex.inspect):
+        refused(folder, "generation_config.json", call)
+
+
 def test_loading_does_not_rescale_mamba2(tmp_path):
     """transformers divides out_proj by sqrt(layers) whenever it loads such a model."""
     model = make_mamba2(rescale_prenorm_residual=True)

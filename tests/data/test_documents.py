@@ -194,6 +194,25 @@ def test_bad_records_are_skipped_where_the_recipe_says_so_and_counted(tmp_path, 
     assert f"{tmp_path / 'a.jsonl'}, first of all: line 2 cannot be read as .jsonl" in told[0]
 
 
+@pytest.mark.parametrize(
+    ("rows", "expected", "places"),
+    [
+        ('1,"a\n2,b\n3,c\n', ["b", "c"], ["line 3"]),
+        ('1,"a\n2,b\n3,"c\nd"\n4,e', ["e"], ["lines 3 to 5", "line 6"]),
+        ('1,a\n2,"b', ["a"], ["line 4"]),
+        ('1,a\n"2,b\n"3,c\n4,d\n', ["a", "d"], ["lines 4 to 5"]),
+        ('"\n"\n1,"x\ny"\n"\n2,b\n', ["x\ny", "b"], ["line 3", "line 7"]),
+    ],
+)
+def test_a_quote_that_is_not_closed_costs_its_own_line(tmp_path, rows, expected, places, caplog):
+    (tmp_path / "a.csv").write_text("\nn,text\n" + rows)
+    assert [row["text"] for row in read(tmp_path / "a.csv", bad_records="skip")] == expected
+    assert f"first of all: {places[0]} " in caplog.text
+    assert f"skipped {len(places)} records" in caplog.text
+    with pytest.raises(UserError, match=f"{places[0]} cannot be read as .csv|{places[0]} has"):
+        read(tmp_path / "a.csv")
+
+
 def test_a_format_that_is_given_goes_before_the_ending(tmp_path):
     (tmp_path / "part-00000").write_bytes(CONTENTS["a.jsonl"])
     (tmp_path / "part-00001.gz").write_bytes(gzip.compress(CONTENTS["a.jsonl"]))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from statex.data.mixture import TrainingBatches, combined_seed, gradient_accumulation_steps
+from statex.data.mixture import TrainingBatches, combined_seed, gradient_accumulation_steps, text_tokens
+from statex.data.tokens import prepare_tokens
 from statex.errors import UserError
 from statex.recipe import Training
 from statex.settings import Data, Recall, TextSource
@@ -21,6 +22,15 @@ def training(**values):
     return Training.model_validate(values)
 
 
+@pytest.fixture(scope="session")
+def prepared(data, tokenizer, tmp_path_factory):
+    return prepare_tokens(data, tokenizer, tmp_path_factory.mktemp("tokens"), 10**9)
+
+
+def made(data, settings, tokenizer, prepared, **options):
+    return TrainingBatches(data, settings, tokenizer, tokens=prepared, **options)
+
+
 def take(batches, count):
     return list(itertools.islice(batches, count))
 
@@ -32,8 +42,8 @@ def assert_equal(left, right):
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_batches_have_the_shapes_and_labels_of_their_kind(data, tokenizer):
-    batches = TrainingBatches(data, training(), tokenizer)
+def test_batches_have_the_shapes_and_labels_of_their_kind(data, tokenizer, prepared):
+    batches = made(data, training(), tokenizer, prepared)
     assert batches.gradient_accumulation_steps == 1
     kinds = [batches.kind_of_step(step) for step in range(30)]
     assert set(kinds) == {"text", "mqar", "passkey"}
@@ -55,26 +65,26 @@ def test_batches_have_the_shapes_and_labels_of_their_kind(data, tokenizer):
     assert lengths == {16, 32}
 
 
-def test_the_share_of_steps_follows_the_weights(data, tokenizer):
-    batches = TrainingBatches(data, training(), tokenizer)
+def test_the_share_of_steps_follows_the_weights(data, tokenizer, prepared):
+    batches = made(data, training(), tokenizer, prepared)
     kinds = [batches.kind_of_step(step) for step in range(5000)]
     assert kinds.count("text") / 5000 == pytest.approx(0.4, abs=0.03)
     assert kinds.count("passkey") / 5000 == pytest.approx(0.2, abs=0.03)
 
 
-def test_the_same_recipe_gives_the_same_batches_and_another_seed_others(data, tokenizer):
-    first = take(TrainingBatches(data, training(), tokenizer), 12)
+def test_the_same_recipe_gives_the_same_batches_and_another_seed_others(data, tokenizer, prepared):
+    first = take(made(data, training(), tokenizer, prepared), 12)
     other_arm = training(learning_rate=1.0, steps=50)
-    assert_equal(first, take(TrainingBatches(data, other_arm, tokenizer), 12))
+    assert_equal(first, take(made(data, other_arm, tokenizer, prepared), 12))
     reseeded = data.model_copy(update={"seed": 8})
-    other = take(TrainingBatches(reseeded, training(), tokenizer), 12)
+    other = take(made(reseeded, training(), tokenizer, prepared), 12)
     assert any(a["input_ids"].shape != b["input_ids"].shape or (a["input_ids"] != b["input_ids"]).any()
                for a, b in zip(first, other, strict=True))  # fmt: skip
 
 
-def test_each_seed_of_the_run_gives_another_order_of_the_same_text(data, tokenizer):
+def test_each_seed_of_the_run_gives_another_order_of_the_same_text(data, tokenizer, prepared):
     settings = training(weights={"text": 1})
-    runs = [take(TrainingBatches(data, settings, tokenizer, seed=seed), 4) for seed in (0, 0, 1, 2)]
+    runs = [take(made(data, settings, tokenizer, prepared, seed=seed), 4) for seed in (0, 0, 1, 2)]
     assert_equal(runs[0], runs[1])
     for one, other in ((0, 2), (0, 3), (2, 3)):
         assert not torch.equal(runs[one][0]["input_ids"], runs[other][0]["input_ids"])
@@ -82,25 +92,25 @@ def test_each_seed_of_the_run_gives_another_order_of_the_same_text(data, tokeniz
     assert len(pairs) == 400  # data.seed = 1 with seed 0 is no data.seed = 0 with seed 1
 
 
-def test_iterating_again_begins_again(data, tokenizer):
-    batches = TrainingBatches(data, training(), tokenizer, start_step=3)
+def test_iterating_again_begins_again(data, tokenizer, prepared):
+    batches = made(data, training(), tokenizer, prepared, start_step=3)
     assert_equal(take(batches, 5), take(batches, 5))
 
 
 @pytest.mark.parametrize("start", [1, 2, 7, 13, 29, 40])
-def test_resuming_at_any_step_gives_what_would_have_come(data, tokenizer, start):
+def test_resuming_at_any_step_gives_what_would_have_come(data, tokenizer, prepared, start):
     settings = training(sequences_per_device=4)
-    whole = take(TrainingBatches(data, settings, tokenizer), 2 * 45)
-    resumed = TrainingBatches(data, settings, tokenizer, start_step=start)
+    whole = take(made(data, settings, tokenizer, prepared), 2 * 45)
+    resumed = made(data, settings, tokenizer, prepared, start_step=start)
     assert_equal(whole[2 * start :], take(resumed, 2 * (45 - start)))
 
 
 @pytest.mark.parametrize(("world_size", "per_device"), [(1, 2), (2, 4), (4, 1), (8, None)])
-def test_ranks_and_micro_batches_share_the_global_batch(data, tokenizer, world_size, per_device):
+def test_ranks_and_micro_batches_share_the_global_batch(data, tokenizer, prepared, world_size, per_device):
     steps = 12
     settings = training(sequences_per_device=per_device)
-    whole = take(TrainingBatches(data, training(), tokenizer), steps)
-    ranks = [TrainingBatches(data, settings, tokenizer, rank=r, world_size=world_size) for r in range(world_size)]
+    whole = take(made(data, training(), tokenizer, prepared), steps)
+    ranks = [made(data, settings, tokenizer, prepared, rank=r, world_size=world_size) for r in range(world_size)]
     M = gradient_accumulation_steps(settings, world_size)
     assert M == ranks[0].gradient_accumulation_steps == 8 // world_size // (per_device or 8 // world_size)
     parts = [take(rank, steps * M) for rank in ranks]
@@ -114,11 +124,11 @@ def test_ranks_and_micro_batches_share_the_global_batch(data, tokenizer, world_s
             assert torch.equal(shared, tensor)
 
 
-def test_seq_idx_comes_with_the_option_only(data, tokenizer):
+def test_seq_idx_comes_with_the_option_only(data, tokenizer, prepared):
     with_borders = data.model_copy(update={"reset_state_at_documents": True})
     settings = training(weights={"text": 1, "mqar": 1})
-    plain = take(TrainingBatches(data, settings, tokenizer), 8)
-    for batch, same in zip(take(TrainingBatches(with_borders, settings, tokenizer), 8), plain, strict=True):
+    plain = take(made(data, settings, tokenizer, prepared), 8)
+    for batch, same in zip(take(made(with_borders, settings, tokenizer, prepared), 8), plain, strict=True):
         borders = batch.pop("seq_idx")
         assert_equal([batch], [same])
         assert borders.dtype == torch.int32
@@ -129,15 +139,27 @@ def test_seq_idx_comes_with_the_option_only(data, tokenizer):
         assert (borders[:, 0] == 0).all()
 
 
-def test_through_a_data_loader(data, tokenizer):
-    batches = TrainingBatches(data, training(), tokenizer)
+def test_through_a_data_loader(data, tokenizer, prepared):
+    batches = made(data, training(), tokenizer, prepared)
     assert_equal(take(DataLoader(batches, batch_size=None), 4), take(batches, 4))
 
 
-def test_workers_are_refused(data, tokenizer):
-    loader = DataLoader(TrainingBatches(data, training(), tokenizer), batch_size=None, num_workers=1)
-    with pytest.raises(Exception, match="dataloader_num_workers"):
-        next(iter(loader))
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_take_turns(data, tokenizer, workers, prepared):
+    batches = made(data, training(sequences_per_device=4), tokenizer, prepared, start_step=3)
+    loader = DataLoader(batches, batch_size=None, num_workers=workers)
+    assert_equal(take(loader, 11), take(batches, 11))
+
+
+def test_the_text_read_is_what_is_prepared(data, tokenizer):
+    settings = training(steps=3000)
+    batches = TrainingBatches(data, settings, tokenizer, seed=4)
+    of_text = [step for step in range(3000) if batches.kind_of_step(step) == "text"]
+    assert text_tokens(data, settings, 4) == 1024 * len(of_text)
+    assert [batches.num_text_steps(step) for step in (0, 5, 1024, 2999)] == [
+        sum(step < limit for step in of_text) for limit in (0, 5, 1024, 2999)
+    ]
+    assert text_tokens(data, training(weights={"text": 0, "mqar": 1}), 4) == 0
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import statex
-from common import distance, logits, make_gla, make_mamba2, mixer, state_after, tokens
+from common import (
+    HYBRIDS,
+    distance,
+    logits,
+    make_gla,
+    make_hybrid,
+    make_mamba2,
+    mixer,
+    recurrent_layers,
+    state_after,
+    tokens,
+)
 from statex.checkpoint import inspect
 from statex.evaluation.diagnostics import new_entries
 from statex.expansion.stored import layer_geometry, stored_plan
@@ -48,6 +59,21 @@ def test_the_same_layer_twice(family, first, second, tmp_path):
     assert {edit.name for plan in plans for edit in plan.layers[0].tensors if edit.is_fresh} == stored_plan(
         model.config
     ).fresh_tensors
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_other_families_twice(family, tmp_path):
+    model = make_hybrid(family, **next(iter(HYBRIDS[family][1].values())))
+    expand(model, [0], "inherit", seed=1)
+    before = logits(model, tokens())
+    if family == "falcon_mamba":
+        expand(model, [0], "reinit")
+    else:
+        expand(model, [0], "preserve", factor=3)
+        assert distance(logits(model, tokens()), before) < 1e-5
+    assert state_after(model, tokens())[0] == layer_geometry(model.config)[0].elements
+    statex.reinitialize(model, recurrent_layers(model)[-1:])
+    assert_loads(model, tmp_path)
 
 
 @every

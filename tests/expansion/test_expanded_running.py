@@ -89,6 +89,12 @@ def test_a_scan_that_cannot_keep_documents_apart_says_so(case):
         case.expanded()(tokens(batch=3), seq_idx=DOCUMENTS)
 
 
+@pytest.mark.parametrize("case", [case for case in GENERATING if case.family in ("mamba", "jamba")], ids=str)
+def test_a_scan_that_would_drop_the_state_says_so(case):
+    with pytest.raises(ValueError, match=r"cache: .* drops the state unless"):
+        in_pieces(case.expanded(), tokens(), [7])
+
+
 @pytest.mark.parametrize(("family", "configuration"), UNEXPANDED)
 def test_an_unexpanded_model_is_its_definition(family, configuration):
     model = Case(family, configuration, "inherit").model()
@@ -374,5 +380,8 @@ def test_outputs_of_the_hugging_face_interface(case):
     torch.testing.assert_close(last, output.logits[:, -3:])
     shifted = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     torch.testing.assert_close(output.loss, shifted)
+    with torch.no_grad():  # as the Trainer asks for it
+        share = model(ids, labels=ids, num_items_in_batch=torch.tensor(76), use_cache=False).loss
+    torch.testing.assert_close(share, shifted / 2)
     assert model.get_input_embeddings().weight.shape == (48, 32)
     assert base_type(model) in statex.FAMILIES

@@ -288,6 +288,85 @@ def test_seeds_that_no_generator_takes_are_refused(seed):
         assert everything(model) == before
 
 
+@pytest.mark.parametrize("fields", [
+    {"every": True}, {"every": "1"}, {"every": 1.0}, {"layers": [True]}, {"layers": {0}}, {"layers": "0"},
+    {"layers": [0.0]}, {"num_layers": True}, {"every": 1, "factor": True}, {"every": 1, "factor": "2"},
+    {"every": 1, "seed": "0"}, {"every": 1, "seed": False}, {"every": 1, "init": "preserve", "rank": 2.0},
+])  # fmt: skip
+def test_fields_of_another_type_are_refused(fields):
+    *_, field = fields
+    with pytest.raises(statex.UserError) as caught:
+        statex.ExpansionConfig(**fields)
+    assert caught.value.field.startswith(field)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("layers", [(0, 1), range(2)])
+def test_layers_may_be_any_sequence_of_numbers(layers):
+    assert statex.ExpansionConfig(layers=layers).layers == [0, 1]
+
+
+@pytest.mark.parametrize("layers", [None, [], {0}, [True], ["0"], [0, 0], 0])
+def test_layers_that_cannot_be_reinitialised_are_refused(layers):
+    model = make_gla()
+    before = everything(model)
+    with pytest.raises(statex.UserError, match=r"layers"):
+        statex.reinitialize(model, layers)
+    assert everything(model) == before
+
+
+@pytest.mark.parametrize("init", ["reinit", "inherit", "preserve"])
+@pytest.mark.parametrize("family", MAKERS)
+def test_what_was_frozen_stays_frozen(family, init):
+    model = MAKERS[family]()
+    names = [name for name, _ in mixer(model).named_parameters()]
+    frozen = names[::2]
+    for name in frozen:
+        mixer(model).get_parameter(name).requires_grad_(False)
+    norm = statex.FAMILIES[base_type(model)].norm_path.format(EXPANDED)
+    model.get_submodule(norm).requires_grad_(False)
+    statex.expand(model, layers=[EXPANDED], init=init, factor=2)
+    after = {name: parameter.requires_grad for name, parameter in mixer(model).named_parameters()}
+    assert after == {name: name not in frozen for name in after}
+    assert not any(parameter.requires_grad for parameter in model.get_submodule(norm).parameters())
+
+
+def a_forward_hook(mixer):
+    mixer.register_forward_hook(lambda *_: None)
+
+
+def a_hook_inside(mixer):
+    next(iter(mixer.children())).register_forward_pre_hook(lambda *_: None)
+
+
+def a_backward_hook(mixer):
+    mixer.register_full_backward_hook(lambda *_: None)
+
+
+def a_hook_of_a_tensor(mixer):
+    next(mixer.parameters()).register_hook(lambda _: None)
+
+
+def a_hook_after_gradients(mixer):
+    next(mixer.parameters()).register_post_accumulate_grad_hook(lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "register", [a_forward_hook, a_hook_inside, a_backward_hook, a_hook_of_a_tensor, a_hook_after_gradients]
+)
+@pytest.mark.parametrize("family", MAKERS)
+def test_hooks_that_would_be_lost_are_refused(family, register):
+    model = MAKERS[family]()
+    register(mixer(model))
+    before = everything(model)
+    for change in (lambda: statex.expand(model, layers=[EXPANDED]), lambda: statex.reinitialize(model, [EXPANDED])):
+        with pytest.raises(statex.UserError, match=r"has hooks .*; remove them, expand the model, and") as caught:
+            change()
+        assert str(caught.value.value).startswith(statex.FAMILIES[base_type(model)].mixer_path.format(EXPANDED))
+        assert everything(model) == before
+    statex.expand(model, layers=[0 if EXPANDED else 1])
+
+
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_an_activation_that_the_expanded_mixer_lacks_is_refused_by_the_plan(activation):
     model = make_mamba2(hidden_act=activation)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from common import HYBRIDS, make_hybrid
 from statex.data.tokenizer import train_tokenizer
 from statex.errors import UserError
 from statex.expansion.config import ExpansionConfig
 from statex.expansion.plan import plan_expansion
+from statex.models import trial
 from statex.models.expanded import expand
 from statex.models.scratch import make_config
 from statex.models.trial import model_without_memory, try_model
@@ -28,6 +30,15 @@ def check(tokenizer, family, **fields) -> None:
     size = size_of(model_without_memory("config", fields, config))
     require_memory("config", fields, size, "training", Training.model_validate(TRAINING), Recall())
     try_model("config", fields, config, size.weights + size.state)
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+@pytest.mark.parametrize("whole", [10**9, 0])
+def test_hybrids_are_tried_whole_or_not_at_all(family, whole, monkeypatch):
+    """One of their layers does not stand for the others, nor does a list of their kinds fit it."""
+    monkeypatch.setattr(trial, "WHOLE", whole)
+    config = make_hybrid(family, **next(iter(HYBRIDS[family][1].values()))).config
+    try_model("config", family, config, 1)
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -37,6 +37,52 @@ def test_what_does_not_fit_is_the_user_s_mistake(settings, tmp_path, changes, me
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("torch_compile_mode", "evil"),
+        ("local_rank", 3),
+        ("_n_gpu", 2),
+        ("label_names", 3),
+        ("include_num_input_tokens_seen", "evil"),
+        ("fsdp_config", "nofile"),
+        ("fsdp_config", {"version": 2}),
+        ("fsdp", 3),
+        ("accelerator_config", 1),
+        ("logging_first_step", "x"),
+        ("logging_first_step", 1),
+        ("adam_epsilon", "1e-8"),
+        ("adam_epsilon", True),
+        ("neftune_noise_alpha", [1.0]),
+        ("ddp_timeout", 1.5),
+        ("ddp_backend", "evil"),
+        ("log_level", "evil"),
+        ("log_level_replica", "evil"),
+        ("debug", 3),
+        ("optim_args", {"a": 1}),
+        ("optim_target_modules", [1]),
+        ("parallelism_config", {}),
+        ("enable_jit_checkpoint", True),
+    ],
+)
+def test_further_fields_have_the_type_that_transformers_says(settings, tmp_path, field, value):
+    with pytest.raises(UserError) as caught:
+        training_arguments(settings(trainer={field: value}), tmp_path, seed=0)
+    assert caught.value.field == f"training.trainer.{field}"
+    assert caught.value.value == value
+    assert caught.value.remedy
+
+
+def test_the_defaults_of_transformers_have_its_types():
+    """No annotation of TrainingArguments is narrower than what it takes, and none is unknown to pydantic."""
+    for field in dataclasses.fields(TrainingArguments):
+        if field.name in OWN_FIELDS or field.name.startswith(tuple(FIXED_FIELDS)):
+            continue
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        if default is not None:
+            arguments._check_type(field.name, default)
+
+
 def test_all_that_a_recipe_sets_is_its_own(settings, tmp_path):
     """What is passed to TrainingArguments is in one of the tables, but for what a user may well change."""
     given = {}
@@ -49,7 +95,8 @@ def test_all_that_a_recipe_sets_is_its_own(settings, tmp_path):
 
 
 def test_further_fields_reach_transformers(settings, tmp_path):
-    further = {"optim": "adafactor", "adam_epsilon": 1e-6}
+    further = {"optim": "adafactor", "adam_epsilon": 1e-6, "neftune_noise_alpha": 1}
+    further |= {"include_num_input_tokens_seen": "all", "log_level": "debug", "optim_target_modules": ["a"]}
     made = training_arguments(settings(trainer=further), tmp_path, seed=3)
     assert {name: getattr(made, name) for name in further} == further
     assert made.seed == 3

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from common import HYBRIDS, VOCABULARY, make_hybrid
+from statex.errors import UserError
 from statex.training.loss import chunked_loss, linear_cross_entropy
 
 N, D, V = 50, 8, 33
@@ -126,6 +128,21 @@ def test_a_model_s_loss_and_gradients_stay_what_they_were(make, family, head):
     torch.testing.assert_close(loss, expected)
     for name in theirs:
         assert (ours[name] - theirs[name]).norm() <= 1e-5 * theirs[name].norm(), name
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_the_loss_of_other_families_stays_what_it_was(family):
+    """Some have factors before or behind their heads."""
+    model, inputs = make_hybrid(family, **next(iter(HYBRIDS[family][1].values()))), batch(VOCABULARY)
+    expected = model(**inputs).loss
+    with chunked_loss(model, chunk=16):
+        torch.testing.assert_close(model(**inputs).loss, expected)
+
+
+def test_a_loss_made_from_all_logits_is_refused():
+    model = make_hybrid("bamba", z_loss_coefficient=0.1)
+    with pytest.raises(UserError, match=r"z_loss_coefficient = 0\.1"), chunked_loss(model, chunk=16):
+        pass
 
 
 def test_a_model_makes_no_logits_of_more_than_a_chunk(make, family):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from statex.data.mixture import TrainingBatches
+from statex.data.tokens import prepare_tokens
 from statex.errors import UserError
 from statex.recipe import load_recipe, parse_recipe
 from statex.run import run_recipe
@@ -37,7 +38,8 @@ def values(make, tokenizer, data, settings, tmp_path) -> dict:
 @pytest.mark.slow
 def test_two_ranks_train_what_one_does(values, tokenizer, tmp_path):
     one = parse_recipe(values)
-    batches = TrainingBatches(one.data, one.training, tokenizer)
+    read = prepare_tokens(one.data, tokenizer, tmp_path / "tokens", 10**6)
+    batches = TrainingBatches(one.data, one.training, tokenizer, tokens=read)
     kinds = [batches.kind_of_step(step) for step in range(one.training.steps)]
     assert {"text", "mqar"} == set(kinds)
     labels = [(batch["labels"] != -100).sum().item() for batch, _ in zip(batches, range(4 * len(kinds)), strict=False)]

@@ -69,6 +69,17 @@ def test_killed_at_any_moment(make, tokenizer, data, settings, tmp_path):
         assert {path.name for path in ours.iterdir()} - {"checkpoints"} == {path.name for path in theirs.iterdir()}
 
 
+def test_workers_that_make_batches_change_nothing(make, tokenizer, data, settings, tmp_path):
+    """Stopped and resumed with two of them, training ends as without any and without interruption, to the bit."""
+    training = settings(steps=8, sequences_per_device=2)
+    train(make("mamba2"), tokenizer, data, training, tmp_path / "whole")
+    with_workers = data.model_copy(update={"workers": 2})
+    with pytest.raises(KeyboardInterrupt):
+        train(make("mamba2"), tokenizer, with_workers, training, tmp_path / "stopped", progress=stopped_at(5))
+    train(make("mamba2"), tokenizer, with_workers, training, tmp_path / "stopped")
+    assert_bitwise_equal(tmp_path / "stopped" / "trained", tmp_path / "whole" / "trained")
+
+
 def test_the_place_in_the_data_follows_from_the_step(make, tokenizer, data, settings, tmp_path, monkeypatch):
     """A stage that is stopped and goes on sees each batch that one without interruption sees, in the same order."""
     seen: list[tuple] = []

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from statex.data.mixture import TrainingBatches
+from statex.data.tokens import prepare_tokens
 from statex.errors import UserError
 from statex.expansion.stored import stored_plan
 from statex.families import family_of
@@ -35,6 +36,7 @@ def trainer_of(data, tokenizer, tmp_path):
             data=data,
             training=training,
             fresh_tensors=plan.fresh_tensors if plan else set(),
+            tokens=prepare_tokens(data, tokenizer, tmp_path / "tokens", 10**6),
         )
 
     return build
@@ -200,7 +202,10 @@ def test_each_document_has_its_own_state_where_asked(make, family, settings, dat
         update={"text": TextSource(files=[str(tmp_path / "short.jsonl")]), "reset_state_at_documents": True}
     )
     training = settings(weights={"text": 1}, sequence_length=256, tokens_per_step=256)
-    batch = next(batch for batch in TrainingBatches(short, training, tokenizer) if batch["seq_idx"].max() >= 2)
+    read = prepare_tokens(short, tokenizer, tmp_path / "tokens", 10**6)
+    batch = next(
+        batch for batch in TrainingBatches(short, training, tokenizer, tokens=read) if batch["seq_idx"].max() >= 2
+    )
     ids, document = batch["input_ids"][0], batch["seq_idx"][0]
     model = make(family).train()
     total = torch.zeros(())
@@ -246,16 +251,16 @@ def test_events_of_tensorboard_are_the_arm_s_own(make, settings, data, tokenizer
         events = EventAccumulator(str(tmp_path / arm / "logs")).Reload()
         steps = [event.step for event in events.Scalars("train/loss")]
         assert steps == [1, 2, 3, 4]
-        assert {"train/learning_rate", "train/tokens_per_second", "train/peak_memory_gib"} <= set(
-            events.Tags()["scalars"]
-        )
+        logged = {"train/learning_rate", "train/tokens_per_second", "train/peak_memory_gib", "train/data_wait"}
+        assert logged <= set(events.Tags()["scalars"])
 
 
 def test_the_loss_that_is_logged_is_the_mean_over_scored_tokens(make, settings, data, tokenizer, tmp_path):
     training = settings(steps=1, warmup_steps=0, sequences_per_device=2, weights={"text": 1})
     summary = train(make("mamba2"), tokenizer, data, training, tmp_path)
     model = make("mamba2")
-    batches = iter(TrainingBatches(data, training, tokenizer))
+    read = prepare_tokens(data, tokenizer, tmp_path / "tokens", 10**6)
+    batches = iter(TrainingBatches(data, training, tokenizer, tokens=read))
     with torch.no_grad():
         expected = torch.stack([model(**next(batches)).loss for _ in range(2)]).mean()
     assert summary.final_loss == pytest.approx(expected.item(), rel=1e-3)

@@ -46,17 +46,11 @@ def test_what_trains_is_accepted_without_a_word(settings, capsys, changes, with_
         ),
         ({"hub_model_id": "a/b"}, "cannot be changed: a run leaves its models in its folder"),
         ({"adam_epsilon": -1.0}, "cannot train a model (Invalid epsilon value: -1.0)"),
-        ({"adam_epsilon": "x"}, "cannot train a model ('<=' not supported"),
-        ({"log_level": "nonsense"}, "cannot train a model (KeyError: 'nonsense')"),
+        ({"adam_epsilon": "x"}, "training.trainer.adam_epsilon = 'x': Input should be a valid number"),
+        ({"log_level": "nonsense"}, "training.trainer.log_level = 'nonsense': Input should be 'passive', 'detail'"),
         ({"torch_compile_backend": "nonsense"}, "has a key of its own in recipes; set training.compile"),
-        (
-            {"accelerator_config": 1},
-            "training.trainer.accelerator_config = 1: is neither a table nor a file",
-        ),
-        (
-            {"accelerator_config": "no_such.json"},
-            "training.trainer = {'accelerator_config': 'no_such.json'}: is refused",
-        ),
+        ({"accelerator_config": 1}, "training.trainer.accelerator_config = 1: Input should be an object"),
+        ({"accelerator_config": "no_such.json"}, "accelerator_config = 'no_such.json': Input should be an object"),
         ({"optim": "rmsprop", "optim_args": "alpha=2.0"}, "training.learning_rate = 0.01: with weight_decay = 0.1 one"),
     ],
 )

@@ -21,18 +21,22 @@ from tiny_recipe import ARMS, CONFIGS, environment, recipe_values, run_statex, w
 INTERRUPTED = Path(__file__).parents[1] / "training" / "interrupted.py"
 
 
-def outcome(run: Path) -> dict[str, object]:
-    """All that a run came to, but for seconds and bytes of the machine."""
-    weights = {
+def weights(run: Path) -> dict[str, str]:
+    """The SHA-256 of all weights of a run, by the names of their files."""
+    return {
         str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(run.rglob("*/model.safetensors"))
     }
+
+
+def outcome(run: Path) -> dict[str, object]:
+    """All that a run came to, but for seconds and bytes of the machine."""
     rows = [row for row in read_results(run / "results.jsonl") if row.suite not in ("cost", "run")]
     figures = {
         json.dumps([row.model, row.arm, row.seed, row.suite, row.metric, row.slice, row.baseline]): row.value
         for row in rows
     }
-    return weights | figures
+    return weights(run) | figures
 
 
 def one_round(folder: Path, seed: int) -> tuple[int, int, int]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from statex.checkpoint.fla import FLA_MODEL_TYPE, from_fla
 from statex.checkpoint.folder import check_plain, model_folder, read_json
@@ -72,7 +73,16 @@ def describe(folder: str | os.PathLike) -> Description:
             else:
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         check_tensors(config, headers, folder)
+    _check_generation(folder)
     return Description(folder, config, headers)
+
+
+def _check_generation(folder: Path) -> None:
+    """Raise UserError where transformers could not read, with the weights, how the model generates."""
+    if (path := folder / GENERATION_CONFIG_NAME).exists():
+        values = read_json(path)
+        with explained(path.name, str(path), "is refused", "correct it or remove it"):
+            GenerationConfig.from_dict(values)
 
 
 def _config_class(values: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 
 from statex.checkpoint.folder import read_json
@@ -50,6 +51,17 @@ def read_headers(folder: str | os.PathLike) -> dict[str, TensorHeader]:
             raise UserError("model", str(folder / file), problem, "fetch or save the model again")
         headers |= found
     return headers
+
+
+def stored_alike(folder: str | os.PathLike, first: str, second: str) -> bool:
+    """Whether two tensors of a folder are stored with the same bytes, for which alone they are read."""
+    folder = Path(folder)
+    places = {} if (folder / WEIGHTS).exists() else _weight_map(folder / INDEX)
+    found = []
+    for name in (first, second):
+        with safe_open(folder / places.get(name, WEIGHTS), framework="pt") as file:
+            found.append(file.get_tensor(name))
+    return found[0].dtype == found[1].dtype and torch.equal(*(tensor.view(torch.uint8) for tensor in found))
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -1,14 +1,36 @@
 """What a model folder holds, without reading any weights."""
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
 
 import torch
 
 from statex.checkpoint.config import describe
+from statex.errors import UserError
+from statex.expansion.config import ExpansionConfig, Initialization
+from statex.expansion.plan import plan_expansion
 from statex.expansion.state import StateReport, state_report
 from statex.expansion.stored import stored_plan
+from statex.families import StateGeometry
+
+
+@dataclass(frozen=True)
+class Possibility:
+    """What an expansion of every 6th recurrent layer by the default factor would be, or why there is none."""
+
+    init: Initialization
+    problem: str | None
+    factor: int | None = None
+    layers: list[int] | None = None
+    before: StateGeometry | None = None
+    after: StateGeometry | None = None
+
+    def __str__(self) -> str:
+        if self.before is None or self.after is None:
+            return f"no: {self.problem}"
+        shapes = (f"{one.num_heads} x ({one.key_dim} x {one.value_dim})" for one in (self.before, self.after))
+        return f"factor {self.factor}, layer {self.layers[0] if self.layers else ''}: {' -> '.join(shapes)}"
 
 
 @dataclass(frozen=True)
@@ -21,11 +43,13 @@ class Inspection:
     dtypes: list[str]
     state: StateReport
     expansion: str | None
+    possible: list[Possibility]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
         fields = {name: getattr(self, name) for name in ("folder", "model_type", "num_parameters", "dtypes")}
-        return fields | {"state": self.state.to_dict(), "expansion": self.expansion}
+        possible = [asdict(each) for each in self.possible]
+        return fields | {"state": self.state.to_dict(), "expansion": self.expansion, "possible": possible}
 
 
 def inspect(folder: str | os.PathLike) -> Inspection:
@@ -47,4 +71,14 @@ def inspect(folder: str | os.PathLike) -> Inspection:
         expansion=", then ".join(f"{one.kind}, init {one.init}, factor {one.factor}" for one in plan.steps)
         if plan
         else None,
+        possible=[_possibility(config, init) for init in get_args(Initialization)],
     )
+
+
+def _possibility(config: Any, init: Initialization) -> Possibility:
+    try:
+        plan = plan_expansion(config, ExpansionConfig(init=init))
+    except UserError as error:
+        return Possibility(init, str(error))
+    first = plan.layers[0]
+    return Possibility(init, None, plan.factor, [layer.index for layer in plan.layers], first.before, first.after)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
-from statex.checkpoint.headers import TensorHeader
+from statex.checkpoint.headers import TensorHeader, stored_alike
 from statex.errors import UserError, explained
 from statex.expansion.stored import check_plan_tensors, stored_plan
 
@@ -33,6 +33,11 @@ def check_tensors(config: Any, headers: dict[str, TensorHeader], folder: str | o
         if header.shape != expected[name]:
             problem = f"the tensor {name} has shape {list(header.shape)}, the configuration says {list(expected[name])}"
             raise UserError("model", str(folder), problem, remedy)
+    for name in tied & headers.keys():
+        source = model.all_tied_weights_keys[name]
+        if source in headers and not stored_alike(folder, name, source):  # transformers would not tie them then
+            problem = f"says that {name} is {source}, but the weights have both, and they differ"
+            raise UserError("config.json: tie_word_embeddings", True, problem, "set it false, or remove one of them")
     if (plan := stored_plan(config)) is not None:
         check_plan_tensors(model, plan)
 

@@ -77,11 +77,11 @@ def _read(source: TextSource, field: str) -> "datasets.IterableDataset":
     """All documents with text, of whichever source."""
     if source.hub is not None:
         stream = _open_hub(source, field)
-    elif source.standard_library:
-        root = Path(sysconfig.get_path("stdlib"))
-        stream = _stream_of_files(standard_library_files(), root, source, field)
     else:
-        stream = _open_files(source, field)
+        paths = files_of(source, field)
+        library = Path(sysconfig.get_path("stdlib"))
+        root = library if source.standard_library else Path(os.path.commonpath([path.parent for path in paths]))
+        stream = _stream_of_files(paths, root, source, field)
     return stream.filter(_has_text)
 
 
@@ -99,6 +99,25 @@ def standard_library_files() -> list[Path]:
     return sorted(files)
 
 
+def files_of(source: TextSource, field: str) -> list[Path]:
+    """The files that a source names, in the order in which they are read; none of hub data.
+
+    Raises:
+        UserError: no file matches, all are empty, or the ending of one is not known.
+    """
+    if source.hub is not None:
+        return []
+    if source.standard_library:
+        return standard_library_files()
+    paths = list(dict.fromkeys(path for pattern in source.files or [] for path in _matches(pattern, field)))
+    for path in paths:
+        format_of(path, source.format, field)
+    paths = [path for path in paths if path.stat().st_size]  # an empty file is no table, and no document
+    if not paths:
+        raise UserError(f"{field}.files", source.files, "every file is empty", "give files with text")
+    return paths
+
+
 def _open_hub(source: TextSource, field: str) -> "datasets.IterableDataset":
     import datasets
 
@@ -111,16 +130,6 @@ def _open_hub(source: TextSource, field: str) -> "datasets.IterableDataset":
         remedy = "check the name, hub_config, split and the network, or give local files"
         raise UserError(f"{field}.hub", source.hub, problem, remedy) from error
     return _documents_of_rows(rows, first, source, field)
-
-
-def _open_files(source: TextSource, field: str) -> "datasets.IterableDataset":
-    paths = list(dict.fromkeys(path for pattern in source.files or [] for path in _matches(pattern, field)))
-    for path in paths:
-        format_of(path, source.format, field)
-    paths = [path for path in paths if path.stat().st_size]  # an empty file is no table, and no document
-    if not paths:
-        raise UserError(f"{field}.files", source.files, "every file is empty", "give files with text")
-    return _stream_of_files(paths, Path(os.path.commonpath([path.parent for path in paths])), source, field)
 
 
 def _first_line(error: Exception) -> str:

@@ -216,9 +216,12 @@ def _column_of(rows: Iterable[Record], path: Path, column: str, field: str) -> I
 
 
 def _read_csv(stream: BinaryIO, path: Path, delimiter: str, column: str, field: str) -> Iterator[Record]:
-    """The first line names the columns; a record may have line breaks in quotes."""
+    """The first line names the columns; a record may have line breaks in quotes.
+
+    Where a quote is never closed, its record is the line that it is opened in, and not the rest of the file.
+    """
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
-    lines = itertools.chain((_decode(stream.readline()),), map(_decode, stream))
+    lines = _Lines(itertools.chain((_decode(stream.readline()),), map(_decode, stream)))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         names = next(filter(None, reader), None)  # an empty line before it names none
@@ -231,18 +234,57 @@ def _read_csv(stream: BinaryIO, path: Path, delimiter: str, column: str, field: 
         raise no_column(column, names, path, field)
     place = names.index(column)
     while True:
-        where = f"line {reader.line_num + 1}"
+        where = lines.begin_record()
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
+            if lines.at_end:
+                lines.return_all_but_first()
+                reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            elif lines.last > lines.first:
+                where = f"lines {lines.first} to {lines.last}"
             yield Record(where, problem=f"cannot be read as .csv ({error})")
             continue
         if len(row) == len(names):
             yield Record(where, row[place])
         elif row:
             yield Record(where, problem=f"has {len(row)} columns, where the first line names {len(names)}")
+
+
+class _Lines:
+    """The lines of a file for a reader that joins some to records; those of the last record can be read again."""
+
+    def __init__(self, lines: Iterator[str]):
+        self.lines, self.record, self.at_end = lines, list[str](), False
+        self.first = 1
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        try:
+            line = next(self.lines)
+        except StopIteration:
+            self.at_end = True
+            raise
+        self.record.append(line)
+        return line
+
+    @property
+    def last(self) -> int:
+        """The number of the last line that was read."""
+        return self.first + len(self.record) - 1
+
+    def begin_record(self) -> str:
+        """Begin a record with the next line, and say which that is."""
+        self.first, self.record = self.last + 1, []
+        return f"line {self.first}"
+
+    def return_all_but_first(self) -> None:
+        """Have the lines of the record after its first one read again."""
+        self.lines, self.record, self.at_end = iter(self.record[1:]), self.record[:1], False
 
 
 def _read_parquet(path: Path, column: str, field: str) -> Iterator[Record]:

@@ -1,9 +1,8 @@
 """The batches of a training stage: text, MQAR and passkey steps, mixed by weight.
 
 All of a step follows from the recipe, the run's seed and the step's number: its kind, its shape, every random draw, and
-through the number of text steps before it the place in the text. So arms with the same data and seed see the same
-batches, training resumes at a step by constructing the batches with it, and the global batch does not depend on the
-number of ranks.
+through the number of text steps before it the sequences of text. So arms with the same data and seed see the same
+batches, training resumes at any step at once, and the global batch does not depend on the number of ranks.
 """
 
 import itertools
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from statex.data.packing import check_text, text_sequences
 from statex.data.recall import PasskeyBuilder, mqar_batch, passkey_batch
 from statex.data.tokenizer import recall_vocabulary
+from statex.data.tokens import TextOrder, TokenFolder, check_text
 from statex.errors import UserError
 from statex.recipe import Training, Weights
 from statex.settings import Data
@@ -39,8 +38,8 @@ class TrainingBatches(IterableDataset):
     with `data.reset_state_at_documents` also `seq_idx` (int32, the document in its sequence that a token belongs to).
     T is `training.sequence_length` for text and passkey steps and that of one of `data.recall.shapes` for mqar steps.
     `gradient_accumulation_steps` micro-batches make a step; micro-batch m of rank r holds the sequences r + W m,
-    r + W m + W M, ... of the step's, with W ranks and M micro-batches. Use it with `DataLoader(..., batch_size=None)`
-    and no workers.
+    r + W m + W M, ... of the step's, with W ranks and M micro-batches. Use it with `DataLoader(..., batch_size=None)`,
+    whose workers take turns.
 
     Args:
         data, training: sections of the recipe.
@@ -48,6 +47,7 @@ class TrainingBatches(IterableDataset):
         seed: of the run; with `data.seed` it gives the order of the text and every random draw.
         rank, world_size: this process among those that train together.
         start_step: the optimizer step to begin with.
+        tokens: the prepared text, without which no text can be read; it is checked that there is some.
 
     Raises:
         UserError: tokens_per_step does not divide among the ranks and micro-batches, a recall shape or the sequence
@@ -64,6 +64,7 @@ class TrainingBatches(IterableDataset):
         rank: int = 0,
         world_size: int = 1,
         start_step: int = 0,
+        tokens: TokenFolder | None = None,
     ):
         super().__init__()
         data = data.model_copy(update={"seed": combined_seed(data.seed, seed)})
@@ -71,8 +72,11 @@ class TrainingBatches(IterableDataset):
         self.rank, self.world_size, self.start_step = rank, world_size, start_step
         self.gradient_accumulation_steps = gradient_accumulation_steps(training, world_size)
         weights = training.weights
-        if weights.text:
+        self.text: TextOrder | None = None
+        if weights.text and tokens is None:
             check_text(data, tokenizer, training.sequence_length)
+        elif tokens is not None:
+            self.text = TextOrder(tokens, training.sequence_length, data.seed)
         if weights.mqar:
             recall = data.recall
             self.key_ids, self.value_ids = recall_vocabulary(tokenizer, recall.num_keys, recall.num_values)
@@ -86,35 +90,43 @@ class TrainingBatches(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
-        if worker is not None:
-            problem = "in a worker `datasets` orders documents in another way, so the batches would be others"
-            raise UserError("dataloader_num_workers", worker.num_workers, problem, "use 0")
-        text = self._text_steps()
-        for step in itertools.count(self.start_step):
-            batch = next(text) if self.kind_of_step(step) == "text" else self._recall_step(step)
-            for m in range(self.gradient_accumulation_steps):
-                first = self.rank + self.world_size * m
-                rows = slice(first, None, self.world_size * self.gradient_accumulation_steps)
-                yield {name: tensor[rows].contiguous() for name, tensor in batch.items()}
+        own, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        for number in itertools.count(own, workers):
+            step, m = divmod(number, self.gradient_accumulation_steps)
+            yield self.micro_batch(self.start_step + step, m)
+
+    def micro_batch(self, step: int, m: int) -> dict[str, Tensor]:
+        """Micro-batch m of this rank in an optimizer step."""
+        first = self.rank + self.world_size * m
+        rows = slice(first, None, self.world_size * self.gradient_accumulation_steps)
+        if self.kind_of_step(step) == "text":
+            return self._text_rows(step, rows)
+        return {name: tensor[rows].contiguous() for name, tensor in self._recall_step(step).items()}
 
     def kind_of_step(self, step: int) -> Kind:
         """What the batch of an optimizer step is made of."""
         block, index = divmod(step, STEPS_PER_DRAW)
         return KINDS[_kinds_of_block(self.training.weights, self.data.seed, block)[index]]
 
-    def _text_steps(self) -> Iterator[dict[str, Tensor]]:
-        """The global batches of the text steps that are left."""
-        T = self.training.sequence_length
-        N = self.training.tokens_per_step // T
-        done = sum(self.kind_of_step(step) == "text" for step in range(self.start_step))
-        sequences = text_sequences(self.data, self.tokenizer, T, start=done * N)
-        while True:
-            chosen = list(itertools.islice(sequences, N))
-            ids = torch.from_numpy(np.stack([sequence.input_ids for sequence in chosen]))
-            batch = {"input_ids": ids, "labels": ids.clone()}
-            if self.data.reset_state_at_documents:
-                batch["seq_idx"] = torch.from_numpy(np.stack([sequence.seq_idx for sequence in chosen]))
-            yield batch
+    def num_text_steps(self, steps: int) -> int:
+        """How many of the first steps are of text."""
+        blocks, rest = divmod(steps, STEPS_PER_DRAW)
+        draws = (_kinds_of_block(self.training.weights, self.data.seed, block) for block in range(blocks + 1))
+        ends = (rest if block == blocks else STEPS_PER_DRAW for block in range(blocks + 1))
+        return sum(int((kinds[:end] == KINDS.index("text")).sum()) for kinds, end in zip(draws, ends, strict=True))
+
+    def _text_rows(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Some sequences of the global batch of a text step."""
+        if self.text is None:
+            raise RuntimeError("the text was not prepared; give TrainingBatches its tokens")
+        N = self.training.tokens_per_step // self.training.sequence_length
+        before = self.num_text_steps(step) * N
+        sequences = [self.text.read(before + row) for row in range(N)[rows]]
+        ids = torch.from_numpy(np.stack([ids for ids, _ in sequences]))
+        batch = {"input_ids": ids, "labels": ids.clone()}
+        if self.data.reset_state_at_documents:
+            batch["seq_idx"] = torch.from_numpy(np.stack([seq_idx for _, seq_idx in sequences]))
+        return batch
 
     def _recall_step(self, step: int) -> dict[str, Tensor]:
         """The global batch of an mqar or passkey step."""
@@ -147,6 +159,16 @@ def combined_seed(data_seed: int, run_seed: int) -> int:
     return int(np.random.SeedSequence([data_seed, run_seed]).generate_state(1, np.uint64)[0])
 
 
+def text_tokens(data: Data, training: Training, seed: int) -> int:
+    """Tokens of text that a stage of training reads, however often it reads some of them."""
+    if not training.weights.text:
+        return 0
+    blocks = -(-training.steps // STEPS_PER_DRAW)
+    seed = combined_seed(data.seed, seed)
+    kinds = np.concatenate([_kinds_of_block(training.weights, seed, block) for block in range(blocks)])
+    return int((kinds[: training.steps] == KINDS.index("text")).sum()) * training.tokens_per_step
+
+
 def gradient_accumulation_steps(training: Training, world_size: int = 1) -> int:
     """Micro-batches of a step on each rank.
 
@@ -168,8 +190,8 @@ def gradient_accumulation_steps(training: Training, world_size: int = 1) -> int:
 
 
 @lru_cache(maxsize=64)
-def _kinds_of_block(weights: Weights, seed: int, block: int) -> list[int]:
+def _kinds_of_block(weights: Weights, seed: int, block: int) -> np.ndarray:
     """The kinds of steps block * STEPS_PER_DRAW and following, as indices of KINDS."""
     shares = np.array([getattr(weights, kind) for kind in KINDS])
     generator = np.random.default_rng([seed, KIND_STREAM, block])
-    return generator.choice(len(KINDS), size=STEPS_PER_DRAW, p=shares / shares.sum()).tolist()
+    return generator.choice(len(KINDS), size=STEPS_PER_DRAW, p=shares / shares.sum())

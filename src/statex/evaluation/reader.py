@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from statex.families import FAMILIES
 from statex.models.caches import cache_argument, cache_of
 from statex.models.padding import zero_padding
 
@@ -213,8 +214,12 @@ class Reader:
         """Whether several tokens that continue a state are read as they would be one by one.
 
         transformers' Mamba silently drops the recurrent state then. So it is tried on random tokens: the logits after
-        eight of them must be closer to those of single steps than to those from a fresh state.
+        eight of them must be closer to those of single steps than to those from a fresh state. Of a family that is
+        known not to, as Jamba, whose attention can hide it, nothing is tried.
         """
+        family = FAMILIES.get(getattr(self.config, "base_model_type", self.config.model_type))
+        if family is not None and not family.continues_states:
+            return False
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, self.vocab_size, (1, PROBE_TOKENS + 8), generator=generator)
         before, behind = ids[:, :PROBE_TOKENS], ids[:, PROBE_TOKENS:]

@@ -1,12 +1,14 @@
 """What to expand: the one typed description of an expansion, free of torch and of any model."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from statex.errors import UserError
 
 Initialization = Literal["reinit", "inherit", "preserve"]
+
+ToList = BeforeValidator(lambda value: list(value) if isinstance(value, tuple | range) else value)
 
 
 class ExpansionConfig(BaseModel):
@@ -16,7 +18,7 @@ class ExpansionConfig(BaseModel):
     them the paper's choice for its two model families, every 6th, is taken.
 
     Args:
-        layers: indices of the layers to expand, as the model counts its layers.
+        layers: indices of the layers to expand, as the model counts its layers; a list, a tuple or a range.
         every: expand every k-th recurrent layer, beginning with the first.
         num_layers: expand n of the L recurrent layers, at floor(i L / n).
         factor: by how much each layer's state grows; the default is the paper's (GLA: all heads into one,
@@ -30,9 +32,9 @@ class ExpansionConfig(BaseModel):
         UserError: a value is out of its range or two selections were made.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    layers: list[int] | None = None
+    layers: Annotated[list[int], ToList] | None = None
     every: int | None = Field(default=None, ge=1, lt=2**31)
     num_layers: int | None = Field(default=None, ge=1, lt=2**31)
     factor: int | None = Field(default=None, ge=2, lt=2**31)

@@ -12,7 +12,7 @@ from statex.errors import UserError
 from statex.expansion.config import ExpansionConfig
 from statex.expansion.edits import ExpansionPlan, LayerEdit, TensorEdit
 from statex.expansion.initializers import INITIALIZERS, RESETS_PRE_NORM
-from statex.expansion.preconditions import require_expandable, require_mixer
+from statex.expansion.preconditions import require_expandable, require_mixer, require_no_hooks
 from statex.expansion.stored import layer_shapes, stored_plan
 from statex.families import Family, LayerShape, family_of
 
@@ -57,6 +57,8 @@ def plan_reinitialization(
     family = family_of(model.config)
     family.check(model.config)
     shapes = layer_shapes(model.config)
+    if layers is None:
+        raise UserError("layers", None, "names no layer", "give a list of indices, such as [0, 6]")
     chosen = ExpansionConfig(layers=layers, seed=seed)
     indices = select_layers(family.recurrent_layers(model.config), chosen)
     edits = [_plan_layer(model, family, index, shapes[index], shapes[index], "reinit") for index in indices]
@@ -126,6 +128,7 @@ def model_of(model_or_config: nn.Module | PreTrainedConfig) -> Any:
 def _plan_layer(model: Any, family: Family, index: int, before: LayerShape, after: LayerShape, init: str) -> LayerEdit:
     prefix = family.mixer_name(model.config, index)
     mixer = model.get_submodule(prefix)
+    require_no_hooks(prefix, mixer)
     with torch.device("meta"):
         require_mixer(mixer, family.build_mixer(type(mixer), model.config, index, *before))
         expanded = family.build_mixer(type(mixer), model.config, index, *after)

@@ -47,6 +47,33 @@ def require_mixer(mixer: nn.Module, plain: nn.Module) -> None:
         raise UserError("model", type(mixer).__name__, problem, "expand the model as from_pretrained gives it")
 
 
+HOOKS = (
+    "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks", "_state_dict_pre_hooks",
+    "_state_dict_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks", "_post_accumulate_grad_hooks",
+)  # fmt: skip
+"""Where a module or a tensor of torch keeps the hooks that were registered on it."""
+
+
+def require_no_hooks(path: str, mixer: nn.Module) -> None:
+    """Raise UserError where hooks of the user's are registered on a module or tensor of a mixer that is exchanged.
+
+    They would be lost with it, and may hold on to what it was. Hooks that torch and transformers registered are not
+    the user's.
+
+    Args:
+        path: the mixer's name in its model.
+    """
+    for name, holder in chain(mixer.named_modules(prefix=path), mixer.named_parameters(prefix=path)):
+        for kind in HOOKS:
+            if any(not _is_of_libraries(hook) for hook in (getattr(holder, kind, None) or {}).values()):
+                problem = f"has hooks ({kind.strip('_')}), which would be lost with the {type(mixer).__name__} there"
+                raise UserError("model", name, problem, "remove them, expand the model, and register them again")
+
+
+def _is_of_libraries(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).partition(".")[0] in ("torch", "transformers")
+
+
 Obstacles = Iterator[tuple[str, str]]
 """Each what is wrong and what to do."""
 

@@ -20,7 +20,8 @@ STEP_SEED_STRIDE = 1_000_000_007  # nor must a layer's first and second expansio
 def apply_plan(model: Any, plan: ExpansionPlan) -> None:
     """Edit the tensors of `model` in place exactly as the plan says, and add the plan to those in its configuration.
 
-    The model keeps device and dtype of every tensor; on the meta device only shapes change.
+    The model keeps device and dtype of every tensor, and those that were frozen (`requires_grad`) stay so under the
+    same name, whatever they now hold; tensors of new names are trainable. On the meta device only shapes change.
     """
     family, earlier = family_of(model.config), stored_plan(model.config)
     steps = earlier.steps if earlier else []
@@ -29,7 +30,10 @@ def apply_plan(model: Any, plan: ExpansionPlan) -> None:
     for layer in plan.layers:
         shape = LayerShape(layer.after, plan.rank) if plan.kind == "expand" else shapes[layer.index]
         seed = plan.seed * LAYER_SEED_STRIDE + layer.index + len(steps) * STEP_SEED_STRIDE
-        mixers[layer.index] = _edited_mixer(model, family, layer, shape, seed % 2**64)
+        mixer = mixers[layer.index] = _edited_mixer(model, family, layer, shape, seed % 2**64)
+        frozen = {name for name, old in _mixer(model, family, layer.index).named_parameters() if not old.requires_grad}
+        for name, parameter in mixer.named_parameters():
+            parameter.requires_grad_(name not in frozen)
     for layer in plan.layers:
         _reset_norm(model, family, layer)
     put_mixers(model, family, mixers)
@@ -47,7 +51,9 @@ def _reset_norm(model: Any, family: Family, layer: LayerEdit) -> None:
             for parameter in fresh.parameters():  # a loaded one is marked so that it is not initialised again
                 parameter.__dict__.pop("_is_hf_initialized", None)
             model._init_weights(fresh)
+            is_trained = model.get_parameter(edit.name).requires_grad
             _set_parameter(model, edit.name, fresh.get_parameter(leaf).detach())
+            model.get_parameter(edit.name).requires_grad_(is_trained)
 
 
 @contextmanager

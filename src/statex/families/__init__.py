@@ -40,6 +40,16 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+NOT_EXPANDABLE = {
+    "recurrent_gemma": "its recurrence keeps one number a channel: there are no keys to add",
+    "rwkv": "RWKV-4 keeps two sums a channel: there are no keys to add",
+    "lfm2": "its convolutions keep the last few inputs and have no recurrent state",
+    "lfm2_moe": "its convolutions keep the last few inputs and have no recurrent state",
+    "lfm3": "its convolutions keep the last few inputs and have no recurrent state",
+}
+"""Recurrent models, or such as are taken for them, whose state cannot be enlarged, and why not."""
+
+
 def family_of(config: Any) -> Family:
     """The family of a model's configuration, expanded or not.
 
@@ -53,13 +63,18 @@ def family_of(config: Any) -> Family:
 
 
 def unknown_family(model_type: object) -> UserError:
-    """The error that names the known families."""
-    known = f"known families: {', '.join(FAMILIES)}"
-    return UserError("model_type", model_type, "is no family that statex can expand", known)
+    """The error that says why a model cannot be expanded and names the known families."""
+    problem, known = "is no family that statex can expand", f"known families: {', '.join(FAMILIES)}"
+    if (reason := NOT_EXPANDABLE.get(str(model_type))) is not None:
+        problem = f"{problem}: {reason}"
+    else:
+        known = f"{known}; a model of attention alone has no recurrent state to enlarge"
+    return UserError("model_type", model_type, problem, known)
 
 
 __all__ = [
     "FAMILIES",
+    "NOT_EXPANDABLE",
     "Family",
     "LayerShape",
     "Segment",

@@ -106,8 +106,17 @@ class Family(ABC):
     """Of its token mixer, which runs on statex's ops in the derived model; empty: it stays as it is."""
     recurrence: Literal["mamba2", "gated_delta", "kimi_delta"] = "mamba2"
     """What kind of mixer that is, hence which functions of its module statex's ops replace (`models/dispatch.py`)."""
+    continues_states: bool = True
+    """Whether its scan begins with a given state, or afresh within a row of packed documents; transformers' own for the
+    first Mamba does neither, without saying so."""
     norm_classes: tuple[str, ...] = ()
     """Of its norms, gated or not, which the derived model runs on statex's op."""
+    grows: str = "key dimension"
+    """What an expansion enlarges, for docs/families.md; this and the next two."""
+    factors: str = "2 and more; 4 where none is given"
+    """Which factors there are."""
+    measured: str = "nothing yet"
+    """What was measured on models of some size, with links from docs/."""
     blocks_compile: bool = False
     """Whether torch.compile takes each of its blocks as one graph."""
     kept_by_reinit: tuple[str, ...] = ()

@@ -44,6 +44,12 @@ class GLAFamily(Family):
     model_class = "statex.models.gla.modeling.GLAModel"
     causal_lm_class = "statex.models.gla.modeling.GLAForCausalLM"
     holds_plan = True
+    grows = "heads are merged; with `preserve`, the key dimension"
+    factors = "divisors of the number of heads, all heads where none is given; with `preserve`, 2 and more"
+    measured = (
+        "recall, text and cost ([CPU study](results/cpu-study/report.md)), "
+        "[generation](results/generation.md) and [kernels](results/kernels.md) on an H200"
+    )
     blocks_compile = True
 
     def recurrent_layers(self, config: Any) -> list[int]:

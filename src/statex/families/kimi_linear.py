@@ -52,6 +52,8 @@ class KimiLinearFamily(Family):
     model_class = f"{MODELING}.KimiLinearModel"
     causal_lm_class = f"{MODELING}.KimiLinearForCausalLM"
     mixer_class = f"{MODELING}.KimiLinearDeltaAttention"
+    grows = "heads are merged"
+    factors = "divisors of the number of heads; 4, 3 or 2, whichever is one first, where none is given"
 
     def check(self, config: Any) -> None:
         if config.hidden_act not in ACTIVATIONS:
@@ -70,7 +72,9 @@ class KimiLinearFamily(Family):
     def expanded_geometry(self, config: Any, before: StateGeometry, factor: int, init: str) -> StateGeometry:
         H, K = before.num_heads, before.key_dim
         if init != "reinit":
-            problem = "cannot be: merged heads have one decay rate and one rate of writing in the place of several"
+            problem = (
+                "is not possible: a merged head has one decay rate and one rate of writing in the place of several"
+            )
             raise UserError("init", init, problem, 'use init = "reinit"')
         if factor < 2 or H % factor:
             divisors = [n for n in range(2, H + 1) if H % n == 0]

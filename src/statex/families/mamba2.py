@@ -37,6 +37,10 @@ class Mamba2Family(Mamba2TypeFamily):
     fields = Mamba2Fields
     mixer_path = "backbone.layers.{}.mixer"
     norm_path = "backbone.layers.{}.norm"
+    measured = (
+        "recall, text and cost ([CPU study](results/cpu-study-mamba2/report.md)), "
+        "[generation](results/generation.md) and [kernels](results/kernels.md) on an H200"
+    )
     blocks_compile = True
     config_class = "transformers.models.mamba2.configuration_mamba2.Mamba2Config"
     model_class = f"{MODELING}.Mamba2Model"

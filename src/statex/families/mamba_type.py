@@ -19,6 +19,7 @@ class MambaTypeFamily(Family):
     """Mamba, arXiv 2312.00752. Subclasses say where the sizes are in their configurations."""
 
     keys_last = True
+    continues_states = False
     kept_by_reinit = ("dt_proj.bias", "D")  # time scales, as Mamba2's; A_log cannot be kept, for it grows
     state_size_field: str
     mixer_options: ClassVar[dict[str, Any]] = {}

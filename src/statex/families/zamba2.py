@@ -43,7 +43,10 @@ class Zamba2Fields(Mamba2TypeFields):
 
 
 class Zamba2Family(Mamba2TypeFamily):
-    """Zamba2, arXiv 2411.15242. Every layer has a mixer of its own; what layers share is attention, never expanded."""
+    """Zamba2, arXiv 2411.15242.
+
+    Every layer has a mixer of its own; what layers share is attention, which is never expanded.
+    """
 
     model_type = "zamba2"
     fields = Zamba2Fields

@@ -38,7 +38,7 @@ def document_arguments(
         ValueError: the model's recurrence cannot start afresh within a row, or the attention in use takes no mask of
             documents.
     """
-    if not family_of(base_model.config).mixer_class:
+    if not family_of(base_model.config).continues_states:
         raise ValueError(
             f"seq_idx: the scan of {base_model.config.model_type} cannot keep packed documents apart; "
             "leave it out (data.reset_state_at_documents = false)"

@@ -26,13 +26,15 @@ def expand(model: nn.Module, config: ExpansionConfig | None = None, **fields: An
 
     Returns:
         The plan that was carried out. It is stored in `model.config`, behind those of earlier expansions, so that
-        `save_pretrained` and `AutoModelForCausalLM.from_pretrained` (after `import statex`) need nothing else.
+        `save_pretrained` and `AutoModelForCausalLM.from_pretrained` (after `import statex`) need nothing else. A
+        parameter that was frozen (`requires_grad`) stays so under its name, whatever it now holds.
 
     Raises:
         UserError: unknown family, layer out of range, factor that does not fit, a layer expanded before that cannot be
             expanded further, fields out of range, or mixers that are larger than the memory; or a model that cannot be
             changed in place: inside a wrapper (adapters, compiled code, parallel training), quantised, partly on disk,
-            or of a class of the user's own that cannot hold an expanded state. Whatever fails, the model is unchanged.
+            with hooks on a mixer that is exchanged, or of a class of the user's own that cannot hold an expanded state.
+            Whatever fails, the model is unchanged.
     """
     if config is not None and fields:
         raise UserError("config", config, "excludes further fields", "give an ExpansionConfig or its fields, not both")

@@ -177,6 +177,7 @@ def _model_forward(base: Any) -> Callable:
     """The forward of a base model."""
     _, *names, _ = inspect.signature(base.forward).parameters
     known, attends = _known_keywords(base), has_attention(base)
+    of_the_loss = LOSS_KEYWORDS if attends else ()  # which language models with attention hand on
 
     @with_arguments_of(base.forward)
     def forward(
@@ -194,6 +195,7 @@ def _model_forward(base: Any) -> Callable:
             cu_seqlens: the same for a batch of 1, as in FLA: [S + 1] int, the borders of the documents from 0 to T.
             output_attentions: of the Hugging Face interface, where some layers have attention.
         """
+        kwargs = {name: value for name, value in kwargs.items() if name not in of_the_loss}
         check_keywords(kwargs, known)
         given = dict(zip(names, args, strict=False)) | kwargs
         if not attends:
@@ -206,10 +208,15 @@ def _model_forward(base: Any) -> Callable:
         if (seq_idx := one_seq_idx(seq_idx, cu_seqlens, tokens[0])) is not None:
             apart = document_arguments(self, tokens[0], seq_idx, given.get("attention_mask"))
             given = {"use_cache": False} | given | apart
-        elif attends and given.get("position_ids") is None and (cache := _cache_in(given)) is not None:
-            start = cache.get_seq_length()  # which some of transformers' models take for 0
+        elif (cache := _cache_in(given)) is not None:
             T = tokens[0].shape[1]
-            given["position_ids"] = torch.arange(start, start + T, device=tokens[0].device)[None]
+            if T > 1 and not family_of(self.config).continues_states and cache.has_previous_state():
+                raise ValueError(
+                    f"cache: {base.__name__} drops the state unless it is continued by one token at a time"
+                )
+            if attends and given.get("position_ids") is None:
+                start = cache.get_seq_length()  # which some of transformers' models take for 0
+                given["position_ids"] = torch.arange(start, start + T, device=tokens[0].device)[None]
         return base.forward(self, **given)
 
     return forward

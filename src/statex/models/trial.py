@@ -58,7 +58,7 @@ def try_model(
     one_layer = size > WHOLE or config.num_hidden_layers > WHOLE_LAYERS
     if one_layer:
         size //= config.num_hidden_layers
-    if size > MOST or (one_layer and stored_plan(config) is not None):  # whose layers are not all alike
+    if size > MOST or (one_layer and not _layers_are_alike(config)):
         return
     config = _one_layer(config) if one_layer else copy.deepcopy(config)
     with torch.random.fork_rng(devices=[]), explained(field, value, "makes a model that fails", "correct the values"):
@@ -74,6 +74,12 @@ def try_model(
     if not all(torch.isfinite(tensor).all() for tensor in [loss, *gradients]):
         problem = f"{NUM_TOKENS} random tokens give a loss or gradients that are no numbers"
         raise UserError(field, value, problem, "correct what makes them so large, or negative under a root")
+
+
+def _layers_are_alike(config: Any) -> bool:
+    """Whether one layer stands for all: none is expanded or of another kind, and no list names their kinds."""
+    has_list = any(isinstance(vars(config).get(name), list) for name in ("layer_types", "layers_block_type"))
+    return stored_plan(config) is None and not has_list and len(set(getattr(config, "layer_types", ()))) < 2
 
 
 def _one_layer(config: Any) -> Any:

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from statex.run.chains import run_chain, run_recipe
+    from statex.run.chains import prepare_text, run_chain, run_recipe
     from statex.run.collect import unfinished_stages
     from statex.run.selection import Chain, Selection, chains_of
 
@@ -15,12 +15,13 @@ _HOMES = {
     "Chain": "selection",
     "Selection": "selection",
     "chains_of": "selection",
+    "prepare_text": "chains",
     "run_chain": "chains",
     "run_recipe": "chains",
     "unfinished_stages": "collect",
 }
 
-__all__ = ["Chain", "Selection", "chains_of", "run_chain", "run_recipe", "unfinished_stages"]
+__all__ = ["Chain", "Selection", "chains_of", "prepare_text", "run_chain", "run_recipe", "unfinished_stages"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ Folder of a run, beside what the stages write (`statex.run.stages`):
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from statex.run.launch import (
 from statex.run.preflight import prepare_run
 from statex.run.progress import Display
 from statex.run.selection import Chain, Selection, chains_of
-from statex.run.stages import Stage, arm_folder, measuring_stages, training_stages
+from statex.run.stages import PrepareTokens, Stage, arm_folder, measuring_stages, training_stages
 from statex.utils.atomic import locked, name_full_disk
 
 
@@ -64,6 +65,34 @@ def run_recipe(recipe: Recipe, selection: Selection | None = None, *, evaluation
             with locked(recipe.folder, "output", wait=True):
                 write_collected(recipe)
     return recipe.folder
+
+
+def prepare_text(recipe: Recipe) -> dict[str, Any]:
+    """Tokenise the training text of a recipe, as far as its runs will read it, in one process.
+
+    Returns:
+        By model: the `TokenFolder`, or None where nothing reads text. Models of one tokenizer share one.
+
+    Raises:
+        UserError: as `run_recipe`, or prepared tokens that are damaged.
+    """
+    from statex.data.tokens import prepare_tokens
+
+    found: dict[str, Any] = {}
+    with name_full_disk(recipe.folder):
+        with locked(recipe.folder, "output", wait=True):
+            prepare_run(recipe)
+        _quiet()
+        with Display() as display:
+            for chain in chains_of(recipe, Selection(seeds=recipe.seeds[:1])):
+                stage, found[chain.model] = PrepareTokens(recipe, chain.model, chain.seed), None
+                if stage.needed:
+                    shown = partial(display.update, str(chain), stage.title)
+                    found[chain.model] = prepare_tokens(
+                        recipe.data, stage.tokenizer(), stage.folder, stage.needed, progress=shown
+                    )
+                display.update(str(chain), "done", 1, 1)
+    return found
 
 
 def run_chain(recipe: Recipe, chain: Chain, evaluation: bool, report: ProgressCallback) -> None:

@@ -112,10 +112,15 @@ def _check_place(folder: Path) -> None:
 def refuse_other_recipe(made_by: Recipe, recipe: Recipe) -> None:
     """Raise UserError unless both are the same run.
 
-    It is the same wherever it is kept, however many processes share the work, however its models are measured, and
-    where a record that cannot be read is now skipped: it was not passed before.
+    It is the same wherever it and its tokens are kept, however many processes share the work, however its models are
+    measured, and where a record that cannot be read is now skipped: it was not passed before.
     """
-    excluded: Any = {"workers": True, "output": True, "evaluation": True, "data": {"text": {"bad_records"}}}
+    excluded: Any = {
+        "workers": True,
+        "output": True,
+        "evaluation": True,
+        "data": {"text": {"bad_records"}, "tokens": True, "workers": True},
+    }
     before, now = (each.model_dump(mode="json", exclude=excluded) for each in (made_by, recipe))
     if before != now:
         key = _first_difference(before, now)

@@ -89,6 +89,60 @@ class Stage(ABC):
 
 
 @dataclass(frozen=True)
+class PrepareTokens(Stage):
+    """Tokenise the training text as far as the stages of one model need it; all that share it find it there."""
+
+    by_one_process = True
+    title = "prepare tokens"
+
+    @property
+    def folder(self) -> Path:
+        return self.recipe.tokens
+
+    @property
+    def needed(self) -> int:
+        """Tokens that the longest of its trainings reads, whichever the seed."""
+        from statex.data.mixture import text_tokens
+
+        trainings = list(_trainings(self.recipe, self.model))
+        return max(
+            (text_tokens(self.recipe.data, each, seed) for each in trainings for seed in self.recipe.seeds), default=0
+        )
+
+    def check(self, inputs: Inputs) -> None:
+        """The stages that read the text check it."""
+
+    def is_finished(self) -> bool:
+        from statex.data.tokens import are_prepared
+
+        needed = self.needed
+        if not needed or self._is_used_up():
+            return True
+        return are_prepared(self.recipe.data, self.tokenizer(), self.folder, needed)
+
+    def _is_used_up(self) -> bool:
+        """Whether all that reads the tokens is trained."""
+        arms = self.recipe.arms_of(self.model).items()
+        folders = [arm_folder(self.recipe, self.model, name, self.seed) for name, arm in arms if arm.kind != "base"]
+        if self.recipe.models[self.model].pretraining is not None:
+            folders.append(self.base.parent)
+        return all((folder / SUMMARY).exists() for folder in folders)
+
+    def run(self, progress: StageProgress) -> None:
+        from statex.data.tokens import prepare_tokens
+
+        shown = partial(progress, self.title)
+        prepare_tokens(self.recipe.data, self.tokenizer(), self.folder, self.needed, progress=shown)
+
+    def tokenizer(self) -> Any:
+        """That of the model."""
+        from statex.checkpoint import load_tokenizer, read_tokenizer
+
+        checkpoint = self.recipe.models[self.model].checkpoint
+        return read_tokenizer(self.recipe.folder / "tokenizer") if checkpoint is None else load_tokenizer(checkpoint)
+
+
+@dataclass(frozen=True)
 class PreTrain(Stage):
     """Make a model of the recipe's configuration and train it."""
 
@@ -123,7 +177,7 @@ class PreTrain(Stage):
         network = make_model(section.family, section.config, tokenizer)
         train(
             network, tokenizer, self.recipe.data, section.pretraining, self.folder, seed=self.seed,
-            progress=partial(progress, self.title),
+            progress=partial(progress, self.title), tokens=self.recipe.tokens,
         )  # fmt: skip
 
 
@@ -234,7 +288,7 @@ class Train(ArmStage):
         train(
             load(self.start, dtype=torch.float32), load_tokenizer(self.start), self.recipe.data,
             self.recipe.arm_training(self.arm), self.folder, seed=self.seed, progress=partial(progress, self.title),
-            base=base_name(self.base), dtype=stored_dtype(self.start),
+            base=base_name(self.base), dtype=stored_dtype(self.start), tokens=self.recipe.tokens,
         )  # fmt: skip
 
 
@@ -292,7 +346,9 @@ class Diagnose(ArmStage):
 def training_stages(recipe: Recipe, chain: Chain) -> list[Stage]:
     """What makes and trains the models of a chain, in order."""
     of_chain = recipe, chain.model, chain.seed
-    stages: list[Stage] = [PreTrain(*of_chain)] if recipe.models[chain.model].pretraining is not None else []
+    stages: list[Stage] = [PrepareTokens(*of_chain)]
+    if recipe.models[chain.model].pretraining is not None:
+        stages.append(PreTrain(*of_chain))
     for arm in chain.arms:
         if recipe.arms[arm].kind in CHANGED_KINDS:
             stages.append(Expand(*of_chain, arm))

@@ -1,16 +1,21 @@
 """A recipe's training section as transformers.TrainingArguments."""
 
+import json
 import logging
 import os
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.utils.logging import get_log_levels_dict
 
 from statex.data.mixture import gradient_accumulation_steps
 from statex.errors import UserError, explained
+from statex.expansion.config import user_error
 from statex.recipe import Training
 from statex.training import CHECKPOINTS
 
@@ -44,7 +49,7 @@ NO_DEEPSPEED = (
     "DeepSpeed's stages was tried; fsdp = true shards the same"
 )
 FIXED_FIELDS = {
-    "dataloader_": "batches come ready-made and in order, in the process that trains",
+    "dataloader_": "batches come ready-made and in order; data.workers sets the processes that make them",
     "ignore_data_skip": "batches begin at the step that is asked for",
     "remove_unused_columns": "batches come ready-made",
     "train_sampling_strategy": "batches come ready-made",
@@ -55,9 +60,28 @@ FIXED_FIELDS = {
     "load_best_model_at_end": "models are measured after training",
     "resume_from_checkpoint": "the same command resumes by itself", "save_only_model": "training could not resume",
     "deepspeed": NO_DEEPSPEED,
+    "metric_for_best_model": "models are measured after training",
+    "greater_is_better": "models are measured after training",
     "push_to_hub": "a run leaves its models in its folder", "hub_": "a run leaves its models in its folder",
+    "local_rank": "the launcher sets it in each process", "_n_gpu": "the launcher gives each process its GPU",
+    "parallelism_config": "processes share a model by fsdp alone",
+    "enable_jit_checkpoint": "a run that is stopped resumes from its last checkpoint",
 }  # fmt: skip
 """Fields, or their beginnings, that no recipe can set, and why."""
+
+LOG_LEVELS: Any = Literal["passive", *get_log_levels_dict()]
+NARROWER_TYPES: dict[str, Any] = {
+    "include_num_input_tokens_seen": bool | Literal["all", "non_padding", "no"],
+    "log_level": LOG_LEVELS,
+    "log_level_replica": LOG_LEVELS,
+    "ddp_backend": Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None,
+    "fsdp": bool | str,
+    "fsdp_config": dict[str, Any],
+    "accelerator_config": dict[str, Any],
+    "liger_kernel_config": dict[str, bool],
+}
+"""Types of fields that transformers annotates more widely than it reads them (or, `fsdp`, otherwise); and a table alone
+where it would open a file, whose content the recipe would not hold."""
 
 
 def refuse_own_field(field: str, value: Any) -> None:
@@ -134,13 +158,25 @@ def _check_fields(training: Training) -> None:
         if field not in TrainingArguments.__dataclass_fields__:
             problem = "is no field of transformers.TrainingArguments"
             raise UserError(f"training.trainer.{field}", value, problem, "correct its name")
-        if field.endswith("_config") and not isinstance(value, (str, dict)):
-            # transformers opens what is no table as a file; a number is then one that is open already, such as stdout
-            raise UserError(f"training.trainer.{field}", value, "is neither a table nor a file", "give one of them")
+        _check_type(field, value)
     loggers = get_available_reporting_integrations()
     if missing := [name for name in training.report_to if name not in loggers]:
         remedy = f"install it, or use one that is: {', '.join(loggers) or 'there is none'}"
         raise UserError("training.report_to", missing[0], "is unknown or not installed", remedy)
+
+
+def _check_type(field: str, value: Any) -> None:
+    """Raise UserError where a value is none of the type that TrainingArguments, which checks few, gives its field."""
+    try:
+        _type_of(field).validate_json(json.dumps(value), strict=True)  # JSON's, as TOML's, enumerations are text
+    except ValidationError as error:
+        cause = user_error(error)
+        raise UserError(f"training.trainer.{field}", value, cause.problem, cause.remedy) from None
+
+
+@cache
+def _type_of(field: str) -> TypeAdapter:
+    return TypeAdapter(NARROWER_TYPES.get(field) or get_type_hints(TrainingArguments)[field])
 
 
 def _check_processes(training: Training) -> None:
@@ -148,10 +184,14 @@ def _check_processes(training: Training) -> None:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
         problem = f"cannot be used: {NO_DEEPSPEED}"
         raise UserError("ACCELERATE_USE_DEEPSPEED", os.environ["ACCELERATE_USE_DEEPSPEED"], problem, "use torchrun")
-    if _world_size() == 1 and (fsdp := training.trainer.get("fsdp")):
+    fsdp, fsdp_config = (training.trainer.get(field) for field in ("fsdp", "fsdp_config"))
+    if _world_size() == 1 and fsdp:
         problem = "shares a model among several processes, and there is one"
         remedy = "start it by torchrun --nproc-per-node N, or leave it out"
         raise UserError("training.trainer.fsdp", fsdp, problem, remedy)
+    if fsdp_config and not fsdp:
+        problem = "is about fsdp, which is off"
+        raise UserError("training.trainer.fsdp_config", fsdp_config, problem, "set fsdp = true, or leave it out")
 
 
 def _world_size() -> int:

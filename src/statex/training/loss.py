@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from statex.errors import UserError
+
 
 def _entropies(logits: torch.Tensor, targets: torch.Tensor, with_gradient: bool) -> tuple:
     """The sum of the cross-entropies of logits [chunk, V] at targets [chunk, 1], and its gradient in their dtype."""
@@ -89,8 +91,14 @@ def chunked_loss(model: Any, chunk: int, compiled: bool = False) -> Iterator[Non
 
     The head hands the hidden states through, and the loss function, which gets them for logits, does the head's work;
     so data-parallel wrappers around the model's forward see nothing unusual. Heads with a bias or a soft cap are not
-    linear in this sense; no family of statex has one.
+    linear in this sense; no family of statex has one. Factors on logits may stand before the head as well as behind it.
+
+    Raises:
+        UserError: the model's own loss has a part that is made from its logits.
     """
+    if coefficient := getattr(model.config, "z_loss_coefficient", 0):
+        problem = "adds a loss that is made from all logits, which are never there at once"
+        raise UserError("z_loss_coefficient", coefficient, problem, "set it to 0 in the model's config.json")
     head = model.get_output_embeddings()
 
     def loss_function(logits, labels, vocab_size=None, num_items_in_batch=None, **kwargs):

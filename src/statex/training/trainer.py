@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from statex.checkpoint import write_card
-from statex.data.mixture import TrainingBatches
+from statex.data.mixture import TrainingBatches, text_tokens
+from statex.data.tokens import TokenFolder, prepare_tokens
 from statex.errors import UserError
 from statex.expansion.edits import ExpansionPlan, StoredPlan
 from statex.expansion.stored import stored_plan
@@ -40,6 +42,9 @@ from statex.utils.timing import Stopwatch, peak_memory, reset_peak_memory
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
 
+WORKERS = 2
+"""Processes that make the batches of a GPU."""
+
 
 @dataclass(frozen=True)
 class TrainingSummary:
@@ -52,6 +57,8 @@ class TrainingSummary:
     peak_memory: int
     final_loss: float | None
     num_processes: int
+    data_wait: float = 0.0
+    """Share of the time that the first rank waited for batches."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
@@ -69,6 +76,7 @@ def train(
     progress: Progress | None = None,
     base: str | None = None,
     dtype: torch.dtype | None = None,
+    tokens: Path | None = None,
 ) -> TrainingSummary:
     """Train a model; resume from the last checkpoint in `output` where there is one.
 
@@ -84,6 +92,8 @@ def train(
         progress: called after each step.
         base: name of the checkpoint that the model was made from, for its card; None for a model made from scratch.
         dtype: of the saved weights; by default the model's own.
+        tokens: folder of prepared tokens (see `prepare_tokens`), to which is added what is missing; by default
+            `tokens` beside `output`.
 
     Raises:
         UserError: data or settings that do not fit (see TrainingBatches), a model in bf16, `train_only_expanded`
@@ -93,13 +103,20 @@ def train(
     plan = stored_plan(model.config)
     if training.train_only_expanded:
         freeze_all_but_expanded(model, plan)
+    arguments = training_arguments(training, output, seed, quiet=progress is not None)
+    needed = text_tokens(data, training, seed)
+    prepared = None
+    if needed:  # every process looks for itself; where they are not there yet, one of a machine makes them
+        is_first = arguments.process_index == 0
+        prepared = prepare_tokens(data, tokenizer, tokens or output.parent / "tokens", needed, verify=is_first)
     set_seed(seed)
     trainer = StatexTrainer(
         model=model,
-        args=training_arguments(training, output, seed, quiet=progress is not None),
+        args=arguments,
         output=output,
         processing_class=tokenizer,
         data=data,
+        tokens=prepared,
         training=training,
         fresh_tensors=plan.fresh_tensors if plan else set(),
         callbacks=[_ReportProgress(progress)] if progress else None,
@@ -135,18 +152,45 @@ def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | Stored
         parameter.requires_grad_(name.startswith(prefixes) or name in plan.fresh_tensors)
 
 
+class TimedLoader(DataLoader):
+    """Knows how many seconds were spent waiting for its batches."""
+
+    waited = 0.0
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()
+        while True:
+            begun = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - begun
+            if batch is None:
+                return
+            yield batch
+
+
 class StatexTrainer(Trainer):
     """transformers.Trainer with statex's batches, loss, parameter groups and whole checkpoints."""
 
-    def __init__(self, *, output: Path, data: Data, training: Training, fresh_tensors: set[str], **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        output: Path,
+        data: Data,
+        training: Training,
+        fresh_tensors: set[str],
+        tokens: TokenFolder | None = None,
+        **kwargs: Any,
+    ):
         self.output, self.data, self.training, self.fresh_tensors = output, data, training, fresh_tensors
+        self.tokens = tokens
+        self.loader: TimedLoader | None = None
         self.start_step = 0
         self.use_cache = kwargs["model"].config.use_cache  # transformers.Trainer sets it to False and leaves it so
         super().__init__(**kwargs)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = str(output / "logs")
-        self._last_log: tuple[int, Stopwatch] | None = None
+        self._last_log: tuple[int, Stopwatch, float] | None = None
         training, device = self.training, self.args.device
         self.blocks = TrainingBlocks(
             kwargs["model"],
@@ -155,6 +199,11 @@ class StatexTrainer(Trainer):
         )
         if training.activation_memory != "least":
             self.add_callback(KeepActivations(self.blocks, training.activation_memory, device))
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this rank waited for data."""
+        return self.loader.waited if self.loader is not None else 0.0
 
     @property
     def checkpoints(self) -> Path:
@@ -171,8 +220,12 @@ class StatexTrainer(Trainer):
             rank=self.args.process_index,
             world_size=self.args.world_size,
             start_step=self.start_step,
+            tokens=self.tokens,
         )
-        return DataLoader(batches, batch_size=None, pin_memory=self.args.device.type == "cuda")
+        on_cuda = self.args.device.type == "cuda"
+        workers = self.data.workers if self.data.workers is not None else WORKERS if on_cuda else 0
+        self.loader = TimedLoader(batches, batch_size=None, num_workers=workers, pin_memory=on_cuda)
+        return self.loader
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW in up to four groups: fresh or inherited, with weight decay (matrices) or without (vectors)."""
@@ -219,7 +272,8 @@ class StatexTrainer(Trainer):
                 hook.remove()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add tokens per second (of all ranks, since the last log) and peak memory to what is logged.
+        """Add to what is logged tokens per second (of all ranks, since the last log), the share of that time that this
+        rank waited for data, and peak memory.
 
         Raises:
             FloatingPointError: the loss is no number any more.
@@ -232,11 +286,12 @@ class StatexTrainer(Trainer):
                 )
             now = Stopwatch(self.args.device)
             if self._last_log is not None:
-                step, watch = self._last_log
-                tokens = (self.state.global_step - step) * self.training.tokens_per_step
-                logs["tokens_per_second"] = round(tokens / watch.seconds(), 1)
+                step, watch, waited = self._last_log
+                tokens, seconds = (self.state.global_step - step) * self.training.tokens_per_step, watch.seconds()
+                logs["tokens_per_second"] = round(tokens / seconds, 1)
+                logs["data_wait"] = round((self.waited - waited) / seconds, 4)
             logs["peak_memory_gib"] = round(peak_memory(self.args.device) / 2**30, 3)
-            self._last_log = (self.state.global_step, now)
+            self._last_log = (self.state.global_step, now, self.waited)
         super().log(logs, start_time)
 
     def train_to_the_end(self) -> TrainingSummary:
@@ -258,6 +313,7 @@ class StatexTrainer(Trainer):
             peak_memory=peak_memory(device),
             final_loss=next((entry["loss"] for entry in reversed(self.state.log_history) if "loss" in entry), None),
             num_processes=self.args.world_size,
+            data_wait=self.waited / seconds,
         )
 
     def checkpoint_to_resume(self) -> str | None:

@@ -1,0 +1,294 @@
+"""The training text of a recipe as tokens, prepared once: memory-mapped files that training reads by position.
+
+A folder of prepared tokens, named by what its tokens follow from (`tokens_key`):
+    index.json         its files with their sizes and hashes, and whether the text is at its end
+    <number>.tokens    token documents end to end, 16 or 32 bits a token
+    <number>.ends      where each document ends, counted from the beginning of that file, 64 bits
+
+Documents lie there in the shuffled order of `data.seed`. A file is written under another name and renamed, the index
+after it, so that a preparation that was stopped resumes behind the last whole file.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from statex.data.documents import files_of, open_documents
+from statex.data.encoder import DocumentEncoder
+from statex.errors import UserError
+from statex.settings import Data
+from statex.utils.atomic import locked, name_full_disk, write_text_atomic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+TOKENS_PER_FILE = 2**25
+WINDOW = 2**26
+"""Tokens within which training shuffles sequences; so many are prepared at a time, or all that there are."""
+INDEX = "index.json"
+
+Progress = Callable[[int, int], None]
+"""Called with the tokens prepared and those needed."""
+
+
+def tokens_key(data: Data, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """A name for the tokens of a text: another text, tokenizer, held-out share or `data.seed` has another.
+
+    Files count by path, size and time of their last change; of hub data only the name is known.
+    """
+    encoder = DocumentEncoder(tokenizer)
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files_of(data.text, "data.text")]
+    told = [FORMAT, data.text.identity(), stats, encoder.backend.to_str(), encoder.end, data.seed, data.shuffle_buffer]
+    return hashlib.blake2b(json.dumps(told).encode("utf-8"), digest_size=10).hexdigest()
+
+
+def prepare_tokens(
+    data: Data,
+    tokenizer: "PreTrainedTokenizerBase",
+    parent: Path,
+    needed: int,
+    *,
+    progress: Progress | None = None,
+    verify: bool = True,
+) -> "TokenFolder":
+    """Tokenise the training text as far as it is needed, unless that was done; resume where it was stopped.
+
+    The tokenizer's own threads do it, all of the machine's; other processes that want the same tokens wait.
+
+    Args:
+        data: section of a recipe.
+        parent: folder of folders of prepared tokens.
+        needed: tokens. Whole windows are prepared, so that the order of sequences does not depend on their number.
+        progress: called after each batch of documents.
+        verify: compare the files there with their hashes; else with their sizes alone.
+
+    Raises:
+        UserError: the text cannot be read, a file of prepared tokens is damaged, or the folder cannot be written to.
+    """
+    folder = parent / tokens_key(data, tokenizer)
+    with name_full_disk(folder), locked(folder, "data.tokens", wait=True):
+        if (folder / INDEX).exists():
+            prepared = TokenFolder(folder, verify=verify)
+            if prepared.has(needed):
+                return prepared
+        _prepare(folder, data, tokenizer, needed, progress or (lambda *_: None))
+    return TokenFolder(folder, verify=False)
+
+
+def are_prepared(data: Data, tokenizer: "PreTrainedTokenizerBase", parent: Path, needed: int) -> bool:
+    """Whether `prepare_tokens` would find all that is needed."""
+    folder = parent / tokens_key(data, tokenizer)
+    return (folder / INDEX).exists() and TokenFolder(folder, verify=False).has(needed)
+
+
+def check_text(data: Data, tokenizer: "PreTrainedTokenizerBase", length: int) -> None:
+    """Raise UserError where the text cannot be read, or is shorter than one sequence; reads no more of it."""
+    total = 0
+    for ids in DocumentEncoder(tokenizer)(open_documents(data.text)):
+        total += len(ids)
+        if total >= length:
+            return
+    raise _too_short(length, total)
+
+
+def _too_short(length: int, total: int) -> UserError:
+    problem = f"is longer than the whole training text, {total} tokens"
+    return UserError("training.sequence_length", length, problem, "shorten it or give more text in data.text")
+
+
+class TokenFolder:
+    """Prepared tokens, read by position.
+
+    Args:
+        folder: as `prepare_tokens` leaves it.
+        verify: compare the files with their hashes; else with their sizes alone.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, *, verify: bool):
+        self.folder = folder
+        try:
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            self.dtype = np.dtype(index["dtype"])
+            self.is_whole: bool = index["is_whole"]
+            self.files: list[dict[str, Any]] = index["files"]
+            self.starts = np.cumsum([0, *(file["tokens"] for file in self.files)])
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(folder / INDEX, str(error)) from error
+        for name, size, digest in self._stored():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                raise _damaged(path, f"it should have {size} bytes")
+            if verify and _digest(path.read_bytes()) != digest:
+                raise _damaged(path, "its content is not what was written")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the maps, which each process makes for itself."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_tokens", "_ends")}
+
+    def _stored(self) -> Iterator[tuple[str, int, str]]:
+        for number, file in enumerate(self.files):
+            yield f"{number:05}.tokens", self.dtype.itemsize * file["tokens"], file["tokens_digest"]
+            yield f"{number:05}.ends", 8 * file["documents"], file["ends_digest"]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens prepared."""
+        return int(self.starts[-1])
+
+    @property
+    def num_documents(self) -> int:
+        """Documents prepared."""
+        return sum(file["documents"] for file in self.files)
+
+    def has(self, needed: int) -> bool:
+        """Whether so many tokens are there, in whole windows, or the whole text is."""
+        return self.is_whole or self.num_tokens >= in_windows(needed)
+
+    @cached_property
+    def _tokens(self) -> list[np.memmap]:
+        return [np.memmap(self.folder / f"{number:05}.tokens", self.dtype, "r") for number in range(len(self.files))]
+
+    @cached_property
+    def _ends(self) -> list[np.memmap]:
+        return [np.memmap(self.folder / f"{number:05}.ends", np.uint64, "r") for number in range(len(self.files))]
+
+    def read(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens from `start` on, (length,) int64, and the document that each belongs to, (length,) int32 from 0."""
+        first = int(np.searchsorted(self.starts, start, side="right")) - 1
+        pieces, borders, position = [], [], start
+        for number in range(first, len(self.files)):
+            begin = position - int(self.starts[number])
+            piece = self._tokens[number][begin : begin + start + length - position]
+            ends = self._ends[number]
+            inside = ends[np.searchsorted(ends, begin, "right") : np.searchsorted(ends, begin + len(piece), "right")]
+            borders.append(inside.astype(np.int64) + int(self.starts[number]) - start)
+            pieces.append(piece.astype(np.int64))
+            position += len(piece)
+            if position == start + length:
+                break
+        seq_idx = np.zeros(length, dtype=np.int32)
+        inner = np.concatenate(borders)
+        seq_idx[inner[inner < length]] = 1
+        return np.concatenate(pieces), seq_idx.cumsum(dtype=np.int32)
+
+
+class TextOrder:
+    """Which sequence of the text training reads when: each epoch has another order, and each seed.
+
+    Sequences are permuted within windows of 2**26 tokens; a last rest of an epoch that is shorter than a sequence is
+    left out. Any number of tokens prepared gives the same order.
+
+    Args:
+        tokens: prepared.
+        length: tokens of a sequence.
+        seed: of the order.
+
+    Raises:
+        UserError: the whole text is shorter than one sequence.
+    """
+
+    def __init__(self, tokens: TokenFolder, length: int, seed: int):
+        self.tokens, self.length, self.seed = tokens, length, seed
+        self.per_window = max(1, WINDOW // length)
+        self.per_epoch = tokens.num_tokens // length if tokens.is_whole else None
+        if self.per_epoch == 0:
+            raise _too_short(length, tokens.num_tokens)
+        self._last: tuple[tuple[int, int], np.ndarray] | None = None
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and documents of the sequence that comes at an index, from 0 on, without end."""
+        epoch, index = divmod(index, self.per_epoch) if self.per_epoch is not None else (0, index)
+        window, index = divmod(index, self.per_window)
+        first = window * self.per_window
+        return self.tokens.read((first + int(self._order(epoch, window)[index])) * self.length, self.length)
+
+    def _order(self, epoch: int, window: int) -> np.ndarray:
+        if self._last is None or self._last[0] != (epoch, window):
+            size = self.per_window
+            if self.per_epoch is not None:
+                size = min(size, self.per_epoch - window * size)
+            order = np.random.default_rng([self.seed, ORDER_STREAM, epoch, window]).permutation(size)
+            self._last = (epoch, window), order
+        return self._last[1]
+
+
+ORDER_STREAM = 2
+"""The random stream of a seed that orders text; those of `mixture` are others."""
+
+
+def in_windows(needed: int) -> int:
+    """So many tokens, and the rest of the windows that the last of them is in, whatever the length of a sequence."""
+    return (needed // WINDOW + 1) * WINDOW if needed else 0
+
+
+def _prepare(folder: Path, data: Data, tokenizer: "PreTrainedTokenizerBase", needed: int, progress: Progress) -> None:
+    """Add files until there are enough tokens or no text is left."""
+    encoder = DocumentEncoder(tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    index: dict[str, Any] = {
+        "format": FORMAT,
+        "dtype": "uint16" if encoder.backend.get_vocab_size() <= 2**16 else "uint32",
+        "text": data.text.identity(),
+        "is_whole": False,
+        "files": [],
+    }
+    if (folder / INDEX).exists():
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    files, wanted = index["files"], in_windows(needed)
+    done = sum(file["tokens"] for file in files)
+    documents = open_documents(data.text, shuffle_seed=data.seed, shuffle_buffer=data.shuffle_buffer)
+    rest = islice(documents, sum(file["documents"] for file in files), None)
+    held: list[np.ndarray] = []
+    size = 0
+    for ids in encoder(rest):
+        held.append(ids.astype(index["dtype"]))
+        size += len(ids)
+        progress(min(done + size, wanted), wanted)
+        if size >= TOKENS_PER_FILE:
+            files.append(_write_file(folder, len(files), held))
+            write_text_atomic(folder / INDEX, json.dumps(index))
+            done, held, size = done + size, [], 0
+            if done >= wanted:
+                break
+    else:
+        if held:
+            files.append(_write_file(folder, len(files), held))
+        index["is_whole"] = True
+    write_text_atomic(folder / INDEX, json.dumps(index))
+    progress(wanted, wanted)
+
+
+def _write_file(folder: Path, number: int, documents: list[np.ndarray]) -> dict[str, Any]:
+    """Write token documents; what the index says of them."""
+    tokens = np.concatenate(documents)
+    ends = np.cumsum([len(document) for document in documents], dtype=np.uint64)
+    for name, array in (("tokens", tokens), ("ends", ends)):
+        temporary = folder / f".{number:05}.{name}.tmp"
+        temporary.write_bytes(array.tobytes())
+        os.replace(temporary, folder / f"{number:05}.{name}")
+    return {
+        "tokens": len(tokens),
+        "documents": len(documents),
+        "tokens_digest": _digest(tokens.tobytes()),
+        "ends_digest": _digest(ends.tobytes()),
+    }
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _damaged(path: Path, problem: str) -> UserError:
+    remedy = f"remove {path.parent}; its tokens are prepared again"
+    return UserError("data.tokens", str(path), f"prepared tokens are missing or damaged ({problem})", remedy)

@@ -1,0 +1,73 @@
+"""docs/families.md, made from the table of families: `python -m statex.families.document docs/families.md`."""
+
+import inspect
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from statex.errors import UserError
+from statex.families import FAMILIES, NOT_EXPANDABLE, Family
+
+HEAD = """# Families
+
+Which models can be expanded, and how. Made from the table in `src/statex/families/__init__.py` by
+`python -m statex.families.document docs/families.md`; `statex inspect MODEL` says the same of one model.
+
+All families are tested alike, on tiny models with random weights on a CPU, with the oldest and the newest
+transformers that statex supports (`tests/expansion`, `tests/families`): plan and model agree, saved and loaded models
+are equal bit by bit, other layers stay as they were, every new row learns within two steps, `preserve` keeps the
+logits, generation with a cache equals generation without, left padding, gradient checkpointing, a second expansion.
+What was measured on models of some size is in the last column.
+"""
+WHOSE_OPS = """
+A family that runs on statex's ops has the same kernels as GLA and Mamba2, and keeps packed documents apart, in its
+attention layers too. The others run on what transformers has for them, which without mamba-ssm's kernels is a loop over
+the tokens, and whose scan takes no state to begin with: packed documents cannot be kept apart
+(`data.reset_state_at_documents = false`), and a state is continued token by token.
+"""
+
+
+def families_page() -> str:
+    """The text of docs/families.md."""
+    header = ("model_type", "what it is", "what grows", "factors", "initialisations", "runs on", "measured")
+    rows = [header, ("---",) * len(header), *map(_row, FAMILIES.values())]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    refused = [f"- `{name}`, `{init}`: {problem}." for name in FAMILIES for init, problem in _refused(FAMILIES[name])]
+    cannot = [f"- `{name}`: {reason}." for name, reason in NOT_EXPANDABLE.items()]
+    lacking = ["## Initialisations that a family lacks", "", *refused, ""]
+    others = [
+        "## What cannot be expanded",
+        "",
+        *cannot,
+        "- Models of attention alone: they have no recurrent state.",
+        "",
+    ]
+    return "\n".join([HEAD, table, WHOSE_OPS, *lacking, *others])
+
+
+def _row(family: Family) -> tuple[str, ...]:
+    what = (inspect.getdoc(type(family)) or "").partition("\n")[0].removesuffix(".")
+    lacking = {init for init, _ in _refused(family)}
+    inits = ", ".join(f"`{init}`" for init in ("reinit", "inherit", "preserve") if init not in lacking)
+    ops = "statex's ops" if family.continues_states else "transformers' own"
+    return f"`{family.model_type}`", what, family.grows, family.factors, inits, ops, family.measured
+
+
+def _refused(family: Family) -> list[tuple[str, str]]:
+    """The initialisations that the family has not, of a model as its configuration's defaults make it, and why not."""
+    module, _, name = family.config_class.rpartition(".")
+    config: Any = getattr(import_module(module), name)()
+    before, problems = family.geometry(config), []
+    for init in ("inherit", "preserve"):
+        try:
+            after = family.expanded_geometry(config, before, 4, init)
+            if init == "preserve":
+                family.preserving_rows(config, before, after, None)
+        except UserError as error:
+            problems.append((init, error.problem))
+    return problems
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(families_page(), encoding="utf-8")

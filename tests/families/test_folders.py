@@ -1,0 +1,90 @@
+"""A model folder of each family: described, expanded on the command line, read again; and folders of other models."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig
+from typer.testing import CliRunner
+
+import statex
+from common import MAKERS, logits, make_hybrid, recurrent_layers, tokens
+from statex.cli import app
+from statex.evaluation.reader import Reader
+from statex.expansion.plan import plan_expansion
+from statex.families import NOT_EXPANDABLE, family_of
+from statex.families.document import families_page
+from test_readme import ROOT
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """call("inspect", "x"): what a command, which must succeed, prints."""
+
+    def run(*arguments):
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return run
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_a_folder_of_each(family, tmp_path, call):
+    maker, configurations = MAKERS[family]
+    model = maker(**list(configurations.values())[-1])
+    model.save_pretrained(tmp_path / "model")
+    found = json.loads(call("inspect", tmp_path / "model", "--json"))
+    possible = {each["init"]: each["problem"] for each in found["possible"]}
+    init = "inherit" if family == "falcon_mamba" else "preserve"
+    assert possible[init] is None
+    assert (possible["preserve"] is None) == (family != "falcon_mamba")
+    assert [layer["index"] for layer in found["state"]["layers"]] == recurrent_layers(model)
+
+    options = ("--every", 2, "--factor", 2, "--init", init)
+    call("expand", tmp_path / "model", tmp_path / "out", *options)
+    plain, expanded = (statex.load(tmp_path / name).eval() for name in ("model", "out"))
+    layers = [change.index for change in statex.expansion.stored.stored_plan(expanded.config).layers]
+    assert layers == recurrent_layers(model)[::2]
+    ids = tokens(length=41)
+    with statex.statex_ops():
+        wanted = logits(plain, ids)
+        torch.testing.assert_close(wanted, logits(model, ids))
+    if init == "preserve":
+        torch.testing.assert_close(logits(expanded, ids), wanted, rtol=1e-4, atol=1e-4)
+
+    nll = Reader(expanded, piece=16).next_token_nll(ids)
+    logs = logits(expanded, ids).log_softmax(-1)[:, :-1]
+    torch.testing.assert_close(nll, -logs.gather(-1, ids[:, 1:, None])[..., 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", [*NOT_EXPANDABLE, "llama"])
+def test_what_cannot_be_expanded_says_why(family, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    reason = NOT_EXPANDABLE.get(family, "attention alone")
+    for refused in (
+        lambda: statex.inspect(tmp_path),
+        lambda: statex.load(tmp_path),
+        lambda: plan_expansion(AutoConfig.for_model(family), statex.ExpansionConfig()),
+    ):
+        with pytest.raises(statex.UserError) as caught:
+            refused()
+        assert f"model_type = '{family}': is no family that statex can expand" in str(caught.value)
+        assert reason in str(caught.value)
+
+
+def test_every_counts_recurrent_layers():
+    kinds = ["linear_attention", "moe", "full_attention", "linear_attention", "mlp"] * 4
+    plan = plan_expansion(make_hybrid("nemotron_h", layers_block_type=kinds).config, statex.ExpansionConfig(every=3))
+    assert [layer.index for layer in plan.layers] == [0, 8, 15]
+
+
+def test_a_norm_that_feeds_attention_too_is_not_reset():
+    model = make_hybrid("falcon_h1")
+    plan = statex.expand(model, layers=[0])
+    assert not [name for name in plan.fresh_tensors if "layernorm" in name]
+    assert family_of(model.config).norm_name(model.config, 0) is None
+
+
+def test_the_page_of_families_is_not_stale():
+    assert (ROOT / "docs" / "families.md").read_text(encoding="utf-8") == families_page()
