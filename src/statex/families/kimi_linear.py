@@ -72,9 +72,7 @@ class KimiLinearFamily(Family):
     def expanded_geometry(self, config: Any, before: StateGeometry, factor: int, init: str) -> StateGeometry:
         H, K = before.num_heads, before.key_dim
         if init != "reinit":
-            problem = (
-                "is not possible: a merged head has one decay rate and one rate of writing in the place of several"
-            )
+            problem = "would need one decay rate and one rate of writing in the place of several heads' own"
             raise UserError("init", init, problem, 'use init = "reinit"')
         if factor < 2 or H % factor:
             divisors = [n for n in range(2, H + 1) if H % n == 0]
