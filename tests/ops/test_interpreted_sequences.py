@@ -72,12 +72,11 @@ def test_ssd(decay, borders):
 
 
 @pytest.mark.parametrize("make_inputs", [delta_inputs, kda_inputs])
-@pytest.mark.parametrize(("decay", "borders"), CASES[:2] + CASES[3:5])
+@pytest.mark.parametrize(("decay", "borders"), [("weak", None), ("strong", None), ("typical", [0, 1, 70, 70, 90])])
 def test_gated_delta(make_inputs, decay, borders):
     from statex.ops.gated_delta.triton import triton_gated_delta
 
-    tokens, batch = (borders[-1], 1) if borders else (130, 2)
-    inputs = make_inputs(tokens, decay, batch, heads=2, key_dim=20, value_dim=24)
+    inputs = make_inputs(90, decay, batch=1, heads=2, key_dim=20, value_dim=24)
     assert_same(triton_gated_delta, chunk_gated_delta, inputs, borders)
 
 

@@ -50,6 +50,7 @@ def chunk_gated_delta(
     """
     return in_chunks(
         _across_chunks,
+        _inverse,
         *(q, k, v, log_decay, beta),
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
         initial_state=initial_state,
@@ -60,6 +61,7 @@ def chunk_gated_delta(
 
 def in_chunks(
     across_chunks: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    inverse_of: Callable[[Tensor], Tensor],
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -72,7 +74,7 @@ def in_chunks(
     cu_seqlens: Tensor | None = None,
     operands: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`chunk_gated_delta` with a walk over the chunks, whose arguments and results are those of `_across_chunks`.
+    """`chunk_gated_delta` with a walk over the chunks and an inverse that are called as those below are.
 
     Args:
         operands: dtype of what is multiplied, that of the arithmetic by default; sums, decays, the inverse and the
@@ -80,7 +82,7 @@ def in_chunks(
     """
     inputs = q, k, v, log_decay, beta
     if cu_seqlens is not None:
-        recurrence = partial(in_chunks, across_chunks, scale=scale, operands=operands)
+        recurrence = partial(in_chunks, across_chunks, inverse_of, scale=scale, operands=operands)
         return over_segments(recurrence, inputs, cu_seqlens, initial_state, output_final_state)
     num_tokens, num_heads = q.shape[1:3]
     chunk, dtype = min(MAX_CHUNK, power_of_two(num_tokens)), compute_dtype(v)
@@ -92,11 +94,11 @@ def in_chunks(
     total = prefix[..., -1, :, None]
     if log_decay.shape[-1] == 1:
         reads, overlaps = _pairs(queries, keys, decays)
-        inverse = _inverse(betas * overlaps) * betas.mT
+        inverse = inverse_of(betas * overlaps) * betas.mT
         removed = product(inverse * prefix.mT, keys, operands)
     else:
         reads, overlaps = _pairs_by_channel(queries.to(dtype), keys.to(dtype), decays)
-        inverse = _inverse(betas * overlaps) * betas.mT
+        inverse = inverse_of(betas * overlaps) * betas.mT
         removed = product(inverse, prefix * keys, operands)
         queries, keys, prefix, suffix = prefix * queries, suffix * keys, torch.ones_like(betas), torch.ones_like(betas)
     state = None if initial_state is None else initial_state.to(dtype).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The gated delta rule on the GPU: the walk over the chunks on Triton kernels, the products inside of chunks PyTorch's.
+"""The gated delta rule on the GPU: walk and inverses on Triton kernels, the products inside of chunks PyTorch's.
 
 Shape letters: B batch, T time, H heads, K key dim, V value dim.
 """
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from statex.ops.gated_delta.chunk import MAX_CHUNK, in_chunks
-from statex.ops.gated_delta.triton_walk import walk_over_chunks
+from statex.ops.gated_delta.triton_kernels import inverse_of_unit_lower, walk_over_chunks
 from statex.ops.recomputed import GATED_DELTA_ARGUMENTS, fake_gated_delta, operator_of
 from statex.ops.segments import full_precision
 
@@ -71,6 +71,7 @@ def walked_gated_delta(
     with torch.cuda.device_of(q):
         return in_chunks(
             walk_over_chunks,
+            inverse_of_unit_lower,
             *(q, k, v, log_decay, beta),
             scale=scale,
             initial_state=initial_state,

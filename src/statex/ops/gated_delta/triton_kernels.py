@@ -1,4 +1,4 @@
-"""The walk of the gated delta rule's state over the chunks, forward and back, on the GPU.
+"""The gated delta rule on the GPU: the walk of its state over the chunks, forward and back, and the inverse in a chunk.
 
 What a token writes depends on the state in all key channels. So a program carries all of them, for a tile of the value
 channels, and in memory, where the states have to go in any case: its part of one state stays in the cache until the
@@ -115,6 +115,40 @@ def walk_back_kernel(
             earlier -= tl.dot(removal, d_write, input_precision=PRECISION)
             tl.store(d_state + at, earlier, mask=inside)
         tl.debug_barrier()
+
+
+@triton.jit
+def inverse_kernel(lower, inverse, C: tl.constexpr):
+    """Of I + L, L [., C, C] strictly lower (what stands above is not read): X_i = e_i - sum_j<i L_ij X_j, row by row."""
+    rows, columns = tl.arange(0, C), tl.arange(0, C)
+    matrix = tl.program_id(0).to(tl.int64) * C * C
+    x = (rows[:, None] == columns[None, :]).to(tl.float32)
+    for i in range(1, C):
+        row = tl.load(lower + matrix + i * C + rows, mask=rows < i, other=0.0)
+        x = tl.where((rows == i)[:, None], x - tl.sum(row[:, None] * x, 0)[None, :], x)
+    tl.store(inverse + matrix + rows[:, None] * C + columns[None, :], x)
+
+
+def inverse_of_unit_lower(strictly_lower: Tensor) -> Tensor:
+    """Arguments and results are those of `chunk._inverse`, in fp32."""
+    return _Inverse.apply(strictly_lower.contiguous())
+
+
+class _Inverse(torch.autograd.Function):
+    """X = (I + L)^-1, whose gradient is -X^T dX X^T below the diagonal."""
+
+    @staticmethod
+    def forward(ctx: Any, lower: Tensor) -> Tensor:
+        inverse = torch.empty_like(lower)
+        inverse_kernel[(lower.shape[:-2].numel(),)](lower, inverse, C=lower.shape[-1], num_warps=4)
+        ctx.save_for_backward(inverse)
+        return inverse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (inverse,) = ctx.saved_tensors
+        return -(inverse.mT @ gradient @ inverse.mT).tril(-1)
 
 
 def walk_over_chunks(
