@@ -119,7 +119,7 @@ def walk_back_kernel(
 
 @triton.jit
 def inverse_kernel(lower, inverse, C: tl.constexpr):
-    """Of I + L, L [., C, C] strictly lower (what stands above is not read): X_i = e_i - sum_j<i L_ij X_j, row by row."""
+    """Of I + L, L [., C, C] strictly lower (nothing above is read): X_i = e_i - sum_j<i L_ij X_j, row by row."""
     rows, columns = tl.arange(0, C), tl.arange(0, C)
     matrix = tl.program_id(0).to(tl.int64) * C * C
     x = (rows[:, None] == columns[None, :]).to(tl.float32)
