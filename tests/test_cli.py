@@ -558,7 +558,7 @@ def test_help_of_eval_lists_what_can_be_measured(call):
 
 
 def test_options_of_eval_are_keys_of_a_recipe():
-    from statex.cli import evaluation_overrides
+    from statex.cli.options import evaluation_overrides
     from statex.recipe import evaluation_sections
 
     assert evaluation_overrides(None, None, None) == []
@@ -669,7 +669,7 @@ def test_eval_of_another_model_into_the_same_folder_is_refused(call, models, tmp
 
 
 def test_models_of_a_run_have_names_of_their_own():
-    from statex.cli import model_name
+    from statex.cli.options import model_name
 
     assert model_name("/models/gla-1.3B") == "gla-1.3B"
     assert model_name("/runs/demo/gla/lpt-seed0/trained") == "demo-gla-lpt-seed0-trained"

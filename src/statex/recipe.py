@@ -35,10 +35,14 @@ class Weights(Section):
     text: Weight = 1.0
     mqar: Weight = 0.0
     passkey: Weight = 0.0
+    phone_book: Weight = Field(default=0.0, description="names and numbers, then questions for some of the numbers")
+    facts: Weight = Field(default=0.0, description="things and their colours in sentences, then questions")
+    needles: Weight = Field(default=0.0, description="several numbers hidden in filler, then questions")
+    copy_words: Weight = Field(default=0.0, description="eight words to be repeated after filler")
 
     @model_validator(mode="after")
     def _some_data(self):
-        if self.text + self.mqar + self.passkey <= 0:
+        if sum(getattr(self, kind) for kind in type(self).model_fields) <= 0:
             raise ValueError("all weights are 0; give at least one kind of data a weight")
         return self
 

@@ -141,6 +141,15 @@ class Recall(Section):
         return self
 
 
+class Forms(Section):
+    """Recall in words: phone books, facts, needles and copies (`training.weights`)."""
+
+    lengths: Lengths | None = Field(
+        default=None, description="tokens of a text, one drawn for each step; default: training.sequence_length"
+    )
+    num_questions: int = Field(default=4, ge=1, le=64, description="that a text asks, at most")
+
+
 class Tokenizer(Section):
     """The byte-level BPE tokenizer that is trained from the recipe's text when a model is made from scratch."""
 
@@ -153,6 +162,7 @@ class Tokenizer(Section):
 class Data(Section):
     text: TextSource = TextSource(standard_library=True)
     recall: Recall = Recall()
+    forms: Forms = Forms()
     tokenizer: Tokenizer = Tokenizer()
     reset_state_at_documents: bool = Field(
         default=False, description="start a fresh state at each document border of a packed sequence"

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from tiny_models import VOCABULARY, make_gla, make_llama, make_mamba2
 
 import statex
@@ -28,7 +29,7 @@ from statex.settings import TextSource
 
 NAMES = [
     "passkey", "niah_single_1", "niah_single_2", "niah_single_3", "niah_multikey", "variable_tracking", "mqar",
-    "ar_hits", "nll_by_position", "symbol_icl", "cost",
+    "ar_hits", "nll_by_position", "symbol_icl", "recall_forms", "cost",
 ]  # fmt: skip
 
 
@@ -184,6 +185,25 @@ def test_items_do_not_depend_on_what_was_asked_before(context, suite, monkeypatc
     first = texts(short)
     texts(long)
     assert texts(short) == first
+
+
+def test_recall_in_words_is_scored_answer_by_answer(context, monkeypatch):
+    settings = Evaluation.model_validate({"recall_forms": {"num_items": 6, "lengths": [600], "num_questions": 3}})
+    asked, suite, read = replace(context, evaluation=settings), find_suite("recall_forms"), context.reader.score
+    known = {"facts", "copy_words"}  # of whose answers the model is sure
+
+    def knowing(ids, targets, state=None):
+        nll, right = read(ids, targets, state)
+        return nll, torch.full_like(right, cell.slice["form"] in known)
+
+    monkeypatch.setattr(context.reader, "score", knowing)
+    cells = suite.cells(asked)
+    assert [cell.slice["form"] for cell in cells] == settings.recall_forms.forms
+    for cell in cells:
+        scores = suite.score(asked, cell)
+        assert {score.scores["accuracy"] for score in scores} == {float(cell.slice["form"] in known)}
+        assert len({score.digest for score in scores}) == 6
+        assert all(score.scores["answer_nll"] > 0 for score in scores)
 
 
 def test_symbols_are_labelled_by_their_first_syllable_and_unseen_ones_never_shown():

@@ -14,10 +14,11 @@ from common import (
     logits,
     make_gla,
     make_mamba2,
+    mixer,
     recurrent_layers,
     tokens,
 )
-from naive_models import naive_logits
+from naive_models import mamba2_mixer, naive_logits
 from statex.expansion.stored import layer_geometry
 from statex.models.caches import cache_argument, cache_of
 
@@ -93,6 +94,26 @@ def test_a_scan_that_cannot_keep_documents_apart_says_so(case):
 def test_a_scan_that_would_drop_the_state_says_so(case):
     with pytest.raises(ValueError, match=r"cache: .* drops the state unless"):
         in_pieces(case.expanded(), tokens(), [7])
+
+
+NAMED_OTHERWISE = ("bamba", "granitemoehybrid", "zamba2", "nemotron_h")
+
+
+@pytest.mark.parametrize("case", [case for case in HYBRID_CASES if case.family in NAMED_OTHERWISE], ids=str)
+def test_a_mixer_of_the_mamba2_type_is_its_definition(case):
+    """The same recurrence as Mamba2's, whatever the fields are called; Falcon-H1 multiplies what it projects."""
+    family, model = statex.FAMILIES[case.family], case.expanded()
+    with torch.no_grad():
+        mixer(model).time_step_limit = (0.0, float("inf"))  # the definition has none
+        x = torch.randn(2, 20, 32, generator=torch.Generator().manual_seed(0))
+        tensors = {name: tensor.double() for name, tensor in mixer(model).state_dict().items()}
+        norm = mixer(model).norm
+        group_size = getattr(norm, "group_size", norm.weight.shape[0])  # older transformers norm all channels together
+        config = {"layer_norm_epsilon": norm.variance_epsilon}
+        config["n_groups"] = getattr(model.config, family.names.num_groups)
+        rows = [mamba2_mixer(tensors, row.double(), config, states(model)[0], group_size) for row in x]
+        wanted = torch.stack(rows)
+        assert distance(mixer(model)(x), wanted) < 1e-5
 
 
 @pytest.mark.parametrize(("family", "configuration"), UNEXPANDED)

@@ -1,11 +1,13 @@
 """A model folder of each family: described, expanded on the command line, read again; and folders of other models."""
 
 import json
+import re
 from functools import partial
 
 import pytest
 import torch
-from transformers import AutoConfig
+from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING, AutoConfig
 from typer.testing import CliRunner
 
 import delta_models
@@ -67,11 +69,10 @@ def test_a_folder_of_each(family, tmp_path, call):
 def test_what_cannot_be_expanded_says_why(family, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     reason = NOT_EXPANDABLE.get(family, "attention alone")
-    for refused in (
-        lambda: statex.inspect(tmp_path),
-        lambda: statex.load(tmp_path),
-        lambda: plan_expansion(AutoConfig.for_model(family), statex.ExpansionConfig()),
-    ):
+    attempts = [lambda: statex.inspect(tmp_path), lambda: statex.load(tmp_path)]
+    if family in CONFIG_MAPPING:  # older transformers have no lfm3
+        attempts.append(lambda: plan_expansion(AutoConfig.for_model(family), statex.ExpansionConfig()))
+    for refused in attempts:
         with pytest.raises(statex.UserError) as caught:
             refused()
         assert f"model_type = '{family}': is no family that statex can expand" in str(caught.value)
@@ -92,7 +93,32 @@ def test_a_norm_that_feeds_attention_too_is_not_reset():
 
 
 def test_the_page_of_families_is_not_stale():
-    assert (ROOT / "docs" / "families.md").read_text(encoding="utf-8") == families_page()
+    page = ROOT / "docs" / "families.md"
+    assert page.read_text(encoding="utf-8") == families_page()
+    links = re.findall(r"\]\(([^)]+)\)", families_page())
+    assert links
+    assert all((page.parent / link).exists() for link in links)
+
+
+def test_a_nemotron_h_of_nvidia_s_form_is_described(tmp_path):
+    """Layers by a pattern, earlier names of fields, heads for the prediction of several tokens that are left out."""
+    model = make_hybrid("nemotron_h", layers_block_type=["linear_attention", "moe", "full_attention"])
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["layers_block_type"]
+    config |= {"hybrid_override_pattern": "ME*", "num_hidden_layers": 3, "mamba_n_groups": config.pop("n_groups")}
+    config |= {"mtp_hybrid_override_pattern": "*E"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert any(name.startswith("backbone.layers.1.mixer.experts.0.") for name in tensors)
+    tensors["mtp.layers.0.norm.weight"] = torch.ones(32)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert [layer.index for layer in statex.inspect(tmp_path).state.layers] == [0]
+    loaded = statex.load(tmp_path).eval()
+    torch.testing.assert_close(logits(loaded, tokens()), logits(model, tokens()))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hybrid_override_pattern": "MMM*"}))
+    with pytest.raises(statex.UserError, match=r"num_hidden_layers = 4: the weights have 3 layers"):
+        statex.inspect(tmp_path)
 
 
 @pytest.mark.parametrize("family", delta_models.MODELS)

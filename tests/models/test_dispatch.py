@@ -11,13 +11,15 @@ from transformers.models.bamba import modeling_bamba
 from transformers.models.mamba2 import modeling_mamba2
 
 import statex
-from common import MAMBA2, distance, logits, make_mamba2, tokens
+from common import HYBRIDS, MAMBA2, distance, logits, make_hybrid, make_mamba2, tokens
 from statex.errors import UserError
 from statex.models.caches import cache_argument, cache_of
 from statex.models.dispatch import RECURRENCES, REPLACEMENTS, norm_forward, replaced_modules
 from statex.models.factory import StatexMamba2Mixer
 
 OURS = REPLACEMENTS | {"MambaRMSNormGated": norm_forward, "Mamba2RMSNorm": norm_forward}
+
+ON_OURS = [family for family in HYBRIDS if statex.FAMILIES[family].continues_states]
 
 
 def current():
@@ -61,7 +63,7 @@ def test_other_models_of_the_process_keep_transformers_own_ops():
 def gradients(model, ids):
     model.zero_grad()
     model(ids, labels=ids, use_cache=False).loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 @pytest.mark.parametrize("length", [1, 5, 37])
@@ -81,6 +83,28 @@ def test_time_step_limits_are_kept():
     assert distance(logits(make_mamba2(), ids), wanted) > 1e-3
     with statex.statex_ops():
         assert distance(logits(model, ids), wanted) < 1e-5
+
+
+def test_time_step_limits_hold_in_single_steps_too():
+    """transformers applies them to whole passes only."""
+    model, ids = make_mamba2(time_step_limit=(0.3, 0.5), n_groups=2, use_bias=True), tokens()
+    with statex.statex_ops(), torch.no_grad():
+        cache, outputs = None, []
+        for t in range(ids.shape[1]):
+            output = model(ids[:, t : t + 1], use_cache=True, **{cache_argument(model): cache})
+            cache = cache_of(output)
+            outputs.append(output.logits)
+        assert distance(torch.cat(outputs, dim=1), logits(model, ids)) < 1e-5
+
+
+@pytest.mark.parametrize(("family", "configuration"), [(name, each) for name in ON_OURS for each in HYBRIDS[name][1]])
+def test_logits_and_gradients_of_hybrids_are_transformers_own(family, configuration):
+    model, ids = make_hybrid(family, **HYBRIDS[family][1][configuration]), tokens(length=37)
+    wanted, wanted_gradients = logits(model, ids), gradients(model, ids)
+    with statex.statex_ops():
+        assert distance(logits(model, ids), wanted) < 1e-5
+        for name, gradient in gradients(model, ids).items():
+            assert distance(gradient, wanted_gradients[name]) < 1e-3, name
 
 
 @pytest.mark.parametrize("configuration", ["2-groups", "bias"])

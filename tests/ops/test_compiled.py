@@ -27,7 +27,7 @@ def fresh_compiler():
 @pytest.fixture
 def interpreter():
     if torch.cuda.is_available():
-        pytest.skip("the kernels are compiled where there is a GPU: tests/gpu/test_compiled.py")
+        pytest.skip("the kernels are compiled where there is a GPU: tests/gpu/test_compiled_on_gpu.py")
     pytest.importorskip("triton")
 
 

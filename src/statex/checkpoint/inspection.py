@@ -9,7 +9,7 @@ import torch
 from statex.checkpoint.config import describe
 from statex.errors import UserError
 from statex.expansion.config import ExpansionConfig, Initialization
-from statex.expansion.plan import plan_expansion
+from statex.expansion.plan import model_of, plan_expansion
 from statex.expansion.state import StateReport, state_report
 from statex.expansion.stored import stored_plan
 from statex.families import StateGeometry
@@ -60,6 +60,7 @@ def inspect(folder: str | os.PathLike) -> Inspection:
     """
     found = describe(folder)
     config, headers = found.config, found.headers
+    network = model_of(config)
     plan = stored_plan(config)
     num_parameters = sum(torch.Size(header.shape).numel() for header in headers.values())
     return Inspection(
@@ -71,13 +72,13 @@ def inspect(folder: str | os.PathLike) -> Inspection:
         expansion=", then ".join(f"{one.kind}, init {one.init}, factor {one.factor}" for one in plan.steps)
         if plan
         else None,
-        possible=[_possibility(config, init) for init in get_args(Initialization)],
+        possible=[_possibility(network, init) for init in get_args(Initialization)],
     )
 
 
-def _possibility(config: Any, init: Initialization) -> Possibility:
+def _possibility(network: Any, init: Initialization) -> Possibility:
     try:
-        plan = plan_expansion(config, ExpansionConfig(init=init))
+        plan = plan_expansion(network, ExpansionConfig(init=init))
     except UserError as error:
         return Possibility(init, str(error))
     first = plan.layers[0]

@@ -1,4 +1,4 @@
-"""The batches of a training stage: text, MQAR and passkey steps, mixed by weight.
+"""The batches of a training stage: steps of text, MQAR, passkeys and recall in words, mixed by weight.
 
 All of a step follows from the recipe, the run's seed and the step's number: its kind, its shape, every random draw, and
 through the number of text steps before it the sequences of text. So arms with the same data and seed see the same
@@ -8,13 +8,14 @@ batches, training resumes at any step at once, and the global batch does not dep
 import itertools
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from statex.data.forms import FORMS, FormBuilder, form_batch
 from statex.data.recall import PasskeyBuilder, mqar_batch, passkey_batch
 from statex.data.tokenizer import recall_vocabulary
 from statex.data.tokens import TextOrder, TokenFolder, check_text
@@ -25,8 +26,8 @@ from statex.settings import Data
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Kind = Literal["text", "mqar", "passkey"]
-KINDS: tuple[Kind, ...] = ("text", "mqar", "passkey")
+KINDS = ("text", "mqar", "passkey", *FORMS)
+"""What a step can be made of, each with its weight in `training.weights`."""
 STEPS_PER_DRAW = 1024  # kinds are drawn for so many steps at once: one by one, 20 000 steps would take a second
 KIND_STREAM, RECALL_STREAM = 0, 1  # random streams of a seed that must not meet
 
@@ -88,6 +89,12 @@ class TrainingBatches(IterableDataset):
                 remedy = f"give at least {self.passkey.min_length} or set weights.passkey to 0"
                 raise UserError("training.sequence_length", training.sequence_length, problem, remedy)
 
+        self.forms = {
+            name: FormBuilder(tokenizer, name, data.forms.num_questions) for name in FORMS if getattr(weights, name)
+        }
+        for length in self._form_lengths if self.forms else ():
+            self._check_form_length(length)
+
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
         own, workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
@@ -103,7 +110,7 @@ class TrainingBatches(IterableDataset):
             return self._text_rows(step, rows)
         return {name: tensor[rows].contiguous() for name, tensor in self._recall_step(step).items()}
 
-    def kind_of_step(self, step: int) -> Kind:
+    def kind_of_step(self, step: int) -> str:
         """What the batch of an optimizer step is made of."""
         block, index = divmod(step, STEPS_PER_DRAW)
         return KINDS[_kinds_of_block(self.training.weights, self.data.seed, block)[index]]
@@ -131,11 +138,15 @@ class TrainingBatches(IterableDataset):
     def _recall_step(self, step: int) -> dict[str, Tensor]:
         """The global batch of an mqar or passkey step."""
         generator = np.random.default_rng([self.data.seed, RECALL_STREAM, step])
-        if self.kind_of_step(step) == "mqar":
+        kind = self.kind_of_step(step)
+        if kind == "mqar":
             shapes = self.data.recall.shapes
             T, D = shapes[generator.integers(len(shapes))]
             N = self.training.tokens_per_step // T
             ids, labels = mqar_batch(generator, N, T, D, self.key_ids, self.value_ids)
+        elif kind in self.forms:
+            T = self._form_lengths[generator.integers(len(self._form_lengths))]
+            ids, labels = form_batch(generator, self.training.tokens_per_step // T, T, self.forms[kind])
         else:
             T = self.training.sequence_length
             ids, labels = passkey_batch(generator, self.training.tokens_per_step // T, T, self.passkey)
@@ -143,6 +154,22 @@ class TrainingBatches(IterableDataset):
         if self.data.reset_state_at_documents:
             batch["seq_idx"] = torch.zeros(ids.shape, dtype=torch.int32)
         return batch
+
+    @property
+    def _form_lengths(self) -> list[int]:
+        return self.data.forms.lengths or [self.training.sequence_length]
+
+    def _check_form_length(self, length: int) -> None:
+        """There must be room for each form's text, and a text for each micro-batch of each rank."""
+        field = "data.forms.lengths" if self.data.forms.lengths else "training.sequence_length"
+        if self.training.tokens_per_step // length < self.world_size * self.gradient_accumulation_steps:
+            problem = "tokens_per_step gives fewer texts than there are ranks and micro-batches"
+            raise UserError(field, length, problem, "use shorter texts or more tokens_per_step")
+        for builder in self.forms.values():
+            try:
+                builder.build(np.random.default_rng(0), length)
+            except UserError as error:
+                raise UserError(field, length, error.problem, error.remedy) from error
 
     def _check_shapes(self) -> None:
         """A step of every recall shape must have a sequence for each micro-batch of each rank."""

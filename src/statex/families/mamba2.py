@@ -38,7 +38,7 @@ class Mamba2Family(Mamba2TypeFamily):
     mixer_path = "backbone.layers.{}.mixer"
     norm_path = "backbone.layers.{}.norm"
     measured = (
-        "recall, text and cost ([CPU study](results/cpu-study-mamba2/report.md)), "
+        "recall, text and cost ([CPU study](results/cpu-study/report.md)), "
         "[generation](results/generation.md) and [kernels](results/kernels.md) on an H200"
     )
     blocks_compile = True

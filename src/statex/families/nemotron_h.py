@@ -3,10 +3,22 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from pydantic import model_validator
+
 from statex.families.fields import ConfigFields, PositiveFloat, Size
 from statex.families.mamba2_type import ChunkSize, Mamba2Names, Mamba2TypeFamily, Mamba2TypeFields
 
 MODELING = "transformers.models.nemotron_h.modeling_nemotron_h"
+EARLIER_NAMES = {
+    "mamba_n_groups": "n_groups",
+    "mamba_d_conv": "conv_kernel",
+    "mamba_expand": "expand",
+    "mamba_dt_min": "time_step_min",
+    "mamba_dt_max": "time_step_max",
+    "mamba_dt_init_floor": "time_step_floor",
+    "mamba_chunk_size": "chunk_size",
+}
+"""Under which names transformers takes some fields, too."""
 
 
 class NemotronHFields(Mamba2TypeFields):
@@ -19,6 +31,7 @@ class NemotronHFields(Mamba2TypeFields):
 
     num_hidden_layers: Any = None
     hybrid_override_pattern: str | None = None
+    mtp_hybrid_override_pattern: str | None = None
     mamba_num_heads: Size
     mamba_head_dim: Size
     ssm_state_size: Size
@@ -31,6 +44,11 @@ class NemotronHFields(Mamba2TypeFields):
     time_step_min: PositiveFloat
     time_step_max: PositiveFloat
     time_step_floor: PositiveFloat
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_their_present_names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return values | {new: values[old] for old, new in EARLIER_NAMES.items() if old in values}
 
 
 class NemotronHFamily(Mamba2TypeFamily):

@@ -33,6 +33,7 @@ SUITES: dict[str, SuiteEntry] = {
     "niah_multikey": SuiteEntry("Needle among other keys", "several keys", "long contexts"),
     "variable_tracking": SuiteEntry("Variable tracking", "variable tracking", "long contexts"),
     "symbol_icl": SuiteEntry("In-context learning of symbols", "symbol ICL", "icl"),
+    "recall_forms": SuiteEntry("Recall in words", "in words", "long contexts"),
     "cost": SuiteEntry("Cost", "cost", "cost"),
 }
 """Our suites in the order they are run; the code and the settings of each are `evaluation/suites/<name>.py`."""

@@ -153,9 +153,14 @@ def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | Stored
 
 
 class TimedLoader(DataLoader):
-    """Knows how many seconds were spent waiting for its batches."""
+    """Brings batches to a device, without waiting for it, and knows how many seconds were spent waiting for them.
 
-    waited = 0.0
+    On the device the Trainer counts their labels in no time; on a GPU's host that took a third of a small model's step.
+    """
+
+    def __init__(self, batches: Any, device: torch.device, workers: int):
+        super().__init__(batches, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
+        self.device, self.waited = device, 0.0
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
@@ -165,7 +170,7 @@ class TimedLoader(DataLoader):
             self.waited += time.perf_counter() - begun
             if batch is None:
                 return
-            yield batch
+            yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
 
 class StatexTrainer(Trainer):
@@ -222,9 +227,10 @@ class StatexTrainer(Trainer):
             start_step=self.start_step,
             tokens=self.tokens,
         )
-        on_cuda = self.args.device.type == "cuda"
-        workers = self.data.workers if self.data.workers is not None else WORKERS if on_cuda else 0
-        self.loader = TimedLoader(batches, batch_size=None, num_workers=workers, pin_memory=on_cuda)
+        device, workers = self.args.device, self.data.workers
+        if workers is None:
+            workers = WORKERS if device.type == "cuda" else 0
+        self.loader = TimedLoader(batches, device, workers)
         return self.loader
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:

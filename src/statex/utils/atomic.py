@@ -126,7 +126,8 @@ def name_full_disk(folder: Path) -> Iterator[None]:
         if isinstance(error, OSError) and number in NO_SPACE:
             reason = error.strerror or words
             if error.filename is not None and not Path(error.filename).absolute().is_relative_to(folder.absolute()):
-                where = Path(error.filename).parent
+                where = Path(error.filename)  # a folder already, where one such context is within another
+                where = where if where.is_dir() else where.parent
         raise OSError(errno.ENOSPC, reason, str(where)) from error
 
 

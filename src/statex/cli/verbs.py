@@ -1,16 +1,33 @@
-"""The command line: verbs to functions. The only place that parses arguments; each verb imports what it needs."""
+"""The verbs of the command line, a function each."""
 
-import errno
-import json
-import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
+from statex.cli.measuring import measure_folder
+from statex.cli.options import (
+    BatchSize,
+    DataFolder,
+    Json,
+    Limit,
+    ModelPath,
+    OfArms,
+    OfModels,
+    OfSeeds,
+    OutOfScores,
+    Override,
+    PromptLengths,
+    RecipePath,
+    Suites,
+    evaluation_overrides,
+    expansion_config,
+    model_name,
+    parse_numbers,
+)
+from statex.cli.output import complain, done, print_json, print_results, show_summary
 from statex.errors import UserError
 from statex.results.suites import SUITES
 
@@ -25,38 +42,6 @@ app = typer.Typer(
 
 data_app = typer.Typer(no_args_is_help=True, help="The text that models are trained on.")
 app.add_typer(data_app, name="data")
-
-Json = Annotated[bool, typer.Option("--json", help="Put the result, alone, on standard output as JSON.")]
-Override = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe; may be given several times."),
-]
-OfModels = Annotated[
-    list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model of the recipe; several times.")
-]
-OfArms = Annotated[
-    list[str] | None, typer.Option("--arm", metavar="NAME", help="Only this arm of the recipe; several times.")
-]
-OfSeeds = Annotated[
-    list[int] | None, typer.Option("--seed", metavar="SEED", help="Only this seed of the recipe; several times.")
-]
-Suites = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME", help="A suite, a group or a task of lm-eval; several times. Default: offline."),
-]
-OutOfScores = Annotated[Path | None, typer.Option(help="Folder of scores. Default: runs/eval/ and the model's name.")]
-Limit = Annotated[
-    int | None, typer.Option(help="Items of each task of lm-eval, and of each of its lengths. Default: all.")
-]
-PromptLengths = Annotated[
-    str | None, typer.Option(help="Tokens of prompts, for example 1024,4096, wherever lengths can be chosen.")
-]
-BatchSize = Annotated[int | None, typer.Option(help="Prompts that are read at once.")]
-DataFolder = Annotated[
-    Path | None, typer.Option(help="Folder of data sets that lm-eval's tasks read instead of the hub's.")
-]
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file; see the folder recipes/.")]
-ModelPath = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder, or a name on the Hugging Face hub.")]
 
 
 def show_version(wanted: bool) -> None:
@@ -420,173 +405,3 @@ def report(
         print_json({"html": str(html), "markdown": str(markdown)})
     else:
         print(f"{html}\n{markdown}")
-
-
-def measure_folder(model: str, sections: Any, folder: Path) -> Any:
-    """Load a model and measure it by the sections of a recipe; its results are merged into those in `folder`."""
-    import torch
-
-    from statex.checkpoint import load, load_tokenizer
-    from statex.evaluation import Request, measure_model
-    from statex.expansion.state import state_report
-    from statex.results import merge_results
-    from statex.run.progress import Display
-    from statex.utils.atomic import working_in
-    from statex.utils.environment import default_device
-
-    tokenizer = load_tokenizer(model)
-    dtype = sections.evaluation.dtype
-    network: Any = load(model, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
-    network = network.to(device=default_device()).eval()
-    identity = {
-        "model": model,
-        "state_bytes": state_report(network).total_bytes,
-        "dtype": str(network.dtype).removeprefix("torch."),
-    }
-    with working_in(folder, "output"), Display() as display:
-        request = Request(
-            sections.evaluation,
-            output=folder,
-            text=sections.evaluation.text or sections.data.text,
-            count_text=sections.data.text,
-            progress=lambda name, finished, total: display.update(Path(model).name, name, finished, total),
-            identity=identity,
-        )
-        measured = measure_model(network, tokenizer, request)
-        merge_results(folder / "results.jsonl", measured.results)
-    return measured
-
-
-def expansion_config(preset: str | None, fields: dict[str, Any]) -> Any:
-    """The expansion that the options of `expand` describe."""
-    from statex.expansion.config import PRESETS, ExpansionConfig
-
-    if preset is None:
-        return ExpansionConfig(**fields)
-    if preset not in PRESETS:
-        raise UserError("--preset", preset, "is unknown", f"known presets: {', '.join(PRESETS)}")
-    if fields:
-        raise UserError("--preset", preset, f"excludes {', '.join(fields)}", "give the preset or the options, not both")
-    return PRESETS[preset]
-
-
-def parse_numbers(option: str, text: str | None) -> list[int] | None:
-    """ "0,6,12,18" as [0, 6, 12, 18]."""
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(option, text, "is no list of numbers", "write for example 0,6,12,18") from None
-
-
-def evaluation_overrides(
-    limit: int | None, lengths: str | None, batch_size: int | None, data: Path | None = None
-) -> list[str]:
-    """The options of `eval` as changes of a recipe's keys; `lengths` go to every suite that has some."""
-    from statex.recipe import Evaluation
-
-    changes = []
-    if limit is not None:
-        changes.append(f"evaluation.harness.limit={limit}")
-    if batch_size is not None:
-        changes.append(f"evaluation.batch_size={batch_size}")
-    if data is not None:
-        changes.append(f"evaluation.harness.data={json.dumps(str(data), ensure_ascii=False)}")
-    if numbers := parse_numbers("--lengths", lengths):
-        with_lengths = [name for name, section in Evaluation() if hasattr(section, "lengths")]
-        changes += [f"evaluation.{name}.lengths={numbers}" for name in with_lengths]
-    return changes
-
-
-def model_name(model: str) -> str:
-    """A name for a model's scores: its folder's, with those above where a run gives all its models the same."""
-    parts = Path(model).resolve().parts
-    return "-".join(parts[-4:]) if parts[-1] in ("trained", "expanded") else parts[-1]
-
-
-def done(folder: Path, as_json: bool, message: str) -> None:
-    """Say where the result is; under torchrun once."""
-    from statex.run.launch import is_main_process
-
-    if is_main_process():
-        print_json({"folder": str(folder)}) if as_json else print(message)
-
-
-def show_summary(folder: Path) -> None:
-    """The verdict of a run and its arms in a table, on the terminal."""
-    from statex.reporting.terminal import summary
-
-    console = Console()
-    for part in summary(folder):
-        console.print(part, highlight=False)
-
-
-def print_results(measured: Any) -> None:
-    """Results as a table, and what was not run with the command that fetches what it lacks."""
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200  # a file or a pipe has no width of its own
-    table = Table("suite", "metric", "slice", "value", "95 % interval", "n", "note")
-    for row in measured.results:
-        where = ", ".join(f"{key} {value}" for key, value in row.slice.items())
-        interval = f"[{row.low:.4g}, {row.high:.4g}]" if row.low is not None and row.high is not None else ""
-        n = "" if row.n is None else str(row.n)
-        table.add_row(row.suite, row.metric, where, f"{row.value:.4g} {row.unit}", interval, n, row.note)
-    if measured.results:
-        console.print(table)
-    for one in measured.not_run:
-        text = f"not run: {one.task} ({one.reason})\n    {one.command}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def print_json(value: Any) -> None:
-    """A value as JSON on standard output."""
-    print(json.dumps(value, indent=2, default=str))
-
-
-INTERRUPTED = 130
-"""The status that typer exits with on an interrupt from the keyboard."""
-
-
-def main() -> NoReturn:
-    """Entry point: runs a verb and turns errors into exit status 1 (failure) or 2 (the user's mistake)."""
-    from statex.run.launch import is_main_process, stop_signals
-
-    status = 0
-    try:
-        try:
-            with stop_signals():
-                app(prog_name="statex")
-        except SystemExit as end:
-            if end.code == INTERRUPTED:
-                raise KeyboardInterrupt from None
-            raise
-    except KeyboardInterrupt:
-        if is_main_process():
-            complain("stopped; the same command resumes")
-        status = 1
-    except UserError as error:
-        complain(error)
-        status = 2
-    except OSError as error:
-        complain(no_space(error) if error.errno == errno.ENOSPC else error)
-        status = 1
-    except FloatingPointError as error:
-        complain(error)
-        status = 1
-    sys.exit(status)
-
-
-def no_space(error: OSError) -> str:
-    """What to do where the disk is full; the words of the error are added where they are not the usual ones."""
-    where = error.filename if error.filename is not None else "a folder that the error does not name"
-    words = f" ({error.strerror})" if error.strerror != os.strerror(errno.ENOSPC) else ""
-    return f"no space left in {where}; make room, the same command resumes{words}"
-
-
-def complain(error: object) -> None:
-    """Say on standard error what went wrong."""
-    Console(stderr=True).print(f"statex: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

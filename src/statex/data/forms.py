@@ -1,0 +1,246 @@
+"""Recall written in words: phone books, facts, needles in filler and copies, for training and for questions alike.
+
+A text of one of these forms states a number of things and then asks for some of them. Train on some forms and hold the
+others out (weight 0), and the suite `recall_forms` says whether recall carries over.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from statex.data.recall import FILLER, IGNORED
+from statex.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FIRST_NAMES = """
+Ada Alan Alice Amir Anna Boris Carla Chen Clara David Dora Edgar Elena Emil Erik Fatima Felix Greta Hana Hugo Ida Ivan
+Jana Jonas Karim Lars Laura Leo Lina Lucy Maria Marta Max Mina Nadia Nils Nora Olga Omar Oscar Paul Petra Rosa Ruth
+Sara Sofia Tariq Tom Vera Yuki
+"""
+LAST_NAMES = """
+Adler Baker Bauer Berg Bishop Blum Brook Carter Castro Clark Costa Cruz Dahl Diaz Duarte Engel Fischer Fox Garcia Gray
+Haas Hill Hoffman Ito Jensen Kaya Keller Klein Kovac Lang Lee Lopez Marsh Meyer Moore Moss Novak Olsen Park Pavlov
+Reed Rossi Sato Silva Stone Tanaka Vogel Walker Weber Wolf
+"""
+THINGS = """
+bicycle boat camera car chair clock coat cup door dress guitar hat house jacket kite lamp piano ring scarf tent
+umbrella violin wagon
+"""
+COLOURS = """
+amber azure beige black blue bronze brown copper crimson cyan golden gray green indigo ivory khaki lilac maroon olive
+orange pink purple red ruby scarlet silver teal turquoise violet white yellow
+"""
+WORDS = f"{THINGS} {COLOURS}"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that a text states.
+
+    Args:
+        statement: in the text.
+        question: behind it, up to the answer.
+        answer: what follows the question, with the space before it.
+    """
+
+    statement: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """How such a text is written.
+
+    Args:
+        draw: a fact, by a generator.
+        heading: what the text begins with.
+        num_facts: how many there are; None: as many as the length has room for.
+        has_filler: whether sentences that say nothing fill the room between them.
+    """
+
+    draw: Callable[[np.random.Generator], Fact]
+    heading: str = ""
+    num_facts: int | None = None
+    has_filler: bool = False
+
+
+def _digits(generator: np.random.Generator, count: int) -> str:
+    return str(generator.integers(10 ** (count - 1), 10**count))
+
+
+def _one_of(generator: np.random.Generator, words: str) -> str:
+    choices = _split(words)
+    return choices[generator.integers(len(choices))]
+
+
+@functools.cache
+def _split(words: str) -> list[str]:
+    return words.split()
+
+
+def _name(generator: np.random.Generator) -> str:
+    return f"{_one_of(generator, FIRST_NAMES)} {_one_of(generator, LAST_NAMES)}"
+
+
+def _phone_number(generator: np.random.Generator) -> Fact:
+    name, number = _name(generator), f"{_digits(generator, 3)}-{_digits(generator, 4)}"
+    return Fact(f"{name}: {number}\n", f"The number of {name} is", f" {number}")
+
+
+def _colour(generator: np.random.Generator) -> Fact:
+    name, thing, colour = _name(generator), _one_of(generator, THINGS), _one_of(generator, COLOURS)
+    return Fact(f"The {thing} of {name} is {colour}. ", f"What is the colour of {name}'s {thing}? It is", f" {colour}")
+
+
+def _magic_number(generator: np.random.Generator) -> Fact:
+    word, number = f"{_one_of(generator, COLOURS)} {_one_of(generator, THINGS)}", _digits(generator, 5)
+    statement = f"The magic number of the {word} is {number}. "
+    return Fact(statement, f"The magic number of the {word} is", f" {number}")
+
+
+def _code_words(generator: np.random.Generator) -> Fact:
+    words = " ".join(_one_of(generator, WORDS) for _ in range(8))
+    return Fact(f"The code words are {words}. ", "Once more, the code words are", f" {words}")
+
+
+FORMS: dict[str, Form] = {
+    "phone_book": Form(_phone_number, heading="Phone book\n"),
+    "facts": Form(_colour),
+    "needles": Form(_magic_number, num_facts=4, has_filler=True),
+    "copy_words": Form(_code_words, num_facts=1, has_filler=True),
+}
+"""Every form by its name, which is that of its weight in a recipe."""
+
+
+@dataclass(frozen=True)
+class FormItem:
+    """A text with its questions.
+
+    Args:
+        ids: (T,) its tokens, end-of-text tokens behind them.
+        question: (T,) the number of the question whose answer a token is of, -1 elsewhere.
+        num_facts: stated.
+    """
+
+    ids: np.ndarray
+    question: np.ndarray
+    num_facts: int
+
+
+class FormBuilder:
+    """Texts of one form.
+
+    Args:
+        tokenizer: a fast one; text is tokenised as a whole, and the tokens of answers are found by their place in it.
+        form: a name in FORMS.
+        num_questions: that a text asks, of facts drawn at random; fewer where it states fewer.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", form: str, num_questions: int):
+        if form not in FORMS:
+            raise UserError("form", form, "is unknown", f"use one of {', '.join(FORMS)}")
+        self.tokenizer, self.name, self.form, self.num_questions = tokenizer, form, FORMS[form], num_questions
+
+    def build(self, generator: np.random.Generator, length: int) -> FormItem:
+        """A text that nearly fills `length` tokens.
+
+        Raises:
+            UserError: the length has no room for one statement and its question.
+        """
+        most = self.form.num_facts
+        facts = self._distinct(generator, most if most is not None else 1 + length // 4)
+        seed = int(generator.integers(2**63))  # places and questions are drawn alike however much is tried
+        low, high = (0, 1 + length // 3) if self.form.has_filler else (1, len(facts))
+        least = self._written(facts, low, seed)
+        tokens = self._num_tokens(least)
+        if tokens > length:
+            problem = f"has no room for a text of the form {self.name}, which takes {tokens} tokens"
+            raise UserError("length", length, problem, "ask for longer texts, or leave the form out")
+        some = min(high, low + 8)
+        per_unit = max(1.0, (self._num_tokens(self._written(facts, some, seed)) - tokens) / max(1, some - low))
+        amount = min(high, low + int((length - tokens) / per_unit))
+        while True:
+            written = self._written(facts, amount, seed)
+            excess = self._num_tokens(written) - length
+            if excess <= 0 or amount == low:
+                return self._item(written, length)
+            amount = max(low, amount - max(1, int(excess / per_unit)))
+
+    def _num_tokens(self, written: "_Written") -> int:
+        return len(self.tokenizer(written.text, verbose=False)["input_ids"])
+
+    def _distinct(self, generator: np.random.Generator, count: int) -> list[Fact]:
+        """So many facts with different questions, or as many as a few more draws find."""
+        facts: dict[str, Fact] = {}
+        for _ in range(2 * count + 10):
+            fact = self.form.draw(generator)
+            facts.setdefault(fact.question, fact)
+            if len(facts) == count:
+                break
+        return list(facts.values())
+
+    def _written(self, facts: list[Fact], amount: int, seed: int) -> "_Written":
+        """The text with so many statements or, where there is filler, so many sentences of it between all of them."""
+        generator = np.random.default_rng(seed)
+        filler = amount if self.form.has_filler else 0
+        stated = facts if self.form.has_filler else facts[:amount]
+        places = sorted((generator.random(len(stated)) * (filler + 1)).astype(int).tolist())
+        text, at = self.form.heading, 0
+        for fact, place in zip(stated, places, strict=True):
+            text += _filler(at, place) + fact.statement
+            at = place
+        text += _filler(at, filler)
+        spans = []
+        for number in generator.permutation(len(stated))[: self.num_questions]:
+            text = f"{text.rstrip()}\n{stated[number].question}"
+            spans.append((len(text), len(text) + len(stated[number].answer)))
+            text += f"{stated[number].answer}."
+        return _Written(text, spans, len(stated))
+
+    def _item(self, written: "_Written", length: int) -> FormItem:
+        encoded = self.tokenizer(written.text, return_offsets_mapping=True, verbose=False)
+        ids = encoded["input_ids"]
+        firsts, lasts = np.array(encoded["offset_mapping"]).T
+        question = np.full(length, -1)
+        for number, (begin, end) in enumerate(written.spans):
+            question[: len(ids)][(firsts < end) & (lasts > begin) & (lasts > firsts)] = number
+        rest = [self.tokenizer.eos_token_id] * (length - len(ids))
+        return FormItem(np.array([*ids, *rest], dtype=np.int64), question, written.num_facts)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A text, where in it the answers stand (from a character to another), and how many facts it states."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    num_facts: int
+
+
+def _filler(first: int, end: int) -> str:
+    return "".join(f"{FILLER[i % len(FILLER)]} " for i in range(first, end))
+
+
+def form_batch(
+    generator: np.random.Generator, num_sequences: int, length: int, builder: FormBuilder
+) -> tuple[Tensor, Tensor]:
+    """Texts of a form, for training; only answers have labels.
+
+    Returns:
+        input_ids and labels, (num_sequences, length) int64, labels -100 outside the answers and not shifted.
+
+    Raises:
+        UserError: the length has no room for one statement and its question.
+    """
+    items = [builder.build(generator, length) for _ in range(num_sequences)]
+    ids = np.stack([item.ids for item in items])
+    labels = np.where(np.stack([item.question for item in items]) >= 0, ids, IGNORED)
+    return torch.from_numpy(ids), torch.from_numpy(labels)
