@@ -25,7 +25,7 @@ from statex.results.statistics import student_quantile
 def measured(name: str, device: torch.device, draws: int, seed: int) -> list[dict[str, Any]]:
     """A record for each strength of decay and tensor."""
     case = CASES[name]
-    found = peer(case.op)
+    found = peer(case.op, case.key_dim)
     records = []
     for decay, strength in DECAYS.items():
         torch.manual_seed(seed)

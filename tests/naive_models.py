@@ -135,6 +135,10 @@ def naive_logits(model, ids, states):
     config, tensors = model.config.to_dict(), model.state_dict()
     if config["model_type"] == "statex_gla":
         return gla_logits(tensors, config, ids, states)
+    if {"linear_key_head_dim", "linear_head_dim"} & set(config):
+        from delta_models import delta_logits
+
+        return delta_logits(model, ids, states)
     norm = model.backbone.layers[0].mixer.norm  # older transformers norm all channels together
     group_size = getattr(norm, "group_size", norm.weight.shape[0])
     return mamba2_logits(tensors, config, ids, states, group_size)

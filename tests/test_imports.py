@@ -24,7 +24,7 @@ ALLOWED = {  # besides "errors" and "utils", which all but the first and "ops" m
     "families": {"ops"},
     "expansion": {"families"},
     "models": {"expansion", "families", "ops"},
-    "checkpoint": {"expansion", "families", "models", "reporting.model_card"},
+    "checkpoint": {"expansion", "families", "models"},
     "results": set(),
     "settings": set(),
     "recipe": {"settings", "expansion.config", "results", "evaluation.suites"},

@@ -11,6 +11,7 @@ import pytest
 def test_a_case_of_our_own_model(what, case, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # generating code takes a minute; tests/training compiles
     command = [sys.executable, "-m", "statex", "bench", what, "--case", case, "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

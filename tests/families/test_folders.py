@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoConfig
 from typer.testing import CliRunner
 
+import delta_models
 import statex
 from common import MAKERS, logits, make_hybrid, recurrent_layers, tokens
 from statex.cli import app
@@ -17,6 +19,9 @@ from statex.expansion.plan import plan_expansion
 from statex.families import NOT_EXPANDABLE, family_of
 from statex.families.document import families_page
 from test_readme import ROOT
+
+LINEAR, FULL = "linear_attention", "full_attention"
+FIVE_LAYERS = [LINEAR, FULL, LINEAR, LINEAR, FULL]
 
 
 @pytest.fixture
@@ -114,3 +119,21 @@ def test_a_nemotron_h_of_nvidia_s_form_is_described(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"hybrid_override_pattern": "MMM*"}))
     with pytest.raises(statex.UserError, match=r"num_hidden_layers = 4: the weights have 3 layers"):
         statex.inspect(tmp_path)
+
+
+@pytest.mark.parametrize("family", delta_models.MODELS)
+def test_a_folder_of_each_with_the_gated_delta_rule(family, tmp_path, call, monkeypatch):
+    maker = partial(delta_models.make_delta, family), {"": {"num_hidden_layers": 5, "layer_types": FIVE_LAYERS}}
+    monkeypatch.setitem(MAKERS, family, maker)
+    test_a_folder_of_each(family, tmp_path, call)
+
+
+def test_a_folder_of_kimi_linear(tmp_path, call):
+    delta_models.make_delta("kimi_linear").save_pretrained(tmp_path / "model")
+    found = json.loads(call("inspect", tmp_path / "model", "--json"))
+    assert [each["init"] for each in found["possible"] if each["problem"] is None] == ["reinit"]
+    call("expand", tmp_path / "model", tmp_path / "out", "--layers", 1, "--factor", 2)
+    expanded = statex.load(tmp_path / "out").eval()
+    ids = tokens(length=41)
+    assert Reader(expanded, piece=16).next_token_nll(ids).isfinite().all()
+    assert statex.state_report(expanded).layers[1].key_dim == 16

@@ -14,7 +14,7 @@ import statex
 from common import HYBRIDS, MAMBA2, distance, logits, make_hybrid, make_mamba2, tokens
 from statex.errors import UserError
 from statex.models.caches import cache_argument, cache_of
-from statex.models.dispatch import REPLACEMENTS, mamba2_modules, norm_forward
+from statex.models.dispatch import RECURRENCES, REPLACEMENTS, norm_forward, replaced_modules
 from statex.models.factory import StatexMamba2Mixer
 
 OURS = REPLACEMENTS | {"MambaRMSNormGated": norm_forward, "Mamba2RMSNorm": norm_forward}
@@ -135,24 +135,29 @@ def test_an_activation_that_our_convolution_lacks_is_refused():
 
 def test_it_knows_every_model_of_transformers_that_has_these_functions():
     folder = Path(transformers.__file__).parent / "models"
+    functions = {"mamba2": b"\ndef mamba2_chunk_scan(", "gated_delta": b"\ndef torch_chunk_gated_delta_rule("}
+    functions["kimi_delta"] = b"\ndef chunk_kimi_delta_attention("
     found = {
-        f"transformers.models.{file.parent.name}.{file.stem}"
+        f"transformers.models.{file.parent.name}.{file.stem}": recurrence
         for file in folder.glob("*/modeling_*.py")
-        if b"\ndef mamba2_chunk_scan(" in file.read_bytes()
+        for recurrence, function in functions.items()
+        if function in file.read_bytes()
     }
-    assert found == set(mamba2_modules())
+    assert found == {path: recurrence for path, (recurrence, _) in replaced_modules().items()}
 
 
-@pytest.mark.parametrize("path", mamba2_modules())
+@pytest.mark.parametrize("path", replaced_modules())
 def test_a_module_that_is_loaded_within_it_is_on_our_ops(path, monkeypatch):
+    recurrence, norms = replaced_modules()[path]
+    ours, *_ = RECURRENCES[recurrence]
     monkeypatch.delitem(sys.modules, path, raising=False)
     with statex.statex_ops():
         module = import_module(path)
-        assert {name: getattr(module, name) for name in REPLACEMENTS} == REPLACEMENTS
-        norms = [name for name in vars(module) if name.endswith("RMSNormGated")]
-        assert norms
-        assert all(getattr(module, name).forward is norm_forward for name in norms)
-    assert not any(getattr(module, name) is function for name, function in REPLACEMENTS.items())
+        assert {name: getattr(module, name) for name in ours} == ours
+        found = [name for name in vars(module) if name.endswith("RMSNormGated")]
+        assert found
+        assert all(getattr(module, name).forward is RECURRENCES[recurrence].norm_forward for name in found if norms)
+    assert not any(getattr(module, name) is function for name, function in ours.items())
 
 
 @pytest.mark.parametrize("name", ["mamba2_chunk_scan", "causal_conv1d_update", "MambaRMSNormGated", "Mamba2RMSNorm"])

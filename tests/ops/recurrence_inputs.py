@@ -31,6 +31,22 @@ def gla_inputs(num_tokens: int, decay: str = "typical", batch: int = 2, heads: i
     return {name: x.float().double() for name, x in inputs.items()}
 
 
+def delta_inputs(num_tokens, decay="typical", batch=2, heads=3, key_dim=8, value_dim=5, *, channels=False, most=1.0):
+    """q, k, v, log_decay (one a head, or one a channel), beta from 0 to `most`, and an initial state."""
+    torch.manual_seed(0)
+    shape = (batch, num_tokens, heads)
+    q, k = (F.normalize(torch.randn(*shape, key_dim), dim=-1) for _ in range(2))
+    inputs = {"q": q, "k": k, "v": torch.randn(*shape, value_dim)}
+    inputs["log_decay"] = log_decay(decay, (*shape, key_dim) if channels else shape)
+    inputs |= {"beta": most * torch.rand(shape), "initial_state": torch.randn(batch, heads, key_dim, value_dim)}
+    return {name: x.float().double() for name, x in inputs.items()}
+
+
+def kda_inputs(num_tokens, decay="typical", batch=2, heads=3, key_dim=8, value_dim=5):
+    """Those of the gated delta rule with a decay for each channel, and half of its eigenvalues negative."""
+    return delta_inputs(num_tokens, decay, batch, heads, key_dim, value_dim, channels=True, most=2.0)
+
+
 def ssd_inputs(num_tokens, decay="typical", batch=2, heads=4, groups=2, head_dim=6, state_size=8):
     """x, dt, A, B, C, D and an initial state, exact in fp32 but held in fp64."""
     torch.manual_seed(0)

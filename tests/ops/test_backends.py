@@ -7,9 +7,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from recurrence_inputs import gla_inputs, ssd_inputs
+from recurrence_inputs import delta_inputs, gla_inputs, kda_inputs, ssd_inputs
 
-from statex.ops import backends, gla, gla_step, ssd, ssd_step, use_backend
+from statex.ops import backends, gated_delta, gated_delta_step, gla, gla_step, ssd, ssd_step, use_backend
+from statex.ops.gated_delta import chunk_gated_delta, step_gated_delta
 from statex.ops.gla import chunk_gla, step_gla
 from statex.ops.ssd import chunk_ssd, step_ssd
 
@@ -52,6 +53,15 @@ def test_public_functions_are_the_chunked_and_the_step_versions():
     assert torch.equal(got, step_ssd(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], states[1], D=D))
     assert torch.equal(*states)
 
+    for make_inputs in (delta_inputs, kda_inputs):
+        inputs = make_inputs(30)
+        assert torch.equal(gated_delta(**inputs)[0], chunk_gated_delta(**inputs)[0])
+        *tokens, state = inputs.values()
+        tokens, states = [x[:, 0] for x in tokens], (state.clone(), state.clone())
+        got = gated_delta_step(*tokens, states[0], scale=0.5)
+        assert torch.equal(got, step_gated_delta(*tokens, states[1], scale=0.5))
+        assert torch.equal(*states)
+
 
 GLA_MISTAKES = {
     "q": torch.zeros(2, 30, 3),
@@ -60,6 +70,7 @@ GLA_MISTAKES = {
     "log_decay": torch.zeros(2, 30, 3, 1),
     "initial_state": torch.zeros(2, 3, 5, 8),
 }
+DELTA_MISTAKES = GLA_MISTAKES | {"beta": torch.zeros(2, 30, 3, 8), "log_decay": torch.zeros(2, 30, 3, 5)}
 SSD_MISTAKES = {
     "x": torch.zeros(2, 0, 4, 6),
     "dt": torch.zeros(2, 30, 4, 1),
@@ -75,6 +86,23 @@ SSD_MISTAKES = {
 def test_gla_names_the_argument_of_a_wrong_shape(name):
     with pytest.raises(ValueError, match=rf"^{name} has shape .*expected"):
         gla(**gla_inputs(30) | {name: GLA_MISTAKES[name]})
+
+
+@pytest.mark.parametrize("name", DELTA_MISTAKES)
+def test_gated_delta_names_the_argument_of_a_wrong_shape(name):
+    for make_inputs in (delta_inputs, kda_inputs):
+        with pytest.raises(ValueError, match=rf"^{name} has shape .*expected"):
+            gated_delta(**make_inputs(30) | {name: DELTA_MISTAKES[name]})
+
+
+@pytest.mark.parametrize("name", ["k", "log_decay", "v", "beta", "state"])
+def test_gated_delta_step_names_the_argument_of_a_wrong_shape(name):
+    for make_inputs in (delta_inputs, kda_inputs):
+        *tokens, state = make_inputs(1).values()
+        inputs = dict(zip(("q", "k", "v", "log_decay", "beta"), (x[:, 0] for x in tokens), strict=True))
+        inputs["state"] = state
+        with pytest.raises(ValueError, match=rf"^{name} has shape .*expected"):
+            gated_delta_step(**inputs | {name: inputs[name][:, :2]})
 
 
 @pytest.mark.parametrize("name", SSD_MISTAKES)

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from recurrence_inputs import assert_close, gla_inputs, output_state_gradients, ssd_inputs
+from recurrence_inputs import assert_close, delta_inputs, gla_inputs, kda_inputs, output_state_gradients, ssd_inputs
 
 from layer_inputs import convolution_inputs, norm_inputs, output_and_gradients
-from statex.ops import gla, ssd
+from statex.ops import gated_delta, gla, ssd
 
 OPS = {"gla": (gla, gla_inputs), "ssd": (ssd, ssd_inputs)}
+OPS |= {"gated_delta": (gated_delta, delta_inputs), "kda": (gated_delta, kda_inputs)}
 SMALL = {"gla": {"heads": 1, "key_dim": 16, "value_dim": 16}, "ssd": {"heads": 2, "head_dim": 16, "state_size": 16}}
+SMALL |= dict.fromkeys(("gated_delta", "kda"), SMALL["gla"])
 BORDERS = [0, 30, 30, 70]
 SHAPES_ALONE = ("test_schema", "test_autograd_registration", "test_faketensor")
 # not the values: what a kernel leaves for the backward pass may hold places that nobody writes or reads
@@ -118,24 +120,25 @@ def in_order(inputs):
 def test_the_operators_of_the_chunked_recurrences_are_sound(is_packed):
     for op, (_, make_inputs) in OPS.items():
         inputs, options = packed(make_inputs) if is_packed else (make_inputs(70), {})
-        others = (0.5, True) if op == "gla" else (True,)
-        operator = getattr(torch.ops.statex, f"chunk_{op}").default
+        others = (True,) if op == "ssd" else (0.5, True)
+        operator = getattr(torch.ops.statex, f"chunk_{op}".replace("kda", "gated_delta")).default
         torch.library.opcheck(operator, (*in_order(inputs), options.get("cu_seqlens"), *others))
 
 
 @pytest.mark.parametrize("is_packed", [False, True], ids=["rows", "segments"])
 @pytest.mark.parametrize("op", OPS)
 def test_kernels_of_a_recurrence(op, is_packed, interpreter):
+    from statex.ops.gated_delta.triton import triton_gated_delta
     from statex.ops.gla.triton import triton_gla
     from statex.ops.ssd.triton import triton_ssd
 
-    function, make_inputs = {"gla": triton_gla, "ssd": triton_ssd}[op], OPS[op][1]
+    function, make_inputs = {"gla": triton_gla, "ssd": triton_ssd}.get(op, triton_gated_delta), OPS[op][1]
     inputs, options = packed(make_inputs, **SMALL[op]) if is_packed else (make_inputs(65, batch=1, **SMALL[op]), {})
     wanted = output_state_gradients(function, inputs, torch.float32, **options)
     found = output_state_gradients(compiled(function, dynamic=True), inputs, torch.float32, **options)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    others = (0.5, True, True) if op == "gla" else (True,)
-    operator = getattr(torch.ops.statex, op).default
+    others = {"gla": (0.5, True, True), "ssd": (True,)}.get(op, (0.5, True))
+    operator = getattr(torch.ops.statex, op if op in ("gla", "ssd") else "walked_gated_delta").default
     given = (*in_order(inputs), options.get("cu_seqlens"), *others)
     torch.library.opcheck(operator, given, test_utils=SHAPES_ALONE)
 
@@ -184,5 +187,6 @@ def test_without_gradients_the_compiler_fuses_the_layer_ops(monkeypatch):
     with_gradients = {op for op in backends.TRITON if backends._choose(op, "auto", x) == "kernel"}
     with torch.no_grad():
         without = {op for op in backends.TRITON if backends._choose(op, "auto", x) == "kernel"}
-    assert without == {"gla", "ssd", "gla_step", "ssd_step"}
+    recurrences = {"gated_delta", "gla", "ssd"}
+    assert without == recurrences | {f"{name}_step" for name in recurrences}
     assert with_gradients == without | {"short_convolution", "gated_rms_norm"}

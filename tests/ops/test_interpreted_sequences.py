@@ -5,8 +5,9 @@ What the interpreter does not show: bf16, and what compiling makes of the kernel
 
 import pytest
 import torch
-from recurrence_inputs import assert_close, gla_inputs, output_state_gradients, ssd_inputs
+from recurrence_inputs import assert_close, delta_inputs, gla_inputs, kda_inputs, output_state_gradients, ssd_inputs
 
+from statex.ops.gated_delta import chunk_gated_delta
 from statex.ops.gla import chunk_gla
 from statex.ops.ssd import chunk_ssd
 
@@ -68,6 +69,44 @@ def test_ssd(decay, borders):
     tokens, batch = (borders[-1], 1) if borders else (130, 2)
     inputs = ssd_inputs(tokens, decay, batch, heads=4, groups=2, head_dim=20, state_size=24)
     assert_same(triton_ssd, chunk_ssd, inputs, borders, TINY if decay == "strong" else frozenset())
+
+
+@pytest.mark.parametrize("make_inputs", [delta_inputs, kda_inputs])
+@pytest.mark.parametrize(("decay", "borders"), [("weak", None), ("strong", None), ("typical", [0, 1, 70, 70, 90])])
+def test_gated_delta(make_inputs, decay, borders):
+    from statex.ops.gated_delta.triton import triton_gated_delta
+
+    inputs = make_inputs(90, decay, batch=1, heads=2, key_dim=20, value_dim=24)
+    assert_same(triton_gated_delta, chunk_gated_delta, inputs, borders)
+
+
+@pytest.mark.parametrize(("tokens", "dims"), [(5, (8, 8)), (64, (128, 40)), (70, (512, 16)), (65, (1024, 8))], ids=str)
+def test_gated_delta_at_every_key_dimension(tokens, dims):
+    from statex.ops.gated_delta.triton import triton_gated_delta
+
+    inputs = delta_inputs(tokens, "tokens", 1, heads=1, key_dim=dims[0], value_dim=dims[1])
+    assert_same(triton_gated_delta, chunk_gated_delta, inputs, None)
+
+
+@pytest.mark.parametrize("heads_at_once", [1, 2])
+def test_gated_delta_of_some_heads_at_a_time(heads_at_once, monkeypatch):
+    from statex.ops.gated_delta import triton
+
+    inputs = delta_inputs(40, "typical", 2, heads=3)
+    split = [slice(start, min(start + heads_at_once, 3)) for start in range(0, 3, heads_at_once)]
+    monkeypatch.setattr(triton, "_groups", lambda *_: split)
+    assert_same(triton.triton_gated_delta, chunk_gated_delta, inputs, None)
+
+
+def test_heads_are_taken_as_many_at_a_time_as_memory_allows():
+    from statex.ops.gated_delta.triton import _groups
+
+    few, many = (torch.empty(1, num_tokens, 32, 128, device="meta") for num_tokens in (1024, 65536))
+    assert _groups(few, few, few[..., 0]) == [slice(0, 32)]
+    for log_decay, least, most in ((many[..., 0], 2, 6), (many, 6, 32)):
+        groups = _groups(many, many, log_decay)
+        assert [i for group in groups for i in range(32)[group]] == list(range(32))
+        assert least <= len(groups) <= most
 
 
 @pytest.mark.parametrize(("tokens", "batch", "borders"), [(150, 1, None), (128, 2, None), (384, 1, [0, 0, 128, 384])])

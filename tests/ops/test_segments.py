@@ -4,12 +4,23 @@ from itertools import pairwise
 
 import pytest
 import torch
-from recurrence_inputs import assert_close, distance, gla_inputs, output_state_gradients, ssd_inputs
+from recurrence_inputs import (
+    assert_close,
+    delta_inputs,
+    distance,
+    gla_inputs,
+    kda_inputs,
+    output_state_gradients,
+    ssd_inputs,
+)
 
+from statex.ops.gated_delta import chunk_gated_delta, naive_gated_delta
 from statex.ops.gla import chunk_gla, naive_gla
 from statex.ops.ssd import chunk_ssd, naive_ssd
 
 CASES = {
+    "gated_delta": (delta_inputs, naive_gated_delta, chunk_gated_delta),
+    "kda": (kda_inputs, naive_gated_delta, chunk_gated_delta),
     "gla": (gla_inputs, naive_gla, chunk_gla),
     "ssd": (ssd_inputs, naive_ssd, chunk_ssd),
 }

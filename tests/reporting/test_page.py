@@ -335,7 +335,7 @@ import json, sys, types
 package = types.ModuleType("statex")
 package.__path__ = [{str(Path(statex.__file__).parent)!r}]
 sys.modules["statex"] = package
-import statex.reporting.model_card, statex.reporting.page
+import statex.reporting.page
 print(json.dumps(list(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,6 +1,7 @@
 """What `statex bench ops` measures: each case and sweep is declared here, with the least time it can take.
 
-Shape letters: B batch, T tokens, H heads, G groups, K key dim, V value dim (gla); P head dim, N state size (ssd).
+Shape letters: B batch, T tokens, H heads, G groups, K key dim, V value dim (gla, gated_delta); P head dim, N state
+size (ssd).
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from statex import ops
+from statex.ops.gated_delta import chunk_gated_delta, naive_gated_delta, step_gated_delta
 from statex.ops.gla import chunk_gla, naive_gla, step_gla
 from statex.ops.ssd import chunk_ssd, naive_ssd, step_ssd
 
@@ -20,7 +22,7 @@ class Case:
     """A recurrence at one shape.
 
     Args:
-        op: "gla", "ssd", "gla_step" or "ssd_step".
+        op: "gla", "ssd" or "gated_delta", or one of these with "_step".
         heads, key_dim, value_dim: the state is [heads, key_dim, value_dim]; for ssd these are H, N and P.
         tokens: T; 1 for a step.
     """
@@ -42,8 +44,9 @@ class Case:
         return self.op.endswith("_step")
 
     def flops(self, backward: bool) -> float:
-        """Of the products with the state alone: two forward, five more backward."""
-        return 2 * self.state_size * self.tokens * self.batch * (7 if backward else 2)
+        """Of the products with the state alone: two forward, five more backward; of the delta rule three and six."""
+        products = (9 if backward else 3) if self.op.startswith("gated_delta") else (7 if backward else 2)
+        return 2 * self.state_size * self.tokens * self.batch * products
 
     def moved_bytes(self, backward: bool) -> float:
         """Least traffic: inputs read and outputs written once (twice that and more with the gradients), states in
@@ -74,6 +77,8 @@ CASES = _by_name(
     Case("gla-16x128x128", "gla", 16, 128, 128),
     Case("ssd-64x64-n512", "ssd", 64, 512, 64),
     Case("ssd-64x64-n128", "ssd", 64, 128, 64),
+    Case("delta-32x128x128", "gated_delta", 32, 128, 128),
+    Case("delta-32x512x128", "gated_delta", 32, 512, 128),
     Case("gla-step-b32", "gla_step", 1, 1024, 2048, tokens=1, batch=32),
     Case("gla-step-b1", "gla_step", 1, 1024, 2048, tokens=1),
     Case("ssd-step-b32", "ssd_step", 64, 512, 64, tokens=1, batch=32),
@@ -94,6 +99,9 @@ SWEEPS = {
 }
 
 ROTATED_BYTES = 256 << 20  # of states between two uses of the same one: 5 times an H200's L2
+STEPS: dict[str, Callable[..., object]] = {
+    "gla_step": step_gla, "ssd_step": step_ssd, "gated_delta_step": step_gated_delta,
+}  # fmt: skip
 DECAYS = {"weak": 0.001, "usual": 0.1, "middle": 1.0, "strong": 20.0}  # largest decay of a token, in nats
 
 
@@ -108,6 +116,11 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device | str, deca
     if case.op.startswith("gla"):
         inputs = {"q": normal(B, *time, H, K), "k": normal(B, *time, H, K), "v": normal(B, *time, H, V)}
         inputs["log_decay"] = -decay * torch.rand(B, *time, H, K, device=device)
+        state = (B, H, K, V)
+    elif case.op.startswith("gated_delta"):
+        inputs = {name: F.normalize(normal(B, *time, H, K).float(), dim=-1).to(dtype) for name in ("q", "k")}
+        inputs |= {"v": normal(B, *time, H, V), "log_decay": -decay * torch.rand(B, *time, H, device=device)}
+        inputs["beta"] = torch.rand(B, *time, H, device=device)
         state = (B, H, K, V)
     else:
         inputs = {"x": normal(B, *time, H, V), "dt": torch.rand(B, *time, H, device=device)}
@@ -133,9 +146,9 @@ def ours(case: Case) -> Callable[..., object]:
 
 def exact(case: Case) -> Callable[..., object]:
     """The recurrence to compare with in fp64; itself tested against the one-token-at-a-time definition."""
-    return {"gla": chunk_gla, "ssd": chunk_ssd, "gla_step": step_gla, "ssd_step": step_ssd}[case.op]
+    return (STEPS | {"gla": chunk_gla, "ssd": chunk_ssd, "gated_delta": chunk_gated_delta})[case.op]
 
 
 def plain(case: Case) -> Callable[..., object]:
     """The definition in plain PyTorch: the only peer where no other library runs."""
-    return {"gla": naive_gla, "ssd": naive_ssd, "gla_step": step_gla, "ssd_step": step_ssd}[case.op]
+    return (STEPS | {"gla": naive_gla, "ssd": naive_ssd, "gated_delta": naive_gated_delta})[case.op]

@@ -77,7 +77,7 @@ def _run_case(case: Case, device: torch.device, repetitions: int, peers: bool) -
     dtype = torch.bfloat16 if on_cuda else torch.float32
     if not on_cuda:
         case = case.reduced(case.tokens // CPU_TOKENS_FACTOR, CPU_FACTOR)
-    found = peer(case.op) if on_cuda and peers else None
+    found = peer(case.op, case.key_dim) if on_cuda and peers else None
     if found is None and not on_cuda and not case.is_step:
         found = ("naive", plain(case))
     first_call = _first_call(ours(case), case, dtype, device)

@@ -19,8 +19,11 @@ from statex.utils.environment import package_version
 MAMBA_CHUNK = 256  # tokens; what mamba_ssm's own models use
 
 
-def peer(op: str) -> tuple[str, Callable[..., object]] | None:
-    """Name and function of the other library's version of `op`, called as ours; None where it is not installed."""
+def peer(op: str, key_dim: int) -> tuple[str, Callable[..., object]] | None:
+    """Name and function of the other library's version of `op`, called as ours; None where it is not installed, or has
+    no such key dimension."""
+    if op not in PEERS or key_dim > MOST_KEYS.get(op, key_dim):
+        return None
     try:
         return PEERS[op]()
     except ImportError:
@@ -43,6 +46,15 @@ def _fla_gla_step() -> tuple[str, Callable[..., object]]:
         step = (x.unsqueeze(1) for x in (q, k, v, log_decay))
         output, new_state = recurrent(*step, initial_state=state, output_final_state=True)
         return output[:, 0], new_state  # it cannot work in place, and a copy would be timed against it
+
+    return f"fla {package_version('fla-core')}", run
+
+
+def _fla_gated_delta() -> tuple[str, Callable[..., object]]:
+    chunk = importlib.import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
+
+    def run(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, **options):
+        return chunk(q, k, v, log_decay, beta.to(v.dtype), **options)
 
     return f"fla {package_version('fla-core')}", run
 
@@ -91,4 +103,9 @@ def _without_extensions(package: str) -> None:
     sys.modules[package] = module
 
 
-PEERS = {"gla": _fla_gla, "gla_step": _fla_gla_step, "ssd": _mamba_ssd, "ssd_step": _mamba_ssd_step}
+PEERS = {
+    "gla": _fla_gla, "gla_step": _fla_gla_step, "gated_delta": _fla_gated_delta, "ssd": _mamba_ssd,
+    "ssd_step": _mamba_ssd_step,
+}  # fmt: skip
+MOST_KEYS = {"gated_delta": 256}
+"""The largest key dimension that a peer has."""

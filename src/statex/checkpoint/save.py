@@ -87,7 +87,7 @@ def write_card(folder: Path, model: PreTrainedModel, base: str | None, training:
         base: name of the checkpoint it was made from (`base_name`), None for a model made from scratch.
         training: settings of its training, None where it was not trained.
     """
-    from statex.reporting.model_card import model_card
+    from statex.checkpoint.model_card import model_card
 
     plan = stored_plan(model.config)
     done = [] if plan is None else ["state expanded" if plan.kind == "expand" else "re-initialised"]

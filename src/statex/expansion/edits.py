@@ -66,16 +66,17 @@ def _sizes(segments: Any) -> tuple[list[int], list[int]]:
 
 
 def _rows_in_words(rows: TensorRows) -> str:
+    new_rows: dict[tuple[str, str], int] = {}  # of blocks that lie apart, such as one head's each, together
     parts = []
     for segment in rows.segments:
         if segment.after > segment.before:
-            new = segment.num_blocks * (segment.after - segment.before)
             noise = f" with {segment.noise:.0%} noise" if segment.noise else ""
             scale = f", all times {segment.scale:.3g}" if segment.scale != 1.0 else ""
-            parts.append(f"{segment.name}: {new} new rows, {segment.fill}{noise}{scale}")
+            kind = segment.name, f"{segment.fill}{noise}{scale}"
+            new_rows[kind] = new_rows.get(kind, 0) + segment.num_blocks * (segment.after - segment.before)
         elif segment.order is not None:
             parts.append(f"{segment.name}: heads in the order {list(segment.order)}")
-    return "; ".join(parts)
+    return "; ".join([*(f"{name}: {count} new rows, {how}" for (name, how), count in new_rows.items()), *parts])
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,13 @@ from statex.families.falcon_mamba import FalconMambaFamily
 from statex.families.gla import GLAFamily
 from statex.families.granitemoehybrid import GraniteMoeHybridFamily
 from statex.families.jamba import JambaFamily
+from statex.families.kimi_linear import KimiLinearFamily
 from statex.families.mamba import MambaFamily
 from statex.families.mamba2 import Mamba2Family
 from statex.families.nemotron_h import NemotronHFamily
+from statex.families.olmo_hybrid import OlmoHybridFamily
+from statex.families.qwen3_5 import Qwen35Family
+from statex.families.qwen3_next import Qwen3NextFamily
 from statex.families.zamba2 import Zamba2Family
 
 FAMILIES: dict[str, Family] = {
@@ -25,6 +29,10 @@ FAMILIES: dict[str, Family] = {
         Zamba2Family(),
         NemotronHFamily(),
         FalconH1Family(),
+        Qwen3NextFamily(),
+        Qwen35Family(),
+        OlmoHybridFamily(),
+        KimiLinearFamily(),
         MambaFamily(),
         FalconMambaFamily(),
         JambaFamily(),

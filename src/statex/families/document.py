@@ -58,12 +58,15 @@ def _refused(family: Family) -> list[tuple[str, str]]:
     """The initialisations that the family has not, of a model as its configuration's defaults make it, and why not."""
     module, _, name = family.config_class.rpartition(".")
     config: Any = getattr(import_module(module), name)()
-    before = family.geometry(config)
-    try:
-        family.preserving_rows(config, before, family.expanded_geometry(config, before, 4, "preserve"), None)
-    except UserError as error:
-        return [("preserve", error.problem)]
-    return []
+    before, problems = family.geometry(config), []
+    for init in ("inherit", "preserve"):
+        try:
+            after = family.expanded_geometry(config, before, 4, init)
+            if init == "preserve":
+                family.preserving_rows(config, before, after, None)
+        except UserError as error:
+            problems.append((init, error.problem))
+    return problems
 
 
 if __name__ == "__main__":

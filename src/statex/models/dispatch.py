@@ -3,10 +3,11 @@
 Shape letters: B batch, T time, H heads, P head dim, N state size, G groups, D channels, W taps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,12 @@ import transformers
 
 from statex.errors import UserError
 from statex.families import FAMILIES
-from statex.models.padding import zero_padding
+from statex.models.delta_rule import GATED_DELTA, KIMI_DELTA, NO_PACKED_CACHE, gated_norm_forward, with_query_channels
+from statex.models.padding import padding_stays_zero, zero_padding
 from statex.ops import gated_rms_norm, short_convolution, short_convolution_step, ssd, ssd_step
 from statex.ops.segments import cu_seqlens_of
 
 EARLIER_NAMES = {"NemotronHRMSNormGated": "Zamba2RMSNormGated"}
-NO_PACKED_CACHE = "seq_idx: packed documents cannot be continued from a cache; pass use_cache=False."
 
 
 def mamba2_chunk_scan(
@@ -141,21 +142,48 @@ def _require_silu(activation: str | None) -> None:
         )
 
 
-REPLACEMENTS = {
-    function.__name__: function
-    for function in (
-        mamba2_chunk_scan,
-        mamba2_selective_state_update,
-        causal_conv1d_fn,
-        causal_conv1d_update,
-        mamba2_split_conv1d_scan_combined,
-    )
+CONVOLUTION: dict[str, Callable] = {
+    function.__name__: function for function in (causal_conv1d_fn, causal_conv1d_update)
 }
+REPLACEMENTS = CONVOLUTION | {
+    function.__name__: function
+    for function in (mamba2_chunk_scan, mamba2_selective_state_update, mamba2_split_conv1d_scan_combined)
+}
+
+
+class Recurrence(NamedTuple):
+    """What statex's ops take the place of in transformers' modules whose mixers are of one kind."""
+
+    functions: dict[str, Callable]
+    """Of the module, by name."""
+    norm_forward: Callable
+    """Of the norms."""
+    around_mixer: Callable[[Callable], Callable]
+    """What an expanded mixer's forward gets besides."""
+
+
+RECURRENCES = {
+    "mamba2": Recurrence(REPLACEMENTS, norm_forward, padding_stays_zero),
+    "gated_delta": Recurrence(CONVOLUTION | GATED_DELTA, gated_norm_forward, with_query_channels),
+    "kimi_delta": Recurrence(CONVOLUTION | KIMI_DELTA, gated_norm_forward, with_query_channels),
+}
+"""By the name that families have them under."""
+ONLY_DISPATCHED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "qwen3_5_moe": ("gated_delta", ("Qwen3_5MoeRMSNormGated",)),
+    "lara_mini": ("gated_delta", ()),
+    "qwen4_exp": ("gated_delta", ()),
+    "bailing_hybrid": ("kimi_delta", ()),
+    "glm5_next": ("kimi_delta", ()),
+}
+"""Models of transformers (some only in newer versions) that are no families: their recurrence, and those of their norms
+that ours can take the place of."""
 
 
 @contextmanager
 def statex_ops() -> Iterator[None]:
-    """Within it, every Mamba2-type model of transformers runs on statex's ops, whatever its device; reversible.
+    """Within it, every model of transformers with one of RECURRENCES runs on statex's ops, whatever its device.
+
+    It is reversible.
 
     Training with gradient checkpointing must run its backward pass within it, too. Packed documents: give `seq_idx`
     to the base model (`model.backbone`), for transformers' `Mamba2ForCausalLM` drops it.
@@ -163,7 +191,7 @@ def statex_ops() -> Iterator[None]:
     Raises:
         UserError: the installed transformers has another name for something that is replaced.
     """
-    replacements = [each for module, norms in mamba2_modules().items() for each in _replacements(module, norms)]
+    replacements = [each for module, how in replaced_modules().items() for each in _replacements(module, *how)]
     replaced = []
     try:
         for owner, name, function in replacements:
@@ -176,26 +204,31 @@ def statex_ops() -> Iterator[None]:
             setattr(owner, name, original)
 
 
-def mamba2_modules() -> dict[str, tuple[str, ...]]:
-    """The modules of transformers that have a Mamba2-type mixer, by full name, and the norms in them that are replaced.
+def replaced_modules() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The modules of transformers in which something is replaced, by full name: the recurrence of their mixers, and the
+    norms in them that are replaced.
 
-    They are those of the families that run on statex's ops.
+    They are those of the families that run on statex's ops, and those of models that are no families.
     """
-    return {
-        family.mixer_class.rpartition(".")[0]: tuple(norm.rpartition(".")[2] for norm in family.norm_classes)
-        for family in FAMILIES.values()
-        if family.mixer_class
-    }
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for family in FAMILIES.values():
+        if family.mixer_class:
+            norms = tuple(norm.rpartition(".")[2] for norm in family.norm_classes)
+            found[family.mixer_class.rpartition(".")[0]] = family.recurrence, norms
+    for model, replaced in ONLY_DISPATCHED.items():
+        if find_spec(f"transformers.models.{model}") is not None:
+            found[f"transformers.models.{model}.modeling_{model}"] = replaced
+    return found
 
 
-def _replacements(path: str, norms: tuple[str, ...]) -> Iterator[tuple[Any, str, Any]]:
+def _replacements(path: str, recurrence: str, norms: tuple[str, ...]) -> Iterator[tuple[Any, str, Any]]:
     """What is replaced of a module of transformers: owner, name, and by what. It is loaded if it was not."""
     module = import_module(path)
-    for name, function in REPLACEMENTS.items():
+    for name, function in RECURRENCES[recurrence].functions.items():
         find_member(module, name)
         yield module, name, function
     for name in norms:
-        yield find_member(module, name), "forward", norm_forward
+        yield find_member(module, name), "forward", RECURRENCES[recurrence].norm_forward
 
 
 def find_member(module: Any, name: str) -> Any:

@@ -47,7 +47,9 @@ def expand(model: nn.Module, config: ExpansionConfig | None = None, **fields: An
     register_families()
     with unchanged_on_error(model):
         apply_plan(model, plan)
-        if not isinstance(model, ReplayExpansion):
+        if isinstance(model, ReplayExpansion):
+            model.exchange_classes()
+        else:
             expanded_model_classes(FAMILIES[plan.model_type]).causal_lm.adopt(model)
     return plan
 
@@ -69,6 +71,8 @@ def reinitialize(model: nn.Module, layers: list[int], seed: int = 0) -> Expansio
     plan = plan_reinitialization(model, layers, seed)
     with unchanged_on_error(model):
         apply_plan(model, plan)
+        if isinstance(model, ReplayExpansion):
+            model.exchange_classes()
     return plan
 
 

@@ -98,10 +98,10 @@ class ExpandedModel(ReplayExpansion):
     def __init__(self, config: Any):
         super().__init__(config)  # type: ignore[call-arg]
         self.replay_expansion()
-        self._exchange_classes()
+        self.exchange_classes()
         self.post_init()  # type: ignore[attr-defined]
 
-    def _exchange_classes(self: Any) -> None:
+    def exchange_classes(self: Any) -> None:
         """Put all mixers, expanded or not, and all norms on statex's ops, in place."""
         for module in self.modules():
             module.__class__ = self.exchanged.get(type(module), type(module))
@@ -117,7 +117,7 @@ class ExpandedModel(ReplayExpansion):
         """Turn a model of transformers' class with a plan in its configuration into this class, in place."""
         model.__class__ = cls
         model.config.__class__ = cls.config_class  # type: ignore[attr-defined]
-        model._exchange_classes()
+        model.exchange_classes()
 
 
 @functools.cache
@@ -140,13 +140,16 @@ def expanded_model_classes(family: Family) -> ModelClasses:
 
 def _on_statex_ops(family: Family) -> dict[type, type]:
     """The family's mixer and norms on statex's ops, by transformers' own."""
-    from statex.models.on_statex_ops import mixer_on_statex_ops, norm_on_statex_ops
+    from statex.models.dispatch import RECURRENCES
+    from statex.models.on_statex_ops import mixer_on_statex_ops
 
     if not family.mixer_class:
         return {}
     mixer = _imported(family.mixer_class)
-    exchanged = {mixer: _derived(family.mixer_class, forward=mixer_on_statex_ops(mixer.forward))}
-    return exchanged | {_imported(norm): _derived(norm, forward=norm_on_statex_ops) for norm in family.norm_classes}
+    forward = mixer_on_statex_ops(mixer.forward, family.recurrence)
+    exchanged = {mixer: _derived(family.mixer_class, forward=forward)}
+    forward = RECURRENCES[family.recurrence].norm_forward
+    return exchanged | {_imported(norm): _derived(norm, forward=forward) for norm in family.norm_classes}
 
 
 def _convert_checkpoints_alike(family: Family) -> None:

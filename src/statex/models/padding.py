@@ -24,7 +24,8 @@ def zero_padding() -> Iterator[None]:
     """Within it, padding stays 0 in every Mamba2-type mixer of transformers whose module is loaded; reversible."""
     replaced = []
     try:
-        for path in dict.fromkeys(family.mixer_class for family in FAMILIES.values() if family.mixer_class):
+        mamba2 = (each.mixer_class for each in FAMILIES.values() if each.mixer_class and each.recurrence == "mamba2")
+        for path in dict.fromkeys(mamba2):
             module, _, name = path.rpartition(".")
             if module not in sys.modules:
                 continue

@@ -15,3 +15,6 @@ class ReplayExpansion(SourcesStayHere):
         """Give the layers of a stored plan their expanded shapes; to be called in `__init__`, before `post_init`."""
         if self.config.expansion is not None:
             replay_plan(self)
+
+    def exchange_classes(self) -> None:
+        """Have mixers that have just been put in compute as the others do; where all are of one class, they do."""

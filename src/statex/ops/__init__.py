@@ -1,7 +1,10 @@
-"""The recurrences: gated linear attention (`gla`) and state space duality (`ssd`), each also one token at a time; and
-what stands around them in a layer: a short convolution before, a gated norm behind."""
+"""The recurrences: gated linear attention (`gla`), state space duality (`ssd`) and the gated delta rule
+(`gated_delta`), each also one token at a time; and what stands around them in a layer: a short convolution before, a
+gated norm behind."""
 
 from statex.ops.backends import (
+    gated_delta,
+    gated_delta_step,
     gated_rms_norm,
     gla,
     gla_step,
@@ -13,6 +16,8 @@ from statex.ops.backends import (
 )
 
 __all__ = [
+    "gated_delta",
+    "gated_delta_step",
     "gated_rms_norm",
     "gla",
     "gla_step",

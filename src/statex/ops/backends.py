@@ -1,7 +1,7 @@
 """The public operations: check the arguments, then run the PyTorch or the Triton version.
 
-Shape letters: B batch, T time, H heads, K key dim, V value dim (gla); P head dim, N state size, G groups (ssd);
-D channels, W taps (short_convolution).
+Shape letters: B batch, T time, H heads, K key dim, V value dim (gla, gated_delta); P head dim, N state size,
+G groups (ssd); D channels, W taps (short_convolution).
 """
 
 import functools
@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from statex.ops.convolution import shifted_convolution, step_convolution
+from statex.ops.gated_delta import chunk_gated_delta, step_gated_delta
 from statex.ops.gated_norm import plain_gated_rms_norm
 from statex.ops.gla import chunk_gla, step_gla
-from statex.ops.recomputed import gla_operator, ssd_operator
+from statex.ops.recomputed import gated_delta_operator, gla_operator, ssd_operator
 from statex.ops.ssd import chunk_ssd, step_ssd
 from statex.ops.validation import (
+    check_gated_delta,
+    check_gated_delta_step,
     check_gated_rms_norm,
     check_gla,
     check_gla_step,
@@ -32,8 +35,10 @@ logger = logging.getLogger("statex.ops")
 
 BACKENDS = ("auto", "torch", "triton")
 TORCH: dict[str, Callable] = {
+    "gated_delta": chunk_gated_delta,
     "gla": chunk_gla,
     "ssd": chunk_ssd,
+    "gated_delta_step": step_gated_delta,
     "gla_step": step_gla,
     "ssd_step": step_ssd,
     "short_convolution": shifted_convolution,
@@ -41,8 +46,10 @@ TORCH: dict[str, Callable] = {
     "gated_rms_norm": plain_gated_rms_norm,
 }
 TRITON = {  # module and function, imported when first asked for
+    "gated_delta": ("statex.ops.gated_delta.triton", "triton_gated_delta"),
     "gla": ("statex.ops.gla.triton", "triton_gla"),
     "ssd": ("statex.ops.ssd.triton", "triton_ssd"),
+    "gated_delta_step": ("statex.ops.gated_delta.triton", "triton_gated_delta_step"),
     "gla_step": ("statex.ops.gla.triton", "triton_gla_step"),
     "ssd_step": ("statex.ops.ssd.triton", "triton_ssd_step"),
     "short_convolution": ("statex.ops.triton_convolution", "triton_short_convolution"),
@@ -50,7 +57,7 @@ TRITON = {  # module and function, imported when first asked for
     "gated_rms_norm": ("statex.ops.triton_gated_norm", "triton_gated_rms_norm"),
 }
 # PyTorch versions that torch.compile cannot follow step by step, as operators
-COMPILED: dict[str, Callable] = {"gla": gla_operator, "ssd": ssd_operator}
+COMPILED: dict[str, Callable] = {"gated_delta": gated_delta_operator, "gla": gla_operator, "ssd": ssd_operator}
 # torch.compile makes one kernel of the PyTorch version of these, together with what stands around them ...
 FUSED_BY_COMPILER = {"short_convolution", "short_convolution_step", "gated_rms_norm"}
 # ... but of their gradients several: there our kernels are taken
@@ -98,6 +105,56 @@ def gla(
         k,
         v,
         log_decay,
+        scale=scale,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+    )
+
+
+def gated_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """The gated delta rule:
+    S'_t = diag(exp(log_decay_t)) S_{t-1};  S_t = S'_t + beta_t k_t^T (v_t - k_t S'_t);  o_t = scale q_t S_t.
+
+    Sources: arXiv 2412.06464, equation 10; a decay for each channel: arXiv 2510.26692, equation 1.
+
+    Args:
+        q, k: [B, T, H, K]; beta_t |k_t|^2 above 2 makes the state grow without bound.
+        v: [B, T, H, V].
+        log_decay: [B, T, H], or [B, T, H, K] for one per key channel; <= 0, natural logarithm.
+        beta: [B, T, H], how much of what the state has for a key is replaced: 0 to 1, or to 2.
+        scale: factor on the output, K**-0.5 by default.
+        initial_state: [B, H, K, V], zeros by default.
+        output_final_state: whether to return the state after the last token.
+        cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
+            [S, H, K, V]. The state starts anew at each border.
+        backend: as in `gla`.
+
+    Returns:
+        output [B, T, H, V] in the dtype of v, and the final state (fp32; fp64 for fp64 inputs) or None.
+
+    Raises:
+        ValueError: as `gla`.
+    """
+    check_gated_delta(q, k, v, log_decay, beta, initial_state, cu_seqlens)
+    return _choose("gated_delta", backend, v)(
+        q,
+        k,
+        v,
+        log_decay,
+        beta,
         scale=scale,
         initial_state=initial_state,
         output_final_state=output_final_state,
@@ -181,6 +238,38 @@ def gla_step(
     """
     check_gla_step(q, k, v, log_decay, state)
     return _choose("gla_step", backend, v)(q, k, v, log_decay, state, scale=scale)
+
+
+def gated_delta_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """One token of `gated_delta`, in place on the state.
+
+    Args:
+        q, k: [B, H, K].
+        v: [B, H, V].
+        log_decay: [B, H], or [B, H, K] for one per key channel.
+        beta: [B, H].
+        state: [B, H, K, V], updated in place.
+        scale: factor on the output, K**-0.5 by default.
+        backend: as in `gla`.
+
+    Returns:
+        output [B, H, V] in the dtype of v.
+
+    Raises:
+        ValueError: as `gla`.
+    """
+    check_gated_delta_step(q, k, v, log_decay, beta, state)
+    return _choose("gated_delta_step", backend, v)(q, k, v, log_decay, beta, state, scale=scale)
 
 
 def ssd_step(

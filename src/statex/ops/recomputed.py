@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from statex.ops.gated_delta.chunk import chunk_gated_delta
 from statex.ops.gla.chunk import chunk_gla
 from statex.ops.operators import absent, define, num_states
 from statex.ops.segments import compute_dtype
@@ -34,6 +35,24 @@ def gla_operator(
     return output, state if output_final_state else None
 
 
+def gated_delta_operator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`chunk_gated_delta` in compiled code."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    output, state = _GATED_DELTA(q, k, v, log_decay, beta, initial_state, cu_seqlens, scale, output_final_state)
+    return output, state if output_final_state else None
+
+
 def ssd_operator(
     x: Tensor,
     dt: Tensor,
@@ -51,7 +70,7 @@ def ssd_operator(
     return output, state if output_final_state else None
 
 
-def _operator(recurrence: Callable, arguments: dict[str, str], fake: Callable) -> Any:
+def operator_of(recurrence: Callable, arguments: dict[str, str], fake: Callable) -> Any:
     """The operator `statex::<name of the recurrence>` with its gradients; `arguments` are names and types."""
     name = recurrence.__name__
     differentiable = [key for key, kind in arguments.items() if kind.startswith("Tensor") and key != "cu_seqlens"]
@@ -113,6 +132,12 @@ def _fake_gla(q, k, v, log_decay, initial_state, cu_seqlens, scale, output_final
     return v.new_empty(v.shape), state
 
 
+def fake_gated_delta(  # type: ignore[no-untyped-def]
+    q, k, v, log_decay, beta, initial_state, cu_seqlens, scale, output_final_state
+):
+    return _fake_gla(q, k, v, log_decay, initial_state, cu_seqlens, scale, output_final_state)
+
+
 def _fake_ssd(x, dt, A, B, C, D, initial_state, cu_seqlens, output_final_state):  # type: ignore[no-untyped-def]
     state = absent(x)
     if output_final_state:
@@ -121,12 +146,15 @@ def _fake_ssd(x, dt, A, B, C, D, initial_state, cu_seqlens, output_final_state):
 
 
 _STATES = {"initial_state": "Tensor?", "cu_seqlens": "Tensor?"}
-_GLA = _operator(
+_GLA = operator_of(
     chunk_gla,
     dict.fromkeys(("q", "k", "v", "log_decay"), "Tensor") | _STATES | {"scale": "float", "output_final_state": "bool"},
     _fake_gla,
 )
-_SSD = _operator(
+GATED_DELTA_ARGUMENTS = dict.fromkeys(("q", "k", "v", "log_decay", "beta"), "Tensor") | _STATES
+GATED_DELTA_ARGUMENTS |= {"scale": "float", "output_final_state": "bool"}
+_GATED_DELTA = operator_of(chunk_gated_delta, GATED_DELTA_ARGUMENTS, fake_gated_delta)
+_SSD = operator_of(
     chunk_ssd,
     dict.fromkeys(("x", "dt", "A", "B", "C"), "Tensor") | {"D": "Tensor?"} | _STATES | {"output_final_state": "bool"},
     _fake_ssd,

@@ -1,7 +1,7 @@
 """Shape checks of the public operations: each failure names the argument, what it is and what it should be.
 
-Shape letters: B batch, T time, H heads, K key dim, V value dim (gla); P head dim, N state size, G groups (ssd);
-D channels, W taps, L tokens of context (short_convolution).
+Shape letters: B batch, T time, H heads, K key dim, V value dim (gla, gated_delta); P head dim, N state size,
+G groups (ssd); D channels, W taps, L tokens of context (short_convolution).
 """
 
 from typing import NoReturn
@@ -37,6 +37,39 @@ def check_gla_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Te
     _check_shape("k", k, tuple(q.shape))
     _check_shape("log_decay", log_decay, tuple(q.shape))
     _check_shape("v", v, (batch, num_heads, value_dim))
+    _check_shape("state", state, (batch, num_heads, key_dim, value_dim))
+
+
+def check_gated_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> None:
+    _check_rank("q", q, "[B, T, H, K]")
+    _check_rank("v", v, "[B, T, H, V]")
+    batch, num_tokens, num_heads, key_dim = q.shape
+    value_dim = v.shape[-1]
+    _check_shape("k", k, tuple(q.shape))
+    _check_shape("v", v, (batch, num_tokens, num_heads, value_dim))
+    _check_decay(log_decay, tuple(q.shape))
+    _check_shape("beta", beta, (batch, num_tokens, num_heads))
+    num_states = check_segments(cu_seqlens, batch, num_tokens)
+    _check_shape("initial_state", initial_state, (num_states, num_heads, key_dim, value_dim))
+
+
+def check_gated_delta_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> None:
+    _check_rank("q", q, "[B, H, K]")
+    _check_rank("v", v, "[B, H, V]")
+    batch, num_heads, key_dim = q.shape
+    value_dim = v.shape[-1]
+    _check_shape("k", k, tuple(q.shape))
+    _check_shape("v", v, (batch, num_heads, value_dim))
+    _check_decay(log_decay, tuple(q.shape))
+    _check_shape("beta", beta, (batch, num_heads))
     _check_shape("state", state, (batch, num_heads, key_dim, value_dim))
 
 
@@ -130,6 +163,11 @@ def _check_rank(name: str, tensor: Tensor, letters: str) -> None:
 def _check_shape(name: str, tensor: Tensor | None, expected: tuple[int, ...]) -> None:
     if tensor is not None and tuple(tensor.shape) != expected:
         refuse(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
+
+
+def _check_decay(log_decay: Tensor, keys: tuple[int, ...]) -> None:
+    if tuple(log_decay.shape) not in (keys, keys[:-1]):
+        refuse(f"log_decay has shape {tuple(log_decay.shape)}, expected {keys[:-1]} or {keys}")
 
 
 def _check_groups(num_heads: int, num_groups: int) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from statex.reporting.render import html, markdown
 from statex.reporting.render.content import Document
-from statex.reporting.render.markup import literal
 from statex.reporting.run import Run, is_evaluation, read_evaluations, read_run
 from statex.reporting.sections.cost import cost_section, devices, origin_section, recipe_section, state_section
 from statex.reporting.sections.diagnosis import diagnosis_section
@@ -24,6 +23,7 @@ from statex.reporting.sections.quality import (
 from statex.reporting.wording import listing
 from statex.results.record import NOT_RUN_FILE, SETTINGS_FILES
 from statex.utils.atomic import write_text_atomic
+from statex.utils.markup import literal
 
 
 def write_report(folder: Path, output: Path | None = None) -> tuple[Path, Path]:

@@ -7,11 +7,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from statex.reporting.render.markup import plain
 from statex.reporting.run import Run, read_run
 from statex.reporting.sections.opening import aims_summary, arms_table
 from statex.reporting.sections.quality import nothing_measured
 from statex.reporting.verdict import verdict
+from statex.utils.markup import plain
 
 BARS = "▁▂▃▄▅▆▇█"
 

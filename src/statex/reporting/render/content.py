@@ -1,6 +1,6 @@
 """What a report consists of, before it becomes HTML or Markdown.
 
-Texts and captions may hold the marks of `statex.reporting.render.markup`; cells, titles and notes are plain.
+Texts and captions may hold the marks of `statex.utils.markup`; cells, titles and notes are plain.
 """
 
 from dataclasses import dataclass, field

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from statex.reporting.render.content import Document, Panel
-from statex.reporting.render.markup import anchor, inline
+from statex.utils.markup import anchor, inline
 
 TEMPLATES = Path(__file__).parent / "templates"
 

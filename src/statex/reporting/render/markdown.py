@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from statex.reporting.render import markup
 from statex.reporting.render.content import (
     Block,
     Code,
@@ -18,7 +17,8 @@ from statex.reporting.render.content import (
     TableCell,
     Text,
 )
-from statex.reporting.render.markup import linked, literal
+from statex.utils import markup
+from statex.utils.markup import linked, literal
 
 
 def page(documents: Sequence[Document]) -> str:

@@ -13,11 +13,11 @@ from statex.reporting.render.content import (
     TableCell,
     Text,
 )
-from statex.reporting.render.markup import literal
 from statex.reporting.render.panels import dot_panel
 from statex.reporting.render.tables import Notes, shared_n
 from statex.reporting.run import Measure, Run, Shown, slice_key
 from statex.reporting.wording import NOT_RUN, format_interval, format_value, listing, measure_title, seeds
+from statex.utils.markup import literal
 
 COSTS = [
     "training_tokens_per_second",

@@ -17,7 +17,6 @@ from statex.reporting.render.content import (
     Text,
 )
 from statex.reporting.render.figures import LineChart
-from statex.reporting.render.markup import literal
 from statex.reporting.render.panels import arm_lines, dot_panel, line_panel
 from statex.reporting.render.tables import by_measure
 from statex.reporting.run import Measure, Run, Shown
@@ -32,6 +31,7 @@ from statex.reporting.wording import (
     listing,
     measure_title,
 )
+from statex.utils.markup import literal
 
 SUITE = "diagnostics"
 TITLE = "Diagnosis"

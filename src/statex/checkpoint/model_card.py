@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from statex.reporting.render.markup import literal, table
+from statex.utils.markup import literal, table
 
 CITATION = """\
 @inproceedings{shen2026statex,

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from statex.reporting.model_card import model_card
+from statex.checkpoint.model_card import model_card
 
 PLAN = {
     "kind": "expand",

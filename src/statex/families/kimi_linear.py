@@ -1,0 +1,97 @@
+"""Kimi Linear: heads of Kimi Delta Attention, whose every key channel has its own decay, are merged.
+
+Letters: H heads, K key and value dimension of a head.
+"""
+
+import copy
+from typing import Any, ClassVar
+
+from torch import nn
+
+from statex.errors import UserError
+from statex.families.base import Family, StateGeometry, TensorRows
+from statex.families.fields import ConfigFields, PositiveFloat, Size
+from statex.families.gated_delta import LayerType
+from statex.families.mamba2_type import ACTIVATIONS, refuse_rank
+
+MODELING = "transformers.models.kimi_linear.modeling_kimi_linear"
+FACTORS = (4, 3, 2)
+"""Heads that are merged into one by default, the first that divides their number: with all 32, a head would have 4096
+key channels."""
+
+
+class KimiLinearFields(ConfigFields):
+    """Fields of a Kimi Linear configuration that its recurrent layers are made from."""
+
+    tensor_sizes: ClassVar = (*ConfigFields.tensor_sizes, "linear_num_heads", "linear_head_dim")
+
+    linear_num_heads: Size
+    linear_head_dim: Size
+    linear_conv_kernel_dim: Size
+    intermediate_size: Size
+    num_attention_heads: Size
+    rms_norm_eps: PositiveFloat
+    layer_types: list[LayerType] | None
+
+
+class KimiLinearFamily(Family):
+    """Kimi Linear, arXiv 2510.26692; merging: arXiv 2509.22630, section 3.
+
+    Its mixer has one dimension for keys and values alike, so keys cannot grow alone. A merged head has one rate of
+    writing and one decay rate in the place of several, so the old ones cannot be inherited, let alone the function be
+    preserved.
+    """
+
+    model_type = "kimi_linear"
+    fields = KimiLinearFields
+    recurrence = "kimi_delta"
+    mixer_path = "model.layers.{}.self_attn"
+    norm_path = "model.layers.{}.input_layernorm"
+    keys_last = False
+    config_class = "transformers.models.kimi_linear.configuration_kimi_linear.KimiLinearConfig"
+    model_class = f"{MODELING}.KimiLinearModel"
+    causal_lm_class = f"{MODELING}.KimiLinearForCausalLM"
+    mixer_class = f"{MODELING}.KimiLinearDeltaAttention"
+    grows = "heads are merged"
+    factors = "divisors of the number of heads; 4, 3 or 2, whichever is one first, where none is given"
+
+    def check(self, config: Any) -> None:
+        if config.hidden_act not in ACTIVATIONS:
+            problem = "is an activation that statex's convolution lacks, which has SiLU only"
+            raise UserError("hidden_act", config.hidden_act, problem, f"use one of {', '.join(ACTIVATIONS)}")
+
+    def recurrent_layers(self, config: Any) -> list[int]:
+        return [index for index, kind in enumerate(config.layer_types) if kind == "linear_attention"]
+
+    def geometry(self, config: Any) -> StateGeometry:
+        return StateGeometry(config.linear_num_heads, config.linear_head_dim, config.linear_head_dim)
+
+    def default_factor(self, config: Any, before: StateGeometry) -> int:
+        return next((factor for factor in FACTORS if before.num_heads % factor == 0), before.num_heads)
+
+    def expanded_geometry(self, config: Any, before: StateGeometry, factor: int, init: str) -> StateGeometry:
+        H, K = before.num_heads, before.key_dim
+        if init != "reinit":
+            problem = "would need one decay rate and one rate of writing in the place of several heads' own"
+            raise UserError("init", init, problem, 'use init = "reinit"')
+        if factor < 2 or H % factor:
+            divisors = [n for n in range(2, H + 1) if H % n == 0]
+            remedy = f"use one of {divisors}" if divisors else "there is one head, and nothing to merge"
+            raise UserError("factor", factor, f"does not divide the {H} heads of a layer", remedy)
+        return StateGeometry(H // factor, factor * K, factor * K)
+
+    def build_mixer(
+        self, mixer_class: type[nn.Module], config: Any, layer_idx: int, geometry: StateGeometry, rank: int | None
+    ) -> nn.Module:
+        refuse_rank(rank)
+        layer_config = copy.copy(config)
+        layer_config.linear_num_heads, layer_config.linear_head_dim = geometry.num_heads, geometry.key_dim
+        return mixer_class(layer_config, layer_idx)
+
+    def inherited_rows(self, config: Any, before: StateGeometry, after: StateGeometry) -> dict[str, TensorRows]:
+        raise AssertionError("expanded_geometry refuses to inherit")
+
+    def preserving_rows(
+        self, config: Any, before: StateGeometry, after: StateGeometry, rank: int | None
+    ) -> dict[str, TensorRows]:
+        raise AssertionError("expanded_geometry refuses to preserve")
