@@ -15,12 +15,12 @@ class WatchGradients(TrainerCallback):
         self.fresh_tensors = fresh_tensors
         self.norms: dict[str, torch.Tensor] = {}
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure, where this step is logged; nothing waits for the device."""
         if (state.global_step + 1) % args.logging_steps:
             return
         gradients: dict[str, list[torch.Tensor]] = {"fresh": [], "inherited": []}
-        for name, parameter in model.named_parameters():
+        for name, parameter in kwargs["model"].named_parameters():
             if parameter.grad is not None:
                 is_fresh = name.removeprefix("module.") in self.fresh_tensors
                 gradients["fresh" if is_fresh else "inherited"].append(parameter.grad)
