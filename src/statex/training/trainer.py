@@ -36,6 +36,7 @@ from statex.training.blocks import TrainingBlocks, compiles
 from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loader import WORKERS, TimedLoader
 from statex.training.loss import chunked_loss
+from statex.training.watching import WatchGradients
 from statex.utils.atomic import new_folder, write_text_atomic
 from statex.utils.timing import Stopwatch, peak_memory, reset_peak_memory
 
@@ -184,6 +185,9 @@ class StatexTrainer(Trainer):
             self.add_callback(KeepActivations(self.blocks, training.activation_memory, device))
         self.bad_steps = BadSteps(training, device, self.describe_batch)
         self.add_callback(self.bad_steps)
+        self.watch = WatchGradients(self.fresh_tensors)
+        if self.fresh_tensors:
+            self.add_callback(self.watch)
 
     @property
     def waited(self) -> float:
@@ -284,6 +288,7 @@ class StatexTrainer(Trainer):
                 logs["tokens_per_second"] = round(tokens / seconds, 1)
                 logs["data_wait"] = round((self.waited - waited) / seconds, 4)
             logs["peak_memory_gib"] = round(peak_memory(self.args.device) / 2**30, 3)
+            logs |= self.watch.logged()
             if self.training.bad_steps == "skip":
                 logs["skipped_steps"] = self.bad_steps.skipped
             self._last_log = (self.state.global_step, now, self.waited)
