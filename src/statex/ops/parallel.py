@@ -224,9 +224,12 @@ class _Rows:
             return
         if here.seq_idx is None or here.continues is None or here.seq_idx.numel() != tokens.shape[1]:
             refuse("cu_seqlens of a slice needs the slice's seq_idx: give it to sequence_parallel")
+        assert here.seq_idx is not None
+        assert here.continues is not None
         num_rows, length = self.shape = here.seq_idx.shape
         # [B, T]: the tokens that see what the slice begins with
-        self.reached = (here.seq_idx == here.seq_idx[:, :1]).int().cummin(dim=1).values * here.continues[:, None]
+        in_first: Tensor = here.seq_idx == here.seq_idx[:, :1]
+        self.reached = in_first.int().cummin(dim=1).values * here.continues[:, None]
         starts = length * torch.arange(num_rows, device=cu_seqlens.device)
         first = torch.searchsorted(cu_seqlens, starts.to(cu_seqlens.dtype), right=True) - 1
         last = torch.searchsorted(cu_seqlens, (starts + length).to(cu_seqlens.dtype)) - 1
