@@ -6,7 +6,7 @@ import pytest
 import tomli_w
 
 from statex.errors import UserError
-from statex.recipe import Recipe, Training, apply_override, evaluation_sections, load_recipe, parse_recipe
+from statex.recipe import Recipe, Training, Weights, apply_override, evaluation_sections, load_recipe, parse_recipe
 from tiny_recipe import recipe_values, write_recipe
 
 
@@ -293,7 +293,7 @@ def test_a_recipe_that_extends_another_changes_what_it_says(values, tmp_path):
     }  # fmt: skip
     recipe = load_recipe(write_recipe(tmp_path / "top.toml", changes), ["training.steps=9"])
     assert (recipe.name, recipe.seeds, recipe.training.steps) == ("other", [1, 2], 9)
-    assert recipe.training.weights.model_dump() == {"text": 1, "mqar": 0.5, "passkey": 0}
+    assert recipe.training.weights == Weights(text=1, mqar=0.5)
     before = values["models"]["gla"]["config"]
     assert recipe.models["gla"].config == before | {"num_heads": 1}
     assert recipe.models["mamba2"].config == values["models"]["mamba2"]["config"]

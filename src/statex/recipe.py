@@ -89,6 +89,13 @@ class Training(Section):
     betas: Annotated[tuple[Beta, Beta], FromList] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0, le=100)
     max_grad_norm: float = Field(default=1.0, gt=0)
+    bad_steps: Literal["stop", "skip"] = Field(
+        default="stop", description="what a loss or gradients that are no numbers, or a spike, do; no weight changes"
+    )
+    most_bad_steps: int = Field(default=10, ge=0, description="that are skipped in a row; one more stops training")
+    spike: float | None = Field(
+        default=None, gt=0, description="nats of a step's loss above the recent ones of its kind of data; default: any"
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="compute the activations of blocks again in the backward pass, for less memory"
     )

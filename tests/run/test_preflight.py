@@ -56,6 +56,17 @@ def test_skipping_bad_records_continues_the_same_run(values):
         refuse_other_recipe(before, parse_recipe(values))
 
 
+def test_skipping_bad_steps_continues_the_same_run(values):
+    before = parse_recipe(values)
+    values["training"] |= {"bad_steps": "skip", "spike": 3.0}
+    arm = next(iter(values["arms"].values()))
+    arm["training"] = arm.get("training", {}) | {"bad_steps": "stop"}
+    refuse_other_recipe(before, parse_recipe(values))
+    values["training"]["learning_rate"] = 1e-3
+    with pytest.raises(UserError, match=r"they differ in training\.learning_rate"):
+        refuse_other_recipe(before, parse_recipe(values))
+
+
 def test_lm_evals_tasks_need_a_token_to_begin_with(values):
     pytest.importorskip("lm_eval")
     values |= {"evaluation": {"suites": ["piqa"]}, "training": TRAINING | {"weights": {"text": 0.0, "mqar": 1.0}}}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,26 @@ def test_sharded_ranks_resume_and_train_what_one_process_does(make, tokenizer, d
         for name in theirs:
             assert torch.equal(ours[name], resumed[name]), name
             assert (ours[name] - theirs[name]).norm() <= 1e-5 * theirs[name].norm(), name
+
+
+@pytest.mark.slow
+def test_a_dead_rank_ends_the_others_and_the_same_command_resumes(values, tmp_path):
+    values["training"] |= {"steps": 4, "save_every": 1}
+    recipe = write_recipe(tmp_path / "dying.toml", values | {"output": str(tmp_path / "dying")})
+    command = [*TORCHRUN[:-2], str(Path(__file__).with_name("dying.py")), "train", str(recipe)]
+    begun = time.monotonic()
+    died = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
+    assert died.returncode == 1
+    assert "Signal 9 (SIGKILL)" in died.stderr
+    assert time.monotonic() - begun < 60  # with what importing and starting takes
+    folder = tmp_path / "dying" / "run" / "gla" / "inherit-seed0"
+    assert [path.name for path in (folder / "checkpoints").glob("checkpoint-*")]
+    assert not (folder / "training.json").exists()
+    done = subprocess.run(
+        [*TORCHRUN, "train", str(recipe)], capture_output=True, text=True, timeout=120, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "training.json").read_text())["steps"] == 2
 
 
 def files(folder: Path) -> set[str]:

@@ -255,7 +255,7 @@ def prepare(recipe: RecipePath, overrides: Override = None, as_json: Json = Fals
     `statex run` and `statex train` do it by themselves; do it beforehand on a machine without GPUs, or once for many
     jobs that begin together. The folder is `tokens` beside the runs, or the recipe's `data.tokens`.
 
-    Example: `statex data prepare recipes/paper-gla.toml`
+    Example: `statex data prepare recipes/paper-gla-1.3b.toml`
     """
     from rich.table import Table
 

@@ -116,6 +116,15 @@ class TrainingBatches(IterableDataset):
         block, index = divmod(step, STEPS_PER_DRAW)
         return KINDS[_kinds_of_block(self.training.weights, self.data.seed, block)[index]]
 
+    def name_of_step(self, step: int) -> str:
+        """What the batch of an optimizer step is called where it is to be found again."""
+        kind = self.kind_of_step(step)
+        if kind != "text":
+            return f"{kind} of step {step}, counted from 0"
+        N = self.training.tokens_per_step // self.training.sequence_length
+        first = self.num_text_steps(step) * N
+        return f"sequences {first} to {first + N - 1} of the text"
+
     def num_text_steps(self, steps: int) -> int:
         """How many of the first steps are of text."""
         block, rest = divmod(steps, STEPS_PER_DRAW)

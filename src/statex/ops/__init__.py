@@ -14,6 +14,7 @@ from statex.ops.backends import (
     ssd_step,
     use_backend,
 )
+from statex.ops.parallel import sequence_parallel
 
 __all__ = [
     "gated_delta",
@@ -21,6 +22,7 @@ __all__ = [
     "gated_rms_norm",
     "gla",
     "gla_step",
+    "sequence_parallel",
     "short_convolution",
     "short_convolution_step",
     "ssd",

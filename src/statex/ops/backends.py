@@ -17,6 +17,7 @@ from statex.ops.convolution import shifted_convolution, step_convolution
 from statex.ops.gated_delta import chunk_gated_delta, step_gated_delta
 from statex.ops.gated_norm import plain_gated_rms_norm
 from statex.ops.gla import chunk_gla, step_gla
+from statex.ops.parallel import parallel_gla, parallel_short_convolution, parallel_ssd, slices
 from statex.ops.recomputed import gated_delta_operator, gla_operator, ssd_operator
 from statex.ops.ssd import chunk_ssd, step_ssd
 from statex.ops.validation import (
@@ -29,6 +30,7 @@ from statex.ops.validation import (
     check_short_convolution_step,
     check_ssd,
     check_ssd_step,
+    refuse,
 )
 
 logger = logging.getLogger("statex.ops")
@@ -62,6 +64,12 @@ COMPILED: dict[str, Callable] = {"gated_delta": gated_delta_operator, "gla": gla
 FUSED_BY_COMPILER = {"short_convolution", "short_convolution_step", "gated_rms_norm"}
 # ... but of their gradients several: there our kernels are taken
 FUSED_WITHOUT_GRADIENTS = {"short_convolution", "gated_rms_norm"}
+# What runs instead, on a rank's slice, inside `sequence_parallel`
+SLICED: dict[str, Callable] = {
+    "gla": parallel_gla,
+    "ssd": parallel_ssd,
+    "short_convolution": parallel_short_convolution,
+}
 
 _triton_functions: dict[str, Callable] = {}  # those of TRITON that have been imported
 _default = "auto"  # what `use_backend` says
@@ -412,9 +420,19 @@ def use_backend(name: str) -> Iterator[None]:
 def _choose(op: str, backend: str, like: Tensor) -> Callable:
     """The function that runs `op` on tensors such as `like`."""
     name = _choose_backend(op, backend, like.device, like.dtype)
+    here = slices()
     if torch.compiler.is_compiling():
+        if here is not None:
+            refuse("torch.compile cannot follow operations inside sequence_parallel; run them without it")
         return _choose_compiled(op, name)
-    return _triton_functions[op] if name == "triton" else TORCH[op]
+    run = _triton_functions[op] if name == "triton" else TORCH[op]
+    if here is None:
+        return run
+    if op in SLICED:
+        return functools.partial(SLICED[op], run, here)
+    if op != "gated_rms_norm":  # which works on each token alone
+        refuse(f"{op} cannot run on a slice of a sequence: sequence_parallel has {', '.join(SLICED)}")
+    return run
 
 
 def _choose_compiled(op: str, name: str) -> Callable:

@@ -113,12 +113,16 @@ def refuse_other_recipe(made_by: Recipe, recipe: Recipe) -> None:
     """Raise UserError unless both are the same run.
 
     It is the same wherever it and its tokens are kept, however many processes share the work, however its models are
-    measured, and where a record that cannot be read is now skipped: it was not passed before.
+    measured, and where a record or a step that cannot be used is now skipped: none was passed before.
     """
+    what_stops: Any = {"bad_steps", "most_bad_steps", "spike"}
     excluded: Any = {
         "workers": True,
         "output": True,
         "evaluation": True,
+        "training": what_stops,
+        "models": {"__all__": {"pretraining": what_stops}},
+        "arms": {"__all__": {"training": what_stops}},
         "data": {"text": {"bad_records"}, "tokens": True, "workers": True},
     }
     before, now = (each.model_dump(mode="json", exclude=excluded) for each in (made_by, recipe))

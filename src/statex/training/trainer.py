@@ -1,7 +1,6 @@
 """Training on transformers.Trainer: our batches, our parameter groups, our loss, and checkpoints that are whole."""
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable
@@ -32,10 +31,12 @@ from statex.settings import Data
 from statex.training import CHECKPOINTS, SUMMARY
 from statex.training.activations import KeepActivations
 from statex.training.arguments import training_arguments
+from statex.training.bad_steps import BadSteps
 from statex.training.blocks import TrainingBlocks, compiles
 from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loader import WORKERS, TimedLoader
 from statex.training.loss import chunked_loss
+from statex.training.watching import WatchGradients
 from statex.utils.atomic import new_folder, write_text_atomic
 from statex.utils.timing import Stopwatch, peak_memory, reset_peak_memory
 
@@ -56,6 +57,8 @@ class TrainingSummary:
     num_processes: int
     data_wait: float = 0.0
     """Share of the time that the first rank waited for batches."""
+    skipped_steps: int = 0
+    """Of the whole stage, by `training.bad_steps`."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
@@ -180,6 +183,11 @@ class StatexTrainer(Trainer):
         )
         if training.activation_memory != "least":
             self.add_callback(KeepActivations(self.blocks, training.activation_memory, device))
+        self.bad_steps = BadSteps(training, device, self.describe_batch)
+        self.add_callback(self.bad_steps)
+        self.watch = WatchGradients(self.fresh_tensors)
+        if self.fresh_tensors:
+            self.add_callback(self.watch)
 
     @property
     def waited(self) -> float:
@@ -208,6 +216,22 @@ class StatexTrainer(Trainer):
             workers = WORKERS if device.type == "cuda" else 0
         self.loader = TimedLoader(batches, device, workers)
         return self.loader
+
+    def describe_batch(self, step: int) -> tuple[str, str]:
+        """The kind of a step's batch, and what it is called."""
+        batches = self.loader.dataset if self.loader is not None else None
+        if not isinstance(batches, TrainingBatches):
+            return "", "given"
+        return batches.kind_of_step(step), batches.name_of_step(step)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A micro-batch forward and backward; its loss is also for `BadSteps`."""
+        return self.bad_steps.add(super().training_step(*args, **kwargs), self.state.global_step)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        self.bad_steps.judge(norm, self.state.global_step, getattr(self.optimizer, "optimizer", self.optimizer))
+        return norm
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW in up to four groups: fresh or inherited, with weight decay (matrices) or without (vectors)."""
@@ -255,17 +279,8 @@ class StatexTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to what is logged tokens per second (of all ranks, since the last log), the share of that time that this
-        rank waited for data, and peak memory.
-
-        Raises:
-            FloatingPointError: the loss is no number any more.
-        """
+        rank waited for data, and peak memory."""
         if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {logs['loss']} at step {self.state.global_step}: training has diverged; lower "
-                    "training.learning_rate or raise training.warmup_steps, in a run of another name"
-                )
             now = Stopwatch(self.args.device)
             if self._last_log is not None:
                 step, watch, waited = self._last_log
@@ -273,6 +288,9 @@ class StatexTrainer(Trainer):
                 logs["tokens_per_second"] = round(tokens / seconds, 1)
                 logs["data_wait"] = round((self.waited - waited) / seconds, 4)
             logs["peak_memory_gib"] = round(peak_memory(self.args.device) / 2**30, 3)
+            logs |= self.watch.logged()
+            if self.training.bad_steps == "skip":
+                logs["skipped_steps"] = self.bad_steps.skipped
             self._last_log = (self.state.global_step, now, self.waited)
         super().log(logs, start_time)
 
@@ -296,6 +314,7 @@ class StatexTrainer(Trainer):
             final_loss=next((entry["loss"] for entry in reversed(self.state.log_history) if "loss" in entry), None),
             num_processes=self.args.world_size,
             data_wait=self.waited / seconds,
+            skipped_steps=self.bad_steps.skipped,
         )
 
     def checkpoint_to_resume(self) -> str | None:

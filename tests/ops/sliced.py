@@ -1,0 +1,140 @@
+"""Runs the operations on slices of sequences in forked gloo ranks, against whole sequences: `sliced.py RANKS FOLDER`.
+
+Each rank has the whole inputs, computes on its slice with `sequence_parallel`, and compares what it gets.
+"""
+
+import os
+import sys
+from datetime import timedelta
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+from recurrence_inputs import assert_close, gla_inputs, ssd_inputs
+from torch.utils.checkpoint import checkpoint
+
+from statex.ops import gated_delta, gla, sequence_parallel, short_convolution, ssd
+from statex.ops.segments import cu_seqlens_of
+
+TOKENS = 36
+PER_TOKEN = {"q", "k", "v", "log_decay", "x", "dt", "B", "C"}
+
+
+def of_rank(x: torch.Tensor) -> torch.Tensor:
+    return x.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]
+
+
+def run(operation, inputs: dict, *, sliced: bool, whole_state: bool) -> dict[str, torch.Tensor]:
+    """Output, final state and gradients of a projection of both; those of weights summed over the ranks if sliced."""
+    cut = of_rank if sliced else (lambda x: x)
+    leaves = {name: (cut(x) if name in PER_TOKEN else x).detach().requires_grad_() for name, x in inputs.items()}
+    given = dict(leaves)
+    if sliced and dist.get_rank() > 0:
+        given.pop("initial_state", None)
+        given.pop("left_context", None)
+    output, state = operation(**given)
+    generator = torch.Generator().manual_seed(1)
+    loss = (output * cut(torch.randn(2, TOKENS, *output.shape[2:], generator=generator))).sum()
+    results = {"output": output}
+    if whole_state and (not sliced or dist.get_rank() == dist.get_world_size() - 1):
+        loss = loss + (state * torch.randn(state.shape, generator=generator)).sum()
+        results["final_state"] = state
+    loss.backward()
+    for name, leaf in leaves.items():
+        gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        if sliced and name not in PER_TOKEN:
+            dist.all_reduce(gradient)
+        results[f"gradient of {name}"] = gradient
+    return {name: x.detach() for name, x in results.items()}
+
+
+def compare(operation, inputs: dict, *, seq_idx: torch.Tensor | None = None, whole_state: bool = True) -> None:
+    """`operation` is called with this slice's seq_idx as its first argument."""
+    inputs = {name: x.float() for name, x in inputs.items()}
+    wanted = run(partial(operation, seq_idx), inputs, sliced=False, whole_state=whole_state)
+    local = None if seq_idx is None else of_rank(seq_idx)
+    with sequence_parallel(dist.group.WORLD, local):
+        got = run(partial(operation, local), inputs, sliced=True, whole_state=whole_state)
+    for name in wanted:
+        if name == "output" or name.removeprefix("gradient of ") in PER_TOKEN:
+            wanted[name] = of_rank(wanted[name])
+    assert_close(got, {name: wanted[name] for name in got}, 1e-5)
+
+
+def packed(recurrence, seq_idx, **inputs):
+    """A recurrence over packed rows laid end to end, as mixers call it."""
+    rows = {name: x.reshape(1, -1, *x.shape[2:]) if name in PER_TOKEN else x for name, x in inputs.items()}
+    output, states = recurrence(**rows, cu_seqlens=cu_seqlens_of(seq_idx), output_final_state=True)
+    return output.view(*seq_idx.shape, *output.shape[2:]), states[-1]
+
+
+def plain(recurrence, seq_idx, **inputs):
+    return recurrence(**inputs, output_final_state=True)
+
+
+def recomputed(recurrence, seq_idx, **inputs):
+    return checkpoint(partial(recurrence, output_final_state=True), use_reentrant=False, **inputs)
+
+
+def convolved(seq_idx, x, weight, bias, **context):
+    return short_convolution(x, weight, bias, seq_idx=seq_idx, **context), None
+
+
+def documents() -> torch.Tensor:
+    """Rows of one and of four documents, borders inside slices and at them."""
+    seq_idx = torch.zeros(2, TOKENS, dtype=torch.int32)
+    for begin in (5, 9, 18, 30):
+        seq_idx[1, begin:] += 1
+    return seq_idx
+
+
+def refused(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def check_all() -> None:
+    for recurrence, make in ((gla, gla_inputs), (ssd, ssd_inputs)):
+        for decay in ("none", "typical", "strong", "channels", "tokens"):
+            compare(partial(plain, recurrence), make(TOKENS, decay))
+        compare(partial(recomputed, recurrence), make(TOKENS))
+        inputs = make(TOKENS)
+        del inputs["initial_state"]
+        compare(partial(packed, recurrence), inputs, seq_idx=documents())
+    inputs = {"x": torch.randn(2, TOKENS, 6), "weight": torch.randn(6, 4), "bias": torch.randn(6)}
+    compare(convolved, inputs, whole_state=False)
+    compare(convolved, inputs, seq_idx=documents(), whole_state=False)
+    compare(convolved, inputs | {"left_context": torch.randn(2, 2, 6)}, whole_state=False)
+
+    q = torch.randn(1, 8, 2, 4)
+    with sequence_parallel(dist.group.WORLD):
+        refused(lambda: gla(q, q, q, -q.abs(), cu_seqlens=torch.tensor([0, 8])), "give it to sequence_parallel")
+        refused(lambda: gated_delta(q, q, q, -q[..., 0].abs(), q[..., 0]), "gated_delta cannot run on a slice")
+        refused(lambda: short_convolution(q[:, :2, 0], torch.randn(4, 4)), "fewer than the 3")
+        refused(lambda: sequence_parallel(dist.group.WORLD).__enter__(), "inside another")
+        if dist.get_rank() > 0:
+            state = torch.zeros(1, 2, 4, 4)
+            refused(lambda: gla(q, q, q, -q.abs(), initial_state=state), "only the first rank")
+
+
+def main(ranks: int, folder: str) -> None:
+    children = []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            store = f"file://{folder}/store-{ranks}"
+            dist.init_process_group(
+                "gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
+            )
+            torch.manual_seed(0)
+            check_all()
+            dist.barrier()
+            os._exit(0)
+        children.append(child)
+    ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert ended == [0] * ranks, ended
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])
