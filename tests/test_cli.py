@@ -303,6 +303,24 @@ def test_a_damaged_model_is_refused(call, gla, tmp_path, damage):
     assert nothing_new(tmp_path, "model")
 
 
+def test_tokens_prepared_beforehand_are_those_that_the_run_reads(call, recipe, monkeypatch):
+    """As far as the recipe reads; the run tokenises nothing."""
+    train = ("--set", 'arms.lpt.kind="lpt"', "--set", "training.steps=2", "--set", "training.warmup_steps=0")
+    status, output, errors = call("data", "prepare", recipe, *train, "--json")
+    assert status == 0, errors
+    found = json.loads(output)
+    assert Path(found["gla"]["folder"]).parent == recipe.parent / "runs" / "tokens"
+    assert found["gla"]["num_tokens"] > 0
+    monkeypatch.setattr("statex.data.tokens._prepare", None)
+    assert json.loads(call("data", "prepare", recipe, *train, "--json")[1]) == found
+    status, _, errors = call("train", recipe, *train)
+    assert status == 0, errors
+    without_text = ("--set", 'name="mqar"', "--set", "training.weights={text=0, mqar=1}")
+    status, output, errors = call("data", "prepare", recipe, *train, *without_text)
+    assert status == 0, errors
+    assert "its training reads no text" in " ".join(output.split())
+
+
 def test_a_full_disk_is_a_failure_that_leaves_nothing(call, gla, tmp_path, monkeypatch):
     def full(self, folder, *args, **kwargs):
         Path(folder, "model.safetensors").write_text("half")

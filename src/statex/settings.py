@@ -94,6 +94,9 @@ class TextSource(Section):
 
     hub: Text | None = Field(default=None, description="data set on the Hugging Face hub")
     hub_config: str | None = None
+    hub_revision: Text | None = Field(
+        default=None, description="branch, tag or commit of the hub's data; default: what the hub has when it is read"
+    )
     split: str = "train"
     files: list[str] | None = None
     standard_library: bool = Field(default=False, description="sources of Python's standard library")
@@ -117,7 +120,8 @@ class TextSource(Section):
 
     def identity(self) -> dict[str, Any]:
         """What says which documents these are: all but what becomes of those that cannot be read."""
-        return self.model_dump(mode="json", exclude={"bad_records"})
+        names = {"bad_records"} if self.hub_revision else {"bad_records", "hub_revision"}  # earlier versions had none
+        return self.model_dump(mode="json", exclude=names)
 
 
 class Recall(Section):

@@ -300,9 +300,11 @@ def test_hub_rows_become_documents(monkeypatch):
     rows = datasets.Dataset.from_dict({"text": ["a", "b"], "meta": [1, 2]}).to_iterable_dataset()
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: asked.append((args, kwargs)) or rows)
-    documents = open_documents(TextSource(hub="someone/text", hub_config="en", split="test"), part="all")
+    documents = open_documents(
+        TextSource(hub="someone/text", hub_config="en", hub_revision="v2", split="test"), part="all"
+    )
     assert [document["text"] for document in documents] == ["a", "b"]
-    assert asked == [(("someone/text", "en"), {"split": "test", "streaming": True})]
+    assert asked == [(("someone/text", "en"), {"split": "test", "revision": "v2", "streaming": True})]
 
 
 def test_importing_the_data_modules_does_not_import_datasets():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from statex.data import mixture
 from statex.data.mixture import TrainingBatches, combined_seed, gradient_accumulation_steps, text_tokens
 from statex.data.tokens import prepare_tokens
 from statex.errors import UserError
@@ -156,9 +157,8 @@ def test_the_text_read_is_what_is_prepared(data, tokenizer):
     batches = TrainingBatches(data, settings, tokenizer, seed=4)
     of_text = [step for step in range(3000) if batches.kind_of_step(step) == "text"]
     assert text_tokens(data, settings, 4) == 1024 * len(of_text)
-    assert [batches.num_text_steps(step) for step in (0, 5, 1024, 2999)] == [
-        sum(step < limit for step in of_text) for limit in (0, 5, 1024, 2999)
-    ]
+    limits = (2999, 0, 1024, 5, 2048)
+    assert [batches.num_text_steps(step) for step in limits] == [sum(s < limit for s in of_text) for limit in limits]
     assert text_tokens(data, training(weights={"text": 0, "mqar": 1}), 4) == 0
 
 
@@ -177,6 +177,18 @@ def test_what_does_not_fit_fails_at_once(data, tokenizer, values, world_size, me
     values = {"weights": {"text": 1, "mqar": 1}} | values
     with pytest.raises(UserError, match=message):
         TrainingBatches(data, training(**values), tokenizer, world_size=world_size)
+
+
+def test_a_late_step_is_found_as_fast_as_an_early_one(data, tokenizer, prepared, monkeypatch):
+    """The kinds of earlier steps are drawn once, not at each step: 150,000 of them would take 50 ms."""
+    batches = made(data, training(), tokenizer, prepared)
+    last = 200 * 1024 + 5
+    batches.num_text_steps(last)
+    drawn = []
+    kinds_of_block = mixture._kinds_of_block
+    monkeypatch.setattr(mixture, "_kinds_of_block", lambda *which: drawn.append(which) or kinds_of_block(*which))
+    batches.num_text_steps(last + 1)
+    assert len(drawn) == 1
 
 
 def test_missing_text_and_too_many_keys_fail_at_once(data, tokenizer, foreign_tokenizer, tmp_path):

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from statex.data import tokens
 from statex.data.documents import open_documents
 from statex.data.encoder import DocumentEncoder
-from statex.data.tokens import TextOrder, are_prepared, check_text, prepare_tokens, tokens_key
+from statex.data.tokens import TextOrder, are_prepared, check_text, prepare_tokens, tokens_key, whole_windows
 from statex.errors import UserError
 from statex.settings import TextSource
 
@@ -61,16 +63,30 @@ def test_an_epoch_reads_each_sequence_once_in_an_order_of_its_own(data, tokenize
 
 
 def test_the_order_is_the_same_however_much_is_prepared(data, tokenizer, tmp_path, prepared):
-    some = prepare_tokens(data, tokenizer, tmp_path / "some", 1500)
+    some = prepare_tokens(data, tokenizer, tmp_path / "some", whole_windows(1500, 100))
     assert not some.is_whole
-    assert 2048 <= some.num_tokens < prepared.num_tokens
+    assert 2000 <= some.num_tokens < prepared.num_tokens
     few, all_of_it = TextOrder(some, 100, seed=5), TextOrder(prepared, 100, seed=5)
     assert all((few.read(i)[0] == all_of_it.read(i)[0]).all() for i in range(15))
+
+
+@pytest.mark.parametrize("length", [1, 64, 100, 300, 700, 1500, 3000])
+def test_what_is_prepared_is_enough_for_what_is_read(data, tokenizer, tmp_path, prepared, length):
+    """Whatever part of a window the sequences leave over; and no window more than is read."""
+    for count in (1, 20, 21, 3000 // length):
+        read = count * length
+        needed = whole_windows(read, length)
+        assert read <= needed < read + max(2048, length)
+        if needed <= prepared.num_tokens:
+            some = prepare_tokens(data, tokenizer, tmp_path / str(needed), needed)
+            assert len(TextOrder(some, length, seed=0).read(count - 1)[0]) == length
+    assert whole_windows(0, length) == 0
 
 
 def test_what_is_there_is_used_and_what_is_missing_added(data, tokenizer, tmp_path, prepared, monkeypatch):
     parent = tmp_path / "some"
     some = prepare_tokens(data, tokenizer, parent, 1500)
+    assert 1500 <= some.num_tokens < 2500
     written = {path.name: path.stat().st_mtime_ns for path in some.folder.glob("0*")}
     assert are_prepared(data, tokenizer, parent, 1500)
     assert not are_prepared(data, tokenizer, parent, 2500)
@@ -143,6 +159,8 @@ def test_tokens_of_another_text_or_tokenizer_are_others(data, tokenizer, foreign
     changes = [
         {"text": TextSource(files=[str(other_text)])}, {"seed": 8}, {"shuffle_buffer": 5},
         {"text": data.text.model_copy(update={"held_out": 0.2})},
+        {"text": data.text.model_copy(update={"bad_records": "skip"})},
+        *({"text": TextSource(hub="someone/text", hub_revision=revision)} for revision in (None, "v1", "v2")),
     ]  # fmt: skip
     keys = [tokens_key(data, tokenizer), tokens_key(data, foreign_tokenizer)]
     keys += [tokens_key(data.model_copy(update=change), tokenizer) for change in changes]
@@ -150,11 +168,9 @@ def test_tokens_of_another_text_or_tokenizer_are_others(data, tokenizer, foreign
     key = tokens_key(data.model_copy(update=changes[0]), tokenizer)
     other_text.write_text(json.dumps({"text": "another Text"}))
     assert tokens_key(data.model_copy(update=changes[0]), tokenizer) != key
-    skipping = data.model_copy(update={"text": data.text.model_copy(update={"bad_records": "skip"})})
-    assert tokens_key(skipping, tokenizer) == keys[0]
 
 
-def test_a_bad_record_late_in_the_text_is_named_and_what_came_before_it_kept(data, tokenizer, tmp_path):
+def test_a_bad_record_late_in_the_text_is_named_or_skipped(data, tokenizer, tmp_path):
     path = tmp_path / "text.jsonl"
     good = [json.dumps({"text": f"document {i} " * 20}) + "\n" for i in range(100)]
     path.write_text("".join(good) + "{]\n" + good[0])
@@ -163,12 +179,22 @@ def test_a_bad_record_late_in_the_text_is_named_and_what_came_before_it_kept(dat
         prepare_tokens(late, tokenizer, tmp_path, 10**9)
     skipping = late.model_copy(update={"text": TextSource(files=[str(path)], bad_records="skip")})
     assert prepare_tokens(skipping, tokenizer, tmp_path, 10**9).is_whole
+    with pytest.raises(UserError, match="line 101"):  # what was skipped for another recipe is not skipped for this one
+        prepare_tokens(late, tokenizer, tmp_path, 10**9)
+
+
+def test_ids_beyond_16_bits_in_a_vocabulary_with_gaps(data, tmp_path):
+    backend = Tokenizer(models.WordLevel({"[end]": 0, "Document": 70_000, "[other]": 70_001}, unk_token="[other]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[end]")
+    found = prepare_tokens(data, tokenizer, tmp_path, 10**9)
+    assert set(found.read(0, found.num_tokens)[0]) == {0, 70_000, 70_001}
 
 
 def test_progress_ends_at_what_is_needed(data, tokenizer, tmp_path):
     seen = []
     prepare_tokens(data, tokenizer, tmp_path, 1500, progress=lambda *event: seen.append(event))
-    assert seen[-1] == (2048, 2048)
+    assert seen[-1] == (1500, 1500)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 

@@ -95,6 +95,7 @@ def test_every_arm_of_every_model_is_trained_and_measured(folder):
             assert {
                 ("mqar", "accuracy"), ("nll_by_position", "nll"), ("state", "state_elements"), ("cost", "seconds"),
                 ("cost", "training_tokens_per_second"), ("cost", "training_peak_memory"),
+                ("cost", "training_data_wait"),
             } <= metrics  # fmt: skip
     rows = read_results(folder / "results.jsonl")
     assert {row.arm for row in rows if row.baseline == "lpt"} == set(ARMS) - {"lpt"}

@@ -123,11 +123,13 @@ def _open_hub(source: TextSource, field: str) -> "datasets.IterableDataset":
 
     assert source.hub is not None
     try:
-        rows = datasets.load_dataset(source.hub, source.hub_config, split=source.split, streaming=True)
+        rows = datasets.load_dataset(
+            source.hub, source.hub_config, split=source.split, revision=source.hub_revision, streaming=True
+        )
         first = next(iter(rows), None)
     except (OSError, RuntimeError, ValueError) as error:  # not found, no network, no such configuration or split
         problem = f"cannot be read from the hub ({_first_line(error)})"
-        remedy = "check the name, hub_config, split and the network, or give local files"
+        remedy = "check the name, hub_config, hub_revision, split and the network, or give local files"
         raise UserError(f"{field}.hub", source.hub, problem, remedy) from error
     return _documents_of_rows(rows, first, source, field)
 

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from statex.data.forms import FORMS, FormBuilder, form_batch
 from statex.data.recall import PasskeyBuilder, mqar_batch, passkey_batch
 from statex.data.tokenizer import recall_vocabulary
-from statex.data.tokens import TextOrder, TokenFolder, check_text
+from statex.data.tokens import TextOrder, TokenFolder, check_text, whole_windows
 from statex.errors import UserError
 from statex.recipe import Training, Weights
 from statex.settings import Data
@@ -74,6 +74,7 @@ class TrainingBatches(IterableDataset):
         self.gradient_accumulation_steps = gradient_accumulation_steps(training, world_size)
         weights = training.weights
         self.text: TextOrder | None = None
+        self._text_steps = [0]  # before each block of steps, as far as was asked for
         if weights.text and tokens is None:
             check_text(data, tokenizer, training.sequence_length)
         elif tokens is not None:
@@ -126,10 +127,15 @@ class TrainingBatches(IterableDataset):
 
     def num_text_steps(self, steps: int) -> int:
         """How many of the first steps are of text."""
-        blocks, rest = divmod(steps, STEPS_PER_DRAW)
-        draws = (_kinds_of_block(self.training.weights, self.data.seed, block) for block in range(blocks + 1))
-        ends = (rest if block == blocks else STEPS_PER_DRAW for block in range(blocks + 1))
-        return sum(int((kinds[:end] == KINDS.index("text")).sum()) for kinds, end in zip(draws, ends, strict=True))
+        block, rest = divmod(steps, STEPS_PER_DRAW)
+        while len(self._text_steps) <= block:
+            self._text_steps.append(self._text_steps[-1] + self._text_steps_of(len(self._text_steps) - 1))
+        return self._text_steps[block] + self._text_steps_of(block, rest)
+
+    def _text_steps_of(self, block: int, first: int = STEPS_PER_DRAW) -> int:
+        """How many of the first steps of a block are of text."""
+        kinds = _kinds_of_block(self.training.weights, self.data.seed, block)[:first]
+        return int((kinds == KINDS.index("text")).sum())
 
     def _text_rows(self, step: int, rows: slice) -> dict[str, Tensor]:
         """Some sequences of the global batch of a text step."""
@@ -203,6 +209,11 @@ def text_tokens(data: Data, training: Training, seed: int) -> int:
     seed = combined_seed(data.seed, seed)
     kinds = np.concatenate([_kinds_of_block(training.weights, seed, block) for block in range(blocks)])
     return int((kinds[: training.steps] == KINDS.index("text")).sum()) * training.tokens_per_step
+
+
+def text_windows(data: Data, training: Training, seed: int) -> int:
+    """Tokens of text that must be prepared for a stage of training: all windows of which it reads some."""
+    return whole_windows(text_tokens(data, training, seed), training.sequence_length)
 
 
 def gradient_accumulation_steps(training: Training, world_size: int = 1) -> int:

@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,13 +41,16 @@ Progress = Callable[[int, int], None]
 
 
 def tokens_key(data: Data, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """A name for the tokens of a text: another text, tokenizer, held-out share or `data.seed` has another.
+    """A name for the tokens of a text: another text, tokenizer, held-out share, way with bad records or `data.seed`
+    has another.
 
-    Files count by path, size and time of their last change; of hub data only the name is known.
+    Files count by path, size and time of their last change; hub data by name and `hub_revision`, for what the hub has
+    now cannot be asked without a network.
     """
     encoder = DocumentEncoder(tokenizer)
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files_of(data.text, "data.text")]
-    told = [FORMAT, data.text.identity(), stats, encoder.backend.to_str(), encoder.end, data.seed, data.shuffle_buffer]
+    text = data.text.model_dump(mode="json", exclude_none=True)
+    told = [FORMAT, text, stats, encoder.backend.to_str(), encoder.end, data.seed, data.shuffle_buffer]
     return hashlib.blake2b(json.dumps(told).encode("utf-8"), digest_size=10).hexdigest()
 
 
@@ -66,7 +70,7 @@ def prepare_tokens(
     Args:
         data: section of a recipe.
         parent: folder of folders of prepared tokens.
-        needed: tokens. Whole windows are prepared, so that the order of sequences does not depend on their number.
+        needed: tokens; those of `whole_windows`, so that the order of sequences does not depend on their number.
         progress: called after each batch of documents.
         verify: compare the files there with their hashes; else with their sizes alone.
 
@@ -125,16 +129,22 @@ class TokenFolder:
             self.starts = np.cumsum([0, *(file["tokens"] for file in self.files)])
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(folder / INDEX, str(error)) from error
-        for name, size, digest in self._stored():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != size:
-                raise _damaged(path, f"it should have {size} bytes")
-            if verify and _digest(path.read_bytes()) != digest:
-                raise _damaged(path, "its content is not what was written")
+        with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+            for _ in pool.map(partial(self._check, verify=verify), self._stored()):
+                pass
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the maps, which each process makes for itself."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_tokens", "_ends")}
+
+    def _check(self, stored: tuple[str, int, str], *, verify: bool) -> None:
+        """Raise UserError where a file is not what was written."""
+        name, size, digest = stored
+        path = self.folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise _damaged(path, f"it should have {size} bytes")
+        if verify and _digest(path.read_bytes()) != digest:
+            raise _damaged(path, "its content is not what was written")
 
     def _stored(self) -> Iterator[tuple[str, int, str]]:
         for number, file in enumerate(self.files):
@@ -152,8 +162,8 @@ class TokenFolder:
         return sum(file["documents"] for file in self.files)
 
     def has(self, needed: int) -> bool:
-        """Whether so many tokens are there, in whole windows, or the whole text is."""
-        return self.is_whole or self.num_tokens >= in_windows(needed)
+        """Whether so many tokens are there, or the whole text is."""
+        return self.is_whole or self.num_tokens >= needed
 
     @cached_property
     def _tokens(self) -> list[np.memmap]:
@@ -200,7 +210,7 @@ class TextOrder:
 
     def __init__(self, tokens: TokenFolder, length: int, seed: int):
         self.tokens, self.length, self.seed = tokens, length, seed
-        self.per_window = max(1, WINDOW // length)
+        self.per_window = _per_window(length)
         self.per_epoch = tokens.num_tokens // length if tokens.is_whole else None
         if self.per_epoch == 0:
             raise _too_short(length, tokens.num_tokens)
@@ -227,9 +237,15 @@ ORDER_STREAM = 2
 """The random stream of a seed that orders text; those of `mixture` are others."""
 
 
-def in_windows(needed: int) -> int:
-    """So many tokens, and the rest of the windows that the last of them is in, whatever the length of a sequence."""
-    return (needed // WINDOW + 1) * WINDOW if needed else 0
+def whole_windows(read: int, length: int) -> int:
+    """Tokens of all windows that the first `read` tokens lie in, where sequences of `length` tokens are read."""
+    of_window = _per_window(length) * length
+    return -(-read // of_window) * of_window
+
+
+def _per_window(length: int) -> int:
+    """Sequences of a window."""
+    return max(1, WINDOW // length)
 
 
 def _prepare(folder: Path, data: Data, tokenizer: "PreTrainedTokenizerBase", needed: int, progress: Progress) -> None:
@@ -238,14 +254,15 @@ def _prepare(folder: Path, data: Data, tokenizer: "PreTrainedTokenizerBase", nee
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, Any] = {
         "format": FORMAT,
-        "dtype": "uint16" if encoder.backend.get_vocab_size() <= 2**16 else "uint32",
+        # By the largest id: a vocabulary with gaps has larger ones than it has tokens
+        "dtype": "uint16" if max(encoder.backend.get_vocab().values()) < 2**16 else "uint32",
         "text": data.text.identity(),
         "is_whole": False,
         "files": [],
     }
     if (folder / INDEX).exists():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    files, wanted = index["files"], in_windows(needed)
+    files = index["files"]
     done = sum(file["tokens"] for file in files)
     documents = open_documents(data.text, shuffle_seed=data.seed, shuffle_buffer=data.shuffle_buffer)
     rest = islice(documents, sum(file["documents"] for file in files), None)
@@ -254,19 +271,19 @@ def _prepare(folder: Path, data: Data, tokenizer: "PreTrainedTokenizerBase", nee
     for ids in encoder(rest):
         held.append(ids.astype(index["dtype"]))
         size += len(ids)
-        progress(min(done + size, wanted), wanted)
+        progress(min(done + size, needed), needed)
         if size >= TOKENS_PER_FILE:
             files.append(_write_file(folder, len(files), held))
             write_text_atomic(folder / INDEX, json.dumps(index))
             done, held, size = done + size, [], 0
-            if done >= wanted:
+            if done >= needed:
                 break
     else:
         if held:
             files.append(_write_file(folder, len(files), held))
         index["is_whole"] = True
     write_text_atomic(folder / INDEX, json.dumps(index))
-    progress(wanted, wanted)
+    progress(needed, needed)
 
 
 def _write_file(folder: Path, number: int, documents: list[np.ndarray]) -> dict[str, Any]:

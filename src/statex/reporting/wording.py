@@ -20,6 +20,7 @@ METRICS = {
     "nll": "NLL",
     "training_tokens_per_second": "training tokens/s",
     "training_peak_memory": "training peak memory",
+    "training_data_wait": "share of training that waited for data",
     "prefill_tokens_per_second": "prefill tokens/s",
     "decode_ms_per_token": "decode ms/token",
     "decode_graph_ms_per_token": "decode ms/token, captured graph",
@@ -37,7 +38,7 @@ METRICS = {
 }
 STAGES = {"pretrain": "pre-training", "train": "post-training", "evaluate": "evaluation"}
 _NEUTRAL = {"hit_share", "recall_share"}
-_LOWER_IS_BETTER = ("nll", "perplexity", "seconds", "_ms", "ms_", "memory", "bytes")
+_LOWER_IS_BETTER = ("nll", "perplexity", "seconds", "_ms", "ms_", "memory", "bytes", "wait")
 _WHOLE = {"elements", "parameters", "tokens", "count", "tokens/s"}
 
 

@@ -212,4 +212,6 @@ def _training_cost(folder: Path, facts: dict[str, Any]) -> Iterator[Result]:
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     yield Result("cost", "training_tokens_per_second", summary["tokens_per_second"], "tokens/s", n=1, **facts)
     yield Result("cost", "training_peak_memory", summary["peak_memory"], "bytes", n=1, **facts)
+    if "data_wait" in summary:  # earlier versions did not measure it
+        yield Result("cost", "training_data_wait", summary["data_wait"], "fraction", n=1, **facts)
     yield Result("cost", "seconds", summary["seconds"], "s", n=1, slice={"stage": "train"}, **facts)

@@ -101,12 +101,12 @@ class PrepareTokens(Stage):
 
     @property
     def needed(self) -> int:
-        """Tokens that the longest of its trainings reads, whichever the seed."""
-        from statex.data.mixture import text_tokens
+        """Tokens that are prepared for the longest of its trainings, whichever the seed."""
+        from statex.data.mixture import text_windows
 
         trainings = list(_trainings(self.recipe, self.model))
         return max(
-            (text_tokens(self.recipe.data, each, seed) for each in trainings for seed in self.recipe.seeds), default=0
+            (text_windows(self.recipe.data, each, seed) for each in trainings for seed in self.recipe.seeds), default=0
         )
 
     def check(self, inputs: Inputs) -> None:

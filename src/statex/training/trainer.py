@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from statex.checkpoint import write_card
-from statex.data.mixture import TrainingBatches, text_tokens
+from statex.data.mixture import TrainingBatches, text_windows
 from statex.data.tokens import TokenFolder, prepare_tokens
 from statex.errors import UserError
 from statex.expansion.edits import ExpansionPlan, StoredPlan
@@ -104,7 +104,7 @@ def train(
     if training.train_only_expanded:
         freeze_all_but_expanded(model, plan)
     arguments = training_arguments(training, output, seed, quiet=progress is not None)
-    needed = text_tokens(data, training, seed)
+    needed = text_windows(data, training, seed)
     prepared = None
     if needed:  # every process looks for itself; where they are not there yet, one of a machine makes them
         is_first = arguments.process_index == 0

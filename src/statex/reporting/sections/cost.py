@@ -22,6 +22,7 @@ from statex.utils.markup import literal
 COSTS = [
     "training_tokens_per_second",
     "training_peak_memory",
+    "training_data_wait",
     "prefill_tokens_per_second",
     "decode_ms_per_token",
     "decode_graph_ms_per_token",
