@@ -89,7 +89,6 @@ class TrainingBatches(IterableDataset):
                 problem = "is too short for passkey sequences"
                 remedy = f"give at least {self.passkey.min_length} or set weights.passkey to 0"
                 raise UserError("training.sequence_length", training.sequence_length, problem, remedy)
-
         self.forms = {
             name: FormBuilder(tokenizer, name, data.forms.num_questions) for name in FORMS if getattr(weights, name)
         }
@@ -151,7 +150,7 @@ class TrainingBatches(IterableDataset):
         return batch
 
     def _recall_step(self, step: int) -> dict[str, Tensor]:
-        """The global batch of an mqar or passkey step."""
+        """The global batch of a step of recall data."""
         generator = np.random.default_rng([self.data.seed, RECALL_STREAM, step])
         kind = self.kind_of_step(step)
         if kind == "mqar":

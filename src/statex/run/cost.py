@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from statex.benchmarking.ops import FLOPS_PER_SECOND
 from statex.recipe import Recipe, Training
 from statex.run.inputs import Inputs
 from statex.run.preflight import check_recipe
@@ -17,7 +18,7 @@ from statex.run.stages import CHANGED_KINDS, plan_of_arm
 from statex.training.memory import Size, peak_memory_of, size_of
 
 MFU = 0.45
-PRODUCT_PER_SECOND = 790e12
+PRODUCT_PER_SECOND = FLOPS_PER_SECOND["H200"]
 """What hours follow from where no throughput is given: the bf16 product of an H100 or H200, and the share of it that
 training steps of 1.3B models reach (docs/results/training.md; small models reach less)."""
 GPUS = (1, 2, 4, 8)

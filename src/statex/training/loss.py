@@ -3,7 +3,8 @@
 Shape letters: N tokens that are scored, D width, V vocabulary.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,13 +24,16 @@ def _entropies(logits: torch.Tensor, targets: torch.Tensor, with_gradient: bool)
         return total, None
     if torch.compiler.is_compiling():  # in the same pass over the logits; by itself it would take two of its own
         is_target = torch.arange(logits.shape[-1], device=logits.device) == targets
-        return total, ((precise - log_normalizer).exp() - is_target).to(logits.dtype)
+        return total, ((precise - log_normalizer).exp() - is_target.to(precise.dtype)).to(logits.dtype)
     difference = precise.sub_(log_normalizer).exp_()
     difference.scatter_add_(-1, targets, difference.new_full(targets.shape, -1.0))
     return total, difference.to(logits.dtype)
 
 
-_compiled_entropies = torch.compile(_entropies, dynamic=True, fullgraph=True)
+@functools.cache
+def _compiled_entropies() -> Callable[..., tuple]:
+    """Made when first needed: torch.compile imports its compiler, which takes seconds."""
+    return torch.compile(_entropies, dynamic=True, fullgraph=True)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -81,7 +85,7 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(rows.device.type)
         rows, weight = rows.to(dtype), weight.to(dtype)
     with torch.autocast(rows.device.type, enabled=False):
-        entropies = _compiled_entropies if compiled else _entropies
+        entropies = _compiled_entropies() if compiled else _entropies
         return _LinearCrossEntropy.apply(rows, weight.to(rows.dtype), targets.reshape(-1)[scored], chunk, entropies)
 
 

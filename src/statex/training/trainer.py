@@ -104,11 +104,10 @@ def train(
     if training.train_only_expanded:
         freeze_all_but_expanded(model, plan)
     arguments = training_arguments(training, output, seed, quiet=progress is not None)
-    needed = text_windows(data, training, seed)
-    prepared = None
+    needed, prepared = text_windows(data, training, seed), None
     if needed:  # every process looks for itself; where they are not there yet, one of a machine makes them
-        is_first = arguments.process_index == 0
-        prepared = prepare_tokens(data, tokenizer, tokens or output.parent / "tokens", needed, verify=is_first)
+        folder, is_first = tokens or output.parent / "tokens", arguments.process_index == 0
+        prepared = prepare_tokens(data, tokenizer, folder, needed, verify=is_first)
     set_seed(seed)
     trainer = StatexTrainer(
         model=model,
