@@ -207,6 +207,17 @@ HYBRID_CASES = [
     if (family, init) != ("falcon_mamba", "preserve")  # which is refused
 ]
 CASES = DEFINED + HYBRID_CASES
+
+
+def _spread():
+    groups: dict[tuple[str, str], list[Case]] = {}
+    for case in CASES:
+        groups.setdefault((case.family, case.configuration), []).append(case)
+    return [cases[place % len(cases)] for place, cases in enumerate(groups.values())]
+
+
+SPREAD = _spread()
+"""Each configuration with one of its initialisations, in turn."""
 UNEXPANDED = [(family, name) for family in ("gla", "mamba2") for name in MAKERS[family][1]]
 
 

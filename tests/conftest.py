@@ -5,8 +5,14 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from copy import deepcopy
+
 import pytest
+import tiny_recipe
 import torch
+
+SHARED = (tiny_recipe.CONFIGS, tiny_recipe.DATA, tiny_recipe.TRAINING, tiny_recipe.EVALUATION, tiny_recipe.ARMS)
+AS_WRITTEN = deepcopy(SHARED)
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -18,3 +24,15 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def shared_values_stay_as_written():
+    """A test that changes the values of tiny_recipe fails itself, not a later one in the same process."""
+    yield
+    try:
+        assert SHARED == AS_WRITTEN
+    finally:
+        for values, written in zip(SHARED, deepcopy(AS_WRITTEN), strict=True):
+            values.clear()
+            values.update(written)

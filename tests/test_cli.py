@@ -402,7 +402,7 @@ def test_run_of_tasks_of_lm_eval(call, recipe, data, tmp_path, monkeypatch):
         ("steps", "--set = 'steps': is not of the form section.key=value"),
         ('data.text.files=["none/*.txt"]', "none/*.txt': no file matches; give a path or a glob of files."),
         ("arms.base.kind=lpt training={sequence_length=1000000,tokens_per_step=1000000}", "is longer than the whole"),
-        ('evaluation.suites=["x"]', "evaluation.suites = 'x': is not a suite; known suites:"),
+        ('evaluation.suites=["mqra"]', "evaluation.suites = 'mqra': is not a suite; known suites:"),
         ('models.gla.checkpoint="/none"', "is no folder here, and the hub gave none"),
     ],
 )

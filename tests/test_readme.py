@@ -11,9 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAININGS = ("models.gla.pretraining", "models.mamba2.pretraining", "training")
 SMALL = (
-    "models.gla.pretraining.steps=50", "models.mamba2.pretraining.steps=50", "training.steps=50", "workers=1",
-    "evaluation.mqar.num_items=4", "evaluation.passkey.num_items=2", "evaluation.ar_hits.num_windows=4",
+    *(f"{section}.{key}" for section in TRAININGS for key in ("steps=8", "warmup_steps=2", "tokens_per_step=256")),
+    "workers=1", "evaluation.mqar.num_items=4", "evaluation.passkey.num_items=2", "evaluation.ar_hits.num_windows=4",
     "evaluation.ar_hits.count_tokens=20000", "evaluation.nll_by_position.num_windows=4",
 )  # fmt: skip
 

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import statex
 from common import make_gla, make_mamba2
 from tiny_recipe import environment
@@ -19,11 +17,12 @@ LOAD = """
 import sys
 import statex
 from statex.checkpoint import load_tokenizer
-for call in (statex.inspect, statex.load, load_tokenizer):
-    try:
-        call(sys.argv[1])
-    except statex.UserError as error:
-        print(error)
+for folder in sys.argv[1:]:
+    for call in (statex.inspect, statex.load, load_tokenizer):
+        try:
+            call(folder)
+        except statex.UserError as error:
+            print(error)
 """
 
 
@@ -43,18 +42,31 @@ def test_every_call_says_that_no_code_is_to_be_run():
     assert found >= 3
 
 
-@pytest.mark.parametrize("make", [make_gla, make_mamba2])
-def test_code_in_a_folder_is_not_run_though_y_is_typed(make, tmp_path):
+def test_code_in_a_folder_is_not_run_though_y_is_typed(tmp_path):
     """For each file that can name code: its classes are transformers' own names and names that nobody knows."""
     from statex.data.tokenizer import train_tokenizer
     from statex.settings import Data
     from tiny_recipe import data_values, write_text
 
-    folder, mark = tmp_path / "model", tmp_path / "ran"
-    make().save_pretrained(folder)
+    mark = tmp_path / "ran"
     data = Data.model_validate(data_values(write_text(tmp_path)))
-    train_tokenizer(data.text, data.tokenizer, data.recall).save_pretrained(folder)
-    (folder / "evil.py").write_text(CODE.format(mark=str(mark)))
+    tokenizer = train_tokenizer(data.text, data.tokenizer, data.recall)
+    folders = {tmp_path / "gla": make_gla(), tmp_path / "mamba2": make_mamba2()}
+    for folder, model in folders.items():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        name_code(folder, CODE.format(mark=str(mark)))
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, *folders], input="y\n" * 18, capture_output=True, text=True, timeout=120,
+        env=environment() | {"HF_MODULES_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not mark.exists(), done.stdout
+    assert "Do you wish to run" not in done.stdout + done.stderr
+
+
+def name_code(folder, code):
+    (folder / "evil.py").write_text(code)
     shutil.copyfile(folder / "evil.py", folder / "modeling_statex.py")
     for name, more in (
         ("config.json", {}),
@@ -65,10 +77,3 @@ def test_code_in_a_folder_is_not_run_though_y_is_typed(make, tmp_path):
         auto = ["AutoConfig", "AutoModelForCausalLM", "AutoModel", "AutoTokenizer"]
         values["auto_map"] = {each: ["evil.Evil", "evil.Evil"] if "Token" in each else "evil.Evil" for each in auto}
         (folder / name).write_text(json.dumps(values | more))
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(folder)], input="y\n" * 9, capture_output=True, text=True, timeout=120,
-        env=environment() | {"HF_MODULES_CACHE": str(tmp_path / "cache")},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert not mark.exists(), done.stdout
-    assert "Do you wish to run" not in done.stdout + done.stderr

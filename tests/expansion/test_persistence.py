@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import statex
 from common import (
-    CASES,
     EXPANDED,
     HYBRID_CASES,
+    SPREAD,
     Case,
     base_type,
     logits,
@@ -51,7 +51,7 @@ def assert_same_model(loaded, model):
     assert torch.equal(logits(loaded, tokens()), logits(model, tokens()))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", SPREAD, ids=str)
 def test_a_loaded_model_is_bitwise_the_saved_one(case, tmp_path):
     model = case.expanded()
     model.save_pretrained(tmp_path)
@@ -136,7 +136,7 @@ def test_a_model_made_from_the_configuration_alone(case):
     assert {name: p.shape for name, p in empty.named_parameters()} == shapes
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", SPREAD, ids=str)
 def test_expansion_on_the_meta_device_gives_the_same_sizes(case):
     with torch.device("meta"):
         empty = case.model()

@@ -27,7 +27,7 @@ def values(tmp_path):
     rows = [json.dumps({"text": f"w{i} w{i + 1} w2 w3"}) for i in range(60)]
     (tmp_path / "text.jsonl").write_text("\n".join(rows))
     return {
-        "name": "foreign", "output": str(tmp_path / "runs"), "arms": {"lpt": {"kind": "lpt"}}, "training": TRAINING,
+        "name": "foreign", "output": str(tmp_path / "runs"), "arms": {"lpt": {"kind": "lpt"}}, "training": {**TRAINING},
         "models": {"gla": {"checkpoint": str(tmp_path / "model")}},
         "data": {
             "text": {"files": [str(tmp_path / "text.jsonl")], "held_out": 0.3},

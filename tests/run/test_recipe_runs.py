@@ -296,7 +296,7 @@ def test_a_worker_that_was_killed_is_a_failure_of_the_machine():
 
 MISTAKES = {
     "suite": ("evaluation.suites=[mqar,x]", "evaluation.suites = "),
-    "unknown suite": ('evaluation.suites=["x"]', "evaluation.suites = 'x': is not a suite; known suites: mqar,"),
+    "unknown suite": ('evaluation.suites=["mqra"]', "evaluation.suites = 'mqra': is not a suite; known suites: mqar,"),
     "factor": ("arms.reinit.expansion.factor=3", "arms.reinit.expansion.factor = 3: "),
     "layer": ("arms.reinit.expansion={ layers = [7] }", "arms.reinit.expansion.layers = 7: is not a recurrent layer"),
     "control's layer": ("arms.control.expansion={ layers = [7] }", "arms.control.expansion.layers = 7: is not a rec"),

@@ -21,7 +21,7 @@ from statex.recipe import load_recipe
 from statex.run import prepare_text, run_recipe
 
 WRITES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree"}
-MOST_KILLS = 10
+MOST_KILLS = 6
 
 
 def kill_at_write(number: int, folder: Path) -> None:

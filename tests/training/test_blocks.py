@@ -37,7 +37,7 @@ def trained(make, family, data, tokenizer, folder, section):
     return load_file(folder / "trained" / "model.safetensors")
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize(("family", "gradient_checkpointing"), [("statex_gla", True), ("mamba2", False)])
 def test_compiled_blocks_train_as_plain_ones(
     make, family, settings, data, tokenizer, tmp_path, tiny_compiler, gradient_checkpointing
 ):

@@ -12,9 +12,11 @@ from safetensors.torch import load_file
 
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
+from statex.recipe import load_recipe
+from statex.run import run_recipe
 from statex.training.checkpoints import damage_of, last_checkpoint, step_of
 from statex.training.trainer import StatexTrainer, train
-from tiny_recipe import CONFIGS, EVALUATION, data_values, environment, run_statex, write_recipe
+from tiny_recipe import CONFIGS, EVALUATION, data_values, environment, write_recipe
 
 
 def stopped_at(step: int):
@@ -40,7 +42,7 @@ def assert_bitwise_equal(ours: Path, theirs: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_any_moment(make, tokenizer, data, settings, tmp_path):
-    """Training that was killed again and again, and then went on by the same command, ends with the same weights."""
+    """Training that was killed again and again, and then resumed by the same recipe, ends with the same weights."""
     values = {
         "models": {family: {"checkpoint": str(tmp_path / family)} for family in CONFIGS},
         "output": str(tmp_path / "runs"),
@@ -60,8 +62,7 @@ def test_killed_at_any_moment(make, tokenizer, data, settings, tmp_path):
     kills = [int(number) for number in killed.stdout.split()]
     assert sum(kills) >= 5
     assert kills[0] >= 2  # of which so many were about to write
-    done = run_statex("train", recipes[1])
-    assert done.returncode == 0, done.stderr
+    run_recipe(load_recipe(recipes[1]), evaluation=False)
     for family in CONFIGS:
         ours, theirs = (tmp_path / "runs" / name / family / "preserve-seed0" for name in reversed(names))
         assert_bitwise_equal(ours / "expanded", theirs / "expanded")
