@@ -8,8 +8,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from copy import deepcopy
 
 import pytest
-import tiny_recipe
 import torch
+
+import tiny_recipe
 
 SHARED = (tiny_recipe.CONFIGS, tiny_recipe.DATA, tiny_recipe.TRAINING, tiny_recipe.EVALUATION, tiny_recipe.ARMS)
 AS_WRITTEN = deepcopy(SHARED)
