@@ -1,13 +1,16 @@
 """Every statex command and the Python of the README run, on a demo cut to a few steps."""
 
-import os
 import re
 import shlex
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
+
+from commands import run_each
+from tiny_recipe import environment
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -16,6 +19,7 @@ SMALL = (
     *(f"{section}.{key}" for section in TRAININGS for key in ("steps=8", "warmup_steps=2", "tokens_per_step=256")),
     "workers=1", "evaluation.mqar.num_items=4", "evaluation.passkey.num_items=2", "evaluation.ar_hits.num_windows=4",
     "evaluation.ar_hits.count_tokens=20000", "evaluation.nll_by_position.num_windows=4",
+    "data.text.standard_library=false", f'data.text.files=["{sysconfig.get_path("stdlib")}/[a-c]*.py"]',
 )  # fmt: skip
 
 
@@ -28,37 +32,28 @@ def statex_commands() -> list[str]:
     return [line for line in lines if line.startswith("statex ")]
 
 
-def execute(command: list[str], folder: Path) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which `runs/demo` is a finished run of the demo recipe, a few steps long."""
+    """A folder with a run of the demo recipe, a few steps long, in which the README's commands were followed."""
     folder = tmp_path_factory.mktemp("readme")
     overrides = [part for change in SMALL for part in ("--set", change)]
-    out = execute([sys.executable, "-m", "statex", "run", str(ROOT / "recipes" / "demo.toml"), *overrides], folder)
-    assert "text NLL" in out
+    commands = [shlex.split(command)[1:] for command in statex_commands()]
+    assert len(commands) >= 4
+    run = ["run", ROOT / "recipes" / "demo.toml", *overrides]
+    for done in run_each(run, *commands, cwd=folder, env=environment()):
+        assert done.returncode == 0, f"{done.args}\n{done.stdout}\n{done.stderr}"
+        assert done.stdout
+        assert done.args[0] != "run" or "text NLL" in done.stdout
     return folder
 
 
 @pytest.mark.slow
-def test_commands(demo: Path) -> None:
-    commands = statex_commands()
-    assert len(commands) >= 4
-    for command in commands:
-        assert execute([sys.executable, "-m", *shlex.split(command)], demo)
-
-
-@pytest.mark.slow
-def test_python(demo: Path) -> None:
+def test_commands_and_python(demo: Path) -> None:
     (block,) = code_blocks("python")
-    out = execute([sys.executable, "-c", block], demo)
-    assert "new rows" in out
-    assert "state +300%" in out
+    done = subprocess.run([sys.executable, "-c", block], cwd=demo, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "new rows" in done.stdout
+    assert "state +300%" in done.stdout
 
 
 def test_make_targets_exist() -> None:

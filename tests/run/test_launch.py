@@ -55,9 +55,8 @@ def test_no_worker_outlives_its_parent(tmp_path, number, to_all):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["SIGTERM, workers", "SIGTERM, torchrun"])
-def test_training_that_a_signal_stops(tmp_path, kind):
-    assert signals.stopped(kind, tmp_path) == []
+def test_training_under_torchrun_that_a_signal_stops(tmp_path):
+    assert signals.stopped("SIGTERM, torchrun", tmp_path) == []
 
 
 PLACES = """
