@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from statex.errors import UserError
+from statex.utils.nested import is_unicode, single_values
 
 NUMBERS_END = 2**32
 """No number of a recipe reaches it: no seed does, and no count that a machine lives to see the end of."""
-DEEPEST = 32
-"""Sections, tables and lists in one another."""
 MOST_TOKENS = 2**22
 """Tokens of a sequence, and of the longest prompt of an evaluation."""
 MOST_VOCABULARY = 2**20
@@ -56,17 +55,10 @@ def check_plain(values: Any) -> None:
 
     Raises:
         UserError: a number that is not finite or reaches NUMBERS_END, a date, text with a NUL or that is no Unicode,
-            or tables and lists nested deeper than DEEPEST.
+            or tables and lists nested too deeply.
     """
-    pending: list[tuple[tuple[str, ...], Any]] = [((), values)]
-    while pending:
-        keys, value = pending.pop()
-        if isinstance(value, dict | list | tuple):
-            if len(keys) > DEEPEST:
-                raise UserError(".".join(keys[:3]), "...", f"is nested deeper than {DEEPEST}", "flatten it")
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            pending += reversed([((*keys, str(key)), item) for key, item in items])
-        elif complaint := _complaint(value):
+    for keys, value in single_values(values, "flatten it"):
+        if complaint := _complaint(value):
             raise UserError(".".join(keys), value, *complaint)
 
 
@@ -78,7 +70,7 @@ def _complaint(value: Any) -> tuple[str, str] | None:
         return f"is beyond the numbers of a recipe, which end before {NUMBERS_END}", "give one nearer to 0"
     if isinstance(value, datetime.date | datetime.time):
         return "is a date or time, and no key takes one", "put it in quotation marks if text is meant"
-    if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+    if isinstance(value, str) and ("\0" in value or not is_unicode(value)):
         return "has a character that is none (NUL, or half of one)", "remove it"
     return None
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from statex.errors import UserError, explained
+from statex.utils.nested import is_unicode, single_values
 
 MOST_BYTES = 2**26
 """Of a JSON file that is read here: an index of a million tensors is smaller."""
-DEEPEST = 32
-"""Objects and lists of a config.json in one another."""
 MAY_BE_INFINITE = "time_step_limit"
 
 
@@ -57,17 +56,10 @@ def check_plain(values: dict[str, Any]) -> None:
 
     Raises:
         UserError: a number that is not finite or has more than 64 bits, text that is no Unicode, or objects and
-            lists nested deeper than DEEPEST.
+            lists nested too deeply.
     """
-    pending: list[tuple[tuple[str, ...], Any]] = [((), values)]
-    while pending:
-        keys, value = pending.pop()
-        if isinstance(value, dict | list):
-            if len(keys) > DEEPEST:
-                raise UserError(".".join(keys[:2]), "...", f"is nested deeper than {DEEPEST}", "restore the file")
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            pending += [((*keys, str(key)), item) for key, item in items]
-        elif problem := _not_plain(value, keys):
+    for keys, value in single_values(values, "restore the file"):
+        if problem := _not_plain(value, keys):
             raise UserError(".".join(keys), value, problem, "correct the value")
 
 
@@ -77,6 +69,6 @@ def _not_plain(value: Any, keys: tuple[str, ...]) -> str | None:
         return "is not finite"
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "has more than 64 bits"
-    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+    if isinstance(value, str) and not is_unicode(value):
         return "is no Unicode text"
     return None

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 from statex.errors import UserError
 from statex.families.base import Segment, StateGeometry, TensorRows
 from statex.families.mamba import MambaFields
-from statex.families.mamba2_type import INHERIT_NOISE
 from statex.families.mamba_type import MambaTypeFamily, decays
+from statex.families.shared import INHERIT_NOISE
 
 MODELING = "transformers.models.falcon_mamba.modeling_falcon_mamba"
 

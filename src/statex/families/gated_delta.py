@@ -14,7 +14,7 @@ from torch import nn
 from statex.errors import UserError
 from statex.families.base import Family, Fill, Segment, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Size
-from statex.families.mamba2_type import ACTIVATIONS, INHERIT_NOISE, refuse_rank, with_more_keys
+from statex.families.shared import INHERIT_NOISE, layers_of_types, refuse_rank, require_silu, with_more_keys
 
 LayerType = Literal["linear_attention", "full_attention"]
 
@@ -67,12 +67,10 @@ class GatedDeltaFamily(Family):
     kept_by_reinit = ("dt_bias", "A_log")  # time scales, as Mamba2's
 
     def check(self, config: Any) -> None:
-        if config.hidden_act not in ACTIVATIONS:
-            problem = "is an activation that statex's convolution lacks, which has SiLU only"
-            raise UserError("hidden_act", config.hidden_act, problem, f"use one of {', '.join(ACTIVATIONS)}")
+        require_silu(config, "hidden_act")
 
     def recurrent_layers(self, config: Any) -> list[int]:
-        return [index for index, kind in enumerate(config.layer_types) if kind == "linear_attention"]
+        return layers_of_types(config, "linear_attention")
 
     def geometry(self, config: Any) -> StateGeometry:
         return StateGeometry(

@@ -4,8 +4,8 @@ from typing import Any, ClassVar, Literal
 
 from statex.families.base import Segment, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Size
-from statex.families.mamba2_type import INHERIT_NOISE, refuse_rank
 from statex.families.mamba_type import MambaTypeFamily, decays
+from statex.families.shared import INHERIT_NOISE, refuse_rank
 
 MODELING = "transformers.models.jamba.modeling_jamba"
 

@@ -12,7 +12,7 @@ from statex.errors import UserError
 from statex.families.base import Family, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Size
 from statex.families.gated_delta import LayerType
-from statex.families.mamba2_type import ACTIVATIONS, refuse_rank
+from statex.families.shared import layers_of_types, refuse_rank, require_silu
 
 MODELING = "transformers.models.kimi_linear.modeling_kimi_linear"
 FACTORS = (4, 3, 2)
@@ -56,12 +56,10 @@ class KimiLinearFamily(Family):
     factors = "divisors of the number of heads; 4, 3 or 2, whichever is one first, where none is given"
 
     def check(self, config: Any) -> None:
-        if config.hidden_act not in ACTIVATIONS:
-            problem = "is an activation that statex's convolution lacks, which has SiLU only"
-            raise UserError("hidden_act", config.hidden_act, problem, f"use one of {', '.join(ACTIVATIONS)}")
+        require_silu(config, "hidden_act")
 
     def recurrent_layers(self, config: Any) -> list[int]:
-        return [index for index, kind in enumerate(config.layer_types) if kind == "linear_attention"]
+        return layers_of_types(config, "linear_attention")
 
     def geometry(self, config: Any) -> StateGeometry:
         return StateGeometry(config.linear_num_heads, config.linear_head_dim, config.linear_head_dim)

@@ -14,19 +14,18 @@ from torch import nn
 from statex.errors import UserError
 from statex.families.base import Family, Segment, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields
-
-INHERIT_NOISE = 0.3
-"""Bare copies of rows get equal gradients and never diverge; with this share of noise they do."""
-
-ACTIVATIONS = ("silu", "swish")
-"""Those of the convolution that statex's ops have."""
+from statex.families.shared import (
+    INHERIT_NOISE,
+    RECURRENT_TYPES,
+    layers_of_types,
+    refuse_rank,
+    require_silu,
+    with_more_keys,
+)
 
 LONGEST_CHUNK = 1024
 """Any sequence is padded to whole chunks, and work and memory inside one grow with the square of its length."""
 ChunkSize = Annotated[int, Field(ge=1, le=LONGEST_CHUNK)]
-
-RECURRENT_TYPES = ("linear_attention", "hybrid")
-"""transformers' names for a layer with a recurrent state, alone or beside attention."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +77,11 @@ class Mamba2TypeFamily(Family):
         return self.fields.names
 
     def check(self, config: Any) -> None:
-        name = self.names.activation
-        if name is not None and getattr(config, name) not in ACTIVATIONS:
-            problem = "is an activation that statex's convolution lacks, which has SiLU only"
-            raise UserError(name, getattr(config, name), problem, f"use one of {', '.join(ACTIVATIONS)}")
+        if self.names.activation is not None:
+            require_silu(config, self.names.activation)
 
     def recurrent_layers(self, config: Any) -> list[int]:
-        return [index for index, kind in enumerate(config.layer_types) if kind in RECURRENT_TYPES]
+        return layers_of_types(config, *RECURRENT_TYPES)
 
     def geometry(self, config: Any) -> StateGeometry:
         names = self.names
@@ -148,20 +145,3 @@ class Mamba2TypeFamily(Family):
         d_inner = before.num_heads * before.value_dim
         x = Segment("x", 1, d_inner, d_inner)
         return TensorRows((x, *self._b_and_c(config, before, after, fill_B, fill_C, **changes)))
-
-
-def with_more_keys(before: StateGeometry, factor: int) -> StateGeometry:
-    """The state with `factor` times as many keys in each head.
-
-    Raises:
-        UserError: the factor is below 2.
-    """
-    if factor < 2:
-        raise UserError("factor", factor, "does not enlarge the state", "use 2 or more")
-    return StateGeometry(before.num_heads, factor * before.key_dim, before.value_dim)
-
-
-def refuse_rank(rank: int | None) -> None:
-    """Raise UserError where a rank is given."""
-    if rank is not None:
-        raise UserError("rank", rank, "low-rank growth exists only for GLA", "leave rank out")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from statex.families.base import Family, Segment, StateGeometry, TensorRows
-from statex.families.mamba2_type import INHERIT_NOISE, RECURRENT_TYPES, refuse_rank, with_more_keys
+from statex.families.shared import INHERIT_NOISE, RECURRENT_TYPES, layers_of_types, refuse_rank, with_more_keys
 
 
 class MambaTypeFamily(Family):
@@ -37,7 +37,7 @@ class MambaTypeFamily(Family):
         return cached[:, None].mT
 
     def recurrent_layers(self, config: Any) -> list[int]:
-        return [index for index, kind in enumerate(config.layer_types) if kind in RECURRENT_TYPES]
+        return layers_of_types(config, *RECURRENT_TYPES)
 
     def geometry(self, config: Any) -> StateGeometry:
         return StateGeometry(1, getattr(config, self.state_size_field), self.inner_size(config))

@@ -1,0 +1,44 @@
+"""What several families do alike."""
+
+from typing import Any
+
+from statex.errors import UserError
+from statex.families.base import StateGeometry
+
+INHERIT_NOISE = 0.3
+"""Bare copies of rows get equal gradients and never diverge; with this share of noise they do."""
+
+ACTIVATIONS = ("silu", "swish")
+"""Those of the convolution that statex's ops have."""
+
+RECURRENT_TYPES = ("linear_attention", "hybrid")
+"""transformers' names for a layer with a recurrent state, alone or beside attention."""
+
+
+def layers_of_types(config: Any, *types: str) -> list[int]:
+    """The layers whose entry in the configuration's `layer_types` is one of `types`."""
+    return [index for index, kind in enumerate(config.layer_types) if kind in types]
+
+
+def require_silu(config: Any, field: str) -> None:
+    """Raise UserError where the convolution's activation is another than the one that statex's ops have."""
+    if getattr(config, field) not in ACTIVATIONS:
+        problem = "is an activation that statex's convolution lacks, which has SiLU only"
+        raise UserError(field, getattr(config, field), problem, f"use one of {', '.join(ACTIVATIONS)}")
+
+
+def with_more_keys(before: StateGeometry, factor: int) -> StateGeometry:
+    """The state with `factor` times as many keys in each head.
+
+    Raises:
+        UserError: the factor is below 2.
+    """
+    if factor < 2:
+        raise UserError("factor", factor, "does not enlarge the state", "use 2 or more")
+    return StateGeometry(before.num_heads, factor * before.key_dim, before.value_dim)
+
+
+def refuse_rank(rank: int | None) -> None:
+    """Raise UserError where a rank is given."""
+    if rank is not None:
+        raise UserError("rank", rank, "low-rank growth exists only for GLA", "leave rank out")

@@ -1,0 +1,36 @@
+"""The single values of what JSON or TOML holds."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from statex.errors import UserError
+
+DEEPEST = 32
+"""Tables and lists in one another."""
+
+
+def single_values(values: Any, remedy: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each value that is no table or list, with the keys and places that lead to it, in the order of the file.
+
+    Args:
+        values: a table, a list, or a single value.
+        remedy: what the user can do about what is nested too deeply.
+
+    Raises:
+        UserError: tables and lists are nested deeper than DEEPEST.
+    """
+    pending: list[tuple[tuple[str, ...], Any]] = [((), values)]
+    while pending:
+        keys, value = pending.pop()
+        if isinstance(value, dict | list | tuple):
+            if len(keys) > DEEPEST:
+                raise UserError(".".join(keys[:3]), "...", f"is nested deeper than {DEEPEST}", remedy)
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            pending += reversed([((*keys, str(key)), item) for key, item in items])
+        else:
+            yield keys, value
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8: JSON and TOML can hold half a character."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
