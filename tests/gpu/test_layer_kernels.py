@@ -57,9 +57,9 @@ def assert_same(function, reference, inputs, **options):
 
 def test_they_are_taken():
     x = torch.zeros(1, device="cuda")
-    assert backends._choose("short_convolution", "auto", x) is not shifted_convolution
-    assert backends._choose("short_convolution_step", "auto", x) is not step_convolution
-    assert backends._choose("gated_rms_norm", "auto", x) is not plain_gated_rms_norm
+    assert backends.choose("short_convolution", "auto", x) is not shifted_convolution
+    assert backends.choose("short_convolution_step", "auto", x) is not step_convolution
+    assert backends.choose("gated_rms_norm", "auto", x) is not plain_gated_rms_norm
 
 
 @pytest.mark.parametrize(("shape", "extra"), CONVOLUTION_CASES, ids=str)

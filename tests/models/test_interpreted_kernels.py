@@ -6,7 +6,7 @@ import torch
 import statex
 from common import distance, make_gla, make_mamba2, tokens
 from statex.models.caches import cache_argument, cache_of
-from statex.ops import backends
+from statex.ops import backends, operations
 
 MODELS = {
     "gla": lambda: make_gla(use_short_conv=True, num_heads=4, num_kv_heads=2),
@@ -28,7 +28,7 @@ def model(request):
 @pytest.fixture
 def interpret(monkeypatch):
     """Call it, and from then on these ops run on their kernels; it returns the names of those that ran."""
-    choose, taken = backends._choose, set()
+    choose, taken = backends.choose, set()
 
     def kernel(op, backend, like):
         if op not in INTERPRETED:
@@ -38,7 +38,7 @@ def interpret(monkeypatch):
         return backends._triton_functions[op]
 
     def start():
-        monkeypatch.setattr(backends, "_choose", kernel)
+        monkeypatch.setattr(operations, "choose", kernel)
         return taken
 
     return start

@@ -175,13 +175,13 @@ def test_contexts_nest_and_end():
 
 
 def test_auto_takes_triton_on_a_gpu_where_it_is_offered(triton_gla):
-    assert backends._choose("gla", "auto", ON_GPU) is triton_gla
-    assert backends._choose("gla_step", "auto", ON_GPU) is step_gla  # the module does not offer it
+    assert backends.choose("gla", "auto", ON_GPU) is triton_gla
+    assert backends.choose("gla_step", "auto", ON_GPU) is step_gla  # the module does not offer it
     fp64 = SimpleNamespace(device=ON_GPU.device, dtype=torch.float64)
-    assert backends._choose("gla", "auto", fp64) is chunk_gla
-    assert backends._choose("gla", "auto", torch.zeros(1)) is chunk_gla
+    assert backends.choose("gla", "auto", fp64) is chunk_gla
+    assert backends.choose("gla", "auto", torch.zeros(1)) is chunk_gla
     with use_backend("torch"):
-        assert backends._choose("gla", "auto", ON_GPU) is chunk_gla
+        assert backends.choose("gla", "auto", ON_GPU) is chunk_gla
 
 
 def test_a_context_holds_for_the_threads_of_autograd():
@@ -193,8 +193,8 @@ def test_a_context_holds_for_the_threads_of_autograd():
 def test_triton_that_is_not_offered_is_refused_with_the_reason(monkeypatch):
     monkeypatch.setitem(backends.TRITON, "gla", ("statex.ops.gla.nowhere", "triton_gla"))
     with pytest.raises(ValueError, match=r"not available for gla: No module named .*nowhere.*install statex"):
-        backends._choose("gla", "triton", ON_GPU)
-    assert backends._choose("gla", "auto", ON_GPU) is chunk_gla
+        backends.choose("gla", "triton", ON_GPU)
+    assert backends.choose("gla", "auto", ON_GPU) is chunk_gla
 
 
 def test_the_backend_is_logged_once(caplog):

@@ -184,9 +184,9 @@ def test_without_gradients_the_compiler_fuses_the_layer_ops(monkeypatch):
     monkeypatch.setattr(backends, "_choose_backend", lambda *_: "triton")
     monkeypatch.setattr(backends, "_triton_functions", dict.fromkeys(backends.TRITON, "kernel"))
     x = torch.zeros(1)
-    with_gradients = {op for op in backends.TRITON if backends._choose(op, "auto", x) == "kernel"}
+    with_gradients = {op for op in backends.TRITON if backends.choose(op, "auto", x) == "kernel"}
     with torch.no_grad():
-        without = {op for op in backends.TRITON if backends._choose(op, "auto", x) == "kernel"}
+        without = {op for op in backends.TRITON if backends.choose(op, "auto", x) == "kernel"}
     recurrences = {"gated_delta", "gla", "ssd"}
     assert without == recurrences | {f"{name}_step" for name in recurrences}
     assert with_gradients == without | {"short_convolution", "gated_rms_norm"}

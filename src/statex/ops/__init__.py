@@ -2,7 +2,8 @@
 (`gated_delta`), each also one token at a time; and what stands around them in a layer: a short convolution before, a
 gated norm behind."""
 
-from statex.ops.backends import (
+from statex.ops.backends import use_backend
+from statex.ops.operations import (
     gated_delta,
     gated_delta_step,
     gated_rms_norm,
@@ -12,7 +13,6 @@ from statex.ops.backends import (
     short_convolution_step,
     ssd,
     ssd_step,
-    use_backend,
 )
 from statex.ops.parallel import sequence_parallel
 

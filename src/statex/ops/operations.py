@@ -1,0 +1,345 @@
+"""The public operations: check the arguments, then run the version that `backends` chooses.
+
+Shape letters: B batch, T time, H heads, K key dim, V value dim (gla, gated_delta); P head dim, N state size,
+G groups (ssd); D channels, W taps (short_convolution).
+"""
+
+from torch import Tensor
+
+from statex.ops.backends import choose
+from statex.ops.validation import (
+    check_gated_delta,
+    check_gated_delta_step,
+    check_gated_rms_norm,
+    check_gla,
+    check_gla_step,
+    check_short_convolution,
+    check_short_convolution_step,
+    check_ssd,
+    check_ssd_step,
+)
+
+
+def gla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Gated linear attention: S_t = diag(exp(log_decay_t)) S_{t-1} + k_t^T v_t;  o_t = scale q_t S_t.
+
+    Source: arXiv 2312.06635, section 4.
+
+    Args:
+        q, k, log_decay: [B, T, H, K]; log_decay <= 0, natural logarithm, one per key channel.
+        v: [B, T, H, V].
+        scale: factor on the output, K**-0.5 by default.
+        initial_state: [B, H, K, V], zeros by default.
+        output_final_state: whether to return the state after the last token.
+        cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
+            [S, H, K, V]. The state starts anew at each border.
+        backend: "auto", "torch" or "triton"; "auto" follows `use_backend`, else takes triton for CUDA tensors.
+
+    Returns:
+        output [B, T, H, V] in the dtype of v, and the final state (fp32; fp64 for fp64 inputs) or None.
+
+    Raises:
+        ValueError: a shape or dtype is wrong, or the backend is unknown or cannot run here.
+    """
+    check_gla(q, k, v, log_decay, initial_state, cu_seqlens)
+    return choose("gla", backend, v)(
+        q,
+        k,
+        v,
+        log_decay,
+        scale=scale,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+    )
+
+
+def gated_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """The gated delta rule:
+    S'_t = diag(exp(log_decay_t)) S_{t-1};  S_t = S'_t + beta_t k_t^T (v_t - k_t S'_t);  o_t = scale q_t S_t.
+
+    Sources: arXiv 2412.06464, equation 10; a decay for each channel: arXiv 2510.26692, equation 1.
+
+    Args:
+        q, k: [B, T, H, K]; beta_t |k_t|^2 above 2 makes the state grow without bound.
+        v: [B, T, H, V].
+        log_decay: [B, T, H], or [B, T, H, K] for one per key channel; <= 0, natural logarithm.
+        beta: [B, T, H], how much of what the state has for a key is replaced: 0 to 1, or to 2.
+        scale: factor on the output, K**-0.5 by default.
+        initial_state: [B, H, K, V], zeros by default.
+        output_final_state: whether to return the state after the last token.
+        cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
+            [S, H, K, V]. The state starts anew at each border.
+        backend: as in `gla`.
+
+    Returns:
+        output [B, T, H, V] in the dtype of v, and the final state (fp32; fp64 for fp64 inputs) or None.
+
+    Raises:
+        ValueError: as `gla`.
+    """
+    check_gated_delta(q, k, v, log_decay, beta, initial_state, cu_seqlens)
+    return choose("gated_delta", backend, v)(
+        q,
+        k,
+        v,
+        log_decay,
+        beta,
+        scale=scale,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+    )
+
+
+def ssd(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """State space duality (Mamba2): S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T;  y_t = S_t C_t + D x_t.
+
+    Source: arXiv 2405.21060, section 2.
+
+    Args:
+        x: [B, T, H, P].
+        dt: [B, T, H], after softplus and clamping: positive.
+        A: [H], negative.
+        B, C: [B, T, G, N], G divides H; head h reads group h // (H // G).
+        D: [H] or None.
+        initial_state: [B, H, P, N], zeros by default.
+        output_final_state: whether to return the state after the last token.
+        cu_seqlens: [S + 1] int, the borders of S segments packed in one row; the batch must be 1 and the states
+            are [S, H, P, N]. The state starts anew at each border.
+        backend: "auto", "torch" or "triton"; "auto" follows `use_backend`, else takes triton for CUDA tensors.
+
+    Returns:
+        output [B, T, H, P] in the dtype of x, and the final state (fp32; fp64 for fp64 inputs) or None.
+
+    Raises:
+        ValueError: a shape or dtype is wrong, or the backend is unknown or cannot run here.
+    """
+    check_ssd(x, dt, A, B, C, D, initial_state, cu_seqlens)
+    return choose("ssd", backend, x)(
+        x,
+        dt,
+        A,
+        B,
+        C,
+        D=D,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+    )
+
+
+def gla_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """One token of `gla`, in place on the state.
+
+    Args:
+        q, k, log_decay: [B, H, K].
+        v: [B, H, V].
+        state: [B, H, K, V], updated in place.
+        scale: factor on the output, K**-0.5 by default.
+        backend: as in `gla`.
+
+    Returns:
+        output [B, H, V] in the dtype of v.
+
+    Raises:
+        ValueError: as `gla`.
+    """
+    check_gla_step(q, k, v, log_decay, state)
+    return choose("gla_step", backend, v)(q, k, v, log_decay, state, scale=scale)
+
+
+def gated_delta_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """One token of `gated_delta`, in place on the state.
+
+    Args:
+        q, k: [B, H, K].
+        v: [B, H, V].
+        log_decay: [B, H], or [B, H, K] for one per key channel.
+        beta: [B, H].
+        state: [B, H, K, V], updated in place.
+        scale: factor on the output, K**-0.5 by default.
+        backend: as in `gla`.
+
+    Returns:
+        output [B, H, V] in the dtype of v.
+
+    Raises:
+        ValueError: as `gla`.
+    """
+    check_gated_delta_step(q, k, v, log_decay, beta, state)
+    return choose("gated_delta_step", backend, v)(q, k, v, log_decay, beta, state, scale=scale)
+
+
+def ssd_step(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor,
+    *,
+    D: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """One token of `ssd`, in place on the state.
+
+    Args:
+        x: [B, H, P].
+        dt: [B, H], after softplus and clamping; before its bias and softplus where `dt_bias` is given.
+        A: [H], negative.
+        B, C: [B, G, N].
+        state: [B, H, P, N], updated in place.
+        D: [H] or None.
+        dt_bias: [H] or None; with it dt becomes softplus(dt + dt_bias).
+        backend: as in `ssd`.
+
+    Returns:
+        output [B, H, P] in the dtype of x.
+
+    Raises:
+        ValueError: as `ssd`.
+    """
+    check_ssd_step(x, dt, A, B, C, state, D, dt_bias)
+    return choose("ssd_step", backend, x)(x, dt, A, B, C, state, D=D, dt_bias=dt_bias)
+
+
+def short_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    left_context: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """SiLU of a causal depthwise convolution: `y_t = silu(sum_w weight[:, w] x_{t - W + 1 + w} + bias)`.
+
+    Args:
+        x: inputs, [B, T, D]; a view of a wider tensor is read where it is.
+        weight: taps, [D, W].
+        bias: [D].
+        left_context: the inputs before `x`, [B, any, D]; zeros without it.
+        seq_idx: [B, T], at least 0, the document of each position; a tap never reaches into another document, nor
+            into `left_context`.
+        backend: as in `gla`.
+
+    Returns:
+        [B, T, D] in the dtype of x.
+
+    Raises:
+        ValueError: as `gla`.
+    """
+    check_short_convolution(x, weight, bias, left_context, seq_idx)
+    return choose("short_convolution", backend, x)(x, weight, bias, left_context=left_context, seq_idx=seq_idx)
+
+
+def short_convolution_step(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = "auto"
+) -> Tensor:
+    """One token of `short_convolution`, in place on the inputs that it still needs.
+
+    Args:
+        x: [B, D].
+        state: the last W inputs, zeros before the first, [B, D, W]; updated in place.
+        weight: taps, [D, W].
+        bias: [D].
+        backend: as in `gla`.
+
+    Returns:
+        [B, D] in the dtype of x.
+
+    Raises:
+        ValueError: as `gla`.
+    """
+    check_short_convolution_step(x, state, weight, bias)
+    return choose("short_convolution_step", backend, x)(x, state, weight, bias)
+
+
+def gated_rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    eps: float,
+    group_size: int | None = None,
+    gate_first: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """RMSNorm with a gate, in fp32 (fp64 for fp64 inputs): `rmsnorm(x) weight silu(gate)`, or, with `gate_first`,
+    `rmsnorm(x silu(gate)) weight`.
+
+    Sources: the output norms of GLA (arXiv 2312.06635) and of Mamba2 (arXiv 2405.21060).
+
+    Args:
+        x: [..., D].
+        weight: [D]; 1 without it.
+        gate: as x; no gate without it.
+        eps: added to the mean square.
+        group_size: channels that are normalised together, a divisor of D; all by default.
+        gate_first: whether the gate is applied before the norm.
+        backend: as in `gla`.
+
+    Returns:
+        as x, in its dtype.
+
+    Raises:
+        ValueError: as `gla`.
+    """
+    check_gated_rms_norm(x, weight, gate, group_size)
+    return choose("gated_rms_norm", backend, x)(x, weight, gate, eps=eps, group_size=group_size, gate_first=gate_first)
