@@ -108,7 +108,7 @@ class Pass:
 
 @contextmanager
 def compiled(blocks: nn.ModuleList) -> Iterator[None]:
-    """Within it each block runs as one compiled graph; blocks of one shape share it."""
+    """Inside this context, each block runs as one compiled graph; blocks of one shape share it."""
     for block in blocks:
         block.compile(fullgraph=True)
     try:

@@ -101,11 +101,17 @@ MISTAKES = {
         "arms = 'pretrained': is the name of another file or folder of a run; give",
     ),
     "seed of 33 bits": ("seeds=[4294967296]", "seeds.0 = 4294967296: is beyond the numbers of a recipe"),
-    "infinite": ("training.learning_rate=inf", "training.learning_rate = inf: is no finite number; give a finite one."),
-    "infinite weight": ("training.weights.text=inf", "training.weights.text = inf: is no finite number"),
-    "no number": ("models.gla.config.norm_eps=nan", "models.gla.config.norm_eps = nan: is no finite number"),
-    "in an arm": ("arms.lpt.training={ learning_rate = -inf }", "arms.lpt.training.learning_rate = -inf: is no finite"),
-    "in a list of a dict": ("training.trainer.x=[[1.0, nan]]", "training.trainer.x.0.1 = nan: is no finite number"),
+    "infinite": (
+        "training.learning_rate=inf",
+        "training.learning_rate = inf: is not a finite number; give a finite one.",
+    ),
+    "infinite weight": ("training.weights.text=inf", "training.weights.text = inf: is not a finite number"),
+    "no number": ("models.gla.config.norm_eps=nan", "models.gla.config.norm_eps = nan: is not a finite number"),
+    "in an arm": (
+        "arms.lpt.training={ learning_rate = -inf }",
+        "arms.lpt.training.learning_rate = -inf: is not a",
+    ),
+    "in a list of a dict": ("training.trainer.x=[[1.0, nan]]", "training.trainer.x.0.1 = nan: is not a finite number"),
     "too many tokens": ("training.tokens_per_step=32e12", "training.tokens_per_step = 32000000000000.0: is beyond"),
     "too many tokens a step": ("training.tokens_per_step=3200000000", "Input should be less than or equal to 67108864"),
     "too many items": (
@@ -138,7 +144,10 @@ MISTAKES = {
     "long name": (f"name={'a' * 101}", "String should have at most 100 characters"),
     "two lines": ("training.steps=9\nname=other", "has more than one line; give --set once for each key."),
     "two lines of text": ("name=a\nb", "--set = 'name=a\\nb': has more than one line; give --set once for each key."),
-    "steps": ("training.tokens_per_step=100", "training.tokens_per_step = 100: is no multiple of sequence_length = 32"),
+    "steps": (
+        "training.tokens_per_step=100",
+        "training.tokens_per_step = 100: is not a multiple of sequence_length = 32",
+    ),
     "warm-up": ("training.warmup_steps=4", "training.warmup_steps = 4: leaves nothing of steps = 4; shorten"),
     "decay of cosine": ("training.decay_steps=1", 'training.decay_steps = 1: does not go with schedule = "cosine"'),
     "weights": ("training.weights={ text = 0.0 }", "training.weights = {'text': 0.0}: all weights are 0; give"),
@@ -308,7 +317,7 @@ def test_a_recipe_that_extends_another_changes_what_it_says(values, tmp_path):
     [
         ({"a": 'extends = "none.toml"'}, "extends = 'none.toml': there is no such file beside"),
         ({"a": 'extends = "."'}, "extends = '.': there is no such file beside"),
-        ({"a": "extends = 3"}, "extends = 3: is no path; give the path of another recipe, seen from this one."),
+        ({"a": "extends = 3"}, "extends = 3: is not a path; give the path of another recipe, seen from this one."),
         ({"a": 'extends = "a.toml"'}, "extends = 'a.toml': leads back to itself (a.toml -> a.toml); take one of"),
         (
             {"a": 'extends = "b.toml"', "b": 'extends = "../X/a.toml"'},
@@ -316,7 +325,7 @@ def test_a_recipe_that_extends_another_changes_what_it_says(values, tmp_path):
         ),
         ({"a": 'extends = "b.toml"', "b": "name = "}, "b.toml': is not valid TOML ("),
         ({"a": f'extends = "{"x" * 300}"'}, "there is no such file beside"),
-        ({"a": 'extends = "b.toml"', "b": "seeds = inf"}, "seeds = inf: is no finite number"),
+        ({"a": 'extends = "b.toml"', "b": "seeds = inf"}, "seeds = inf: is not a finite number"),
     ],
 )
 def test_recipes_that_cannot_be_extended(tmp_path, files, message):

@@ -90,7 +90,7 @@ class Training(Section):
     weight_decay: float = Field(default=0.1, ge=0, le=100)
     max_grad_norm: float = Field(default=1.0, gt=0)
     bad_steps: Literal["stop", "skip"] = Field(
-        default="stop", description="what a loss or gradients that are no numbers, or a spike, do; no weight changes"
+        default="stop", description="what a non-finite loss or gradients, or a spike, do; no weight changes"
     )
     most_bad_steps: int = Field(default=10, ge=0, description="that are skipped in a row; one more stops training")
     spike: float | None = Field(
@@ -124,7 +124,7 @@ class Training(Section):
     @model_validator(mode="after")
     def _consistent(self):
         if self.tokens_per_step % self.sequence_length:
-            problem = f"is no multiple of sequence_length = {self.sequence_length}"
+            problem = f"is not a multiple of sequence_length = {self.sequence_length}"
             raise UserError("tokens_per_step", self.tokens_per_step, problem, "change one of them")
         if self.warmup_steps >= self.steps:
             problem = f"leaves nothing of steps = {self.steps}"
@@ -336,7 +336,7 @@ def _read_values(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         return values
     other, chain = values.pop("extends"), (*extended_by, path.resolve())
     if not isinstance(other, str):
-        raise UserError("extends", other, "is no path", "give the path of another recipe, seen from this one")
+        raise UserError("extends", other, "is not a path", "give the path of another recipe, seen from this one")
     base = path.parent / other
     if not os.path.isfile(base):  # unlike Path.is_file, False too where no file can have that name
         raise UserError("extends", other, f"there is no such file beside {path}", "give the path of another recipe")

@@ -65,7 +65,7 @@ def check_plain(values: Any) -> None:
 def _complaint(value: Any) -> tuple[str, str] | None:
     """What is wrong with a number or text wherever it stands, and what to do; None where nothing is."""
     if isinstance(value, float) and not math.isfinite(value):
-        return "is no finite number", "give a finite one"
+        return "is not a finite number", "give a finite one"
     if isinstance(value, int | float) and abs(value) >= NUMBERS_END:
         return f"is beyond the numbers of a recipe, which end before {NUMBERS_END}", "give one nearer to 0"
     if isinstance(value, datetime.date | datetime.time):

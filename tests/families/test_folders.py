@@ -75,7 +75,7 @@ def test_what_cannot_be_expanded_says_why(family, tmp_path):
     for refused in attempts:
         with pytest.raises(statex.UserError) as caught:
             refused()
-        assert f"model_type = '{family}': is no family that statex can expand" in str(caught.value)
+        assert f"model_type = '{family}': is not a family that statex can expand" in str(caught.value)
         assert reason in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""A step whose loss or gradients are no numbers, or whose loss leaps, changes no weight: it is skipped, or stops."""
+"""A step whose loss or gradients are not finite, or whose loss spikes, changes no weight: training skips or stops."""
 
 import json
 import math

@@ -73,7 +73,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     for name, file in values["weight_map"].items():
         plain = isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
         if not plain or "\\" in file or "\0" in file:
-            problem = f"the file of {name} is no plain name of a safetensors file beside the index"
+            problem = f"the file of {name} is not the plain name of a safetensors file beside the index"
             raise UserError(index.name, file, problem, remedy)
     return values["weight_map"]
 

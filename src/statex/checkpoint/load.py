@@ -35,7 +35,7 @@ def load(
             or of another shape.
     """
     if isinstance(dtype, str) and dtype not in DTYPES:
-        raise UserError("dtype", dtype, "is no type of weights", f"use one of {', '.join(DTYPES)}")
+        raise UserError("dtype", dtype, "is not a dtype for weights", f"use one of {', '.join(DTYPES)}")
     found = describe(folder)
     folder, config = found.folder, found.config
     # Transformers divides Mamba2's out_proj on every load where this is set, and not only when it is initialised

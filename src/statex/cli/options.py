@@ -11,20 +11,20 @@ from statex.errors import UserError
 Json = Annotated[bool, typer.Option("--json", help="Put the result, alone, on standard output as JSON.")]
 Override = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe; may be given several times."),
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe; may be repeated."),
 ]
 OfModels = Annotated[
-    list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model of the recipe; several times.")
+    list[str] | None, typer.Option("--model", metavar="NAME", help="Only this model of the recipe; may be repeated.")
 ]
 OfArms = Annotated[
-    list[str] | None, typer.Option("--arm", metavar="NAME", help="Only this arm of the recipe; several times.")
+    list[str] | None, typer.Option("--arm", metavar="NAME", help="Only this arm of the recipe; may be repeated.")
 ]
 OfSeeds = Annotated[
-    list[int] | None, typer.Option("--seed", metavar="SEED", help="Only this seed of the recipe; several times.")
+    list[int] | None, typer.Option("--seed", metavar="SEED", help="Only this seed of the recipe; may be repeated.")
 ]
 Suites = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="A suite, a group or a task of lm-eval; several times. Default: offline."),
+    typer.Option(metavar="NAME", help="A suite, a group or a task of lm-eval; may be repeated. Default: offline."),
 ]
 OutOfScores = Annotated[Path | None, typer.Option(help="Folder of scores. Default: runs/eval/ and the model's name.")]
 Limit = Annotated[

@@ -62,7 +62,10 @@ LONG_VERBS = ("train", "eval", "bench", "run", "data")
 def statex(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show versions, and those tested.")
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Show the versions in use and those tested."
+        ),
     ] = False,
 ) -> None:
     """Enlarge the recurrent state of a pre-trained language model, post-train it, measure what it gained and cost.

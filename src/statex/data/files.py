@@ -95,7 +95,7 @@ def read_records(path: Path, asked: str | None, column: str, field: str) -> Iter
 
 @contextmanager
 def _file_errors(path: Path, kind: str, compression: str | None, field: str) -> Iterator[None]:
-    """Tell what the readers raise as the user's error, in their words."""
+    """Turn what the readers raise into the user's error, in their words."""
     import pyarrow
 
     try:

@@ -96,7 +96,7 @@ def _query_slots(generator: np.random.Generator, N: int, S: int, D: int) -> np.n
 
 @dataclass(frozen=True)
 class PasskeyItem:
-    """One question: `prompt_ids`, then a model should go on with `answer_ids`.
+    """One question: `prompt_ids`, then a model should continue with `answer_ids`.
 
     `num_tokens` is the length of both together, `depth` the share of the filler that stands before the needle.
     """

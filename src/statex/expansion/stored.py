@@ -68,7 +68,7 @@ def _check_step(plan: ExpansionPlan, family: Family, config: PreTrainedConfig, s
     indices = [layer.index for layer in plan.layers]
     for index in indices:
         if index not in shapes or indices.count(index) > 1:
-            problem = "is there twice" if indices.count(index) > 1 else "is no recurrent layer of this model"
+            problem = "is there twice" if indices.count(index) > 1 else "is not a recurrent layer of this model"
             raise UserError("expansion.layers", index, problem, RESTORE)
     if plan.kind == "reinitialize" and (plan.init, plan.factor, plan.rank) != ("reinit", 1, None):
         raise UserError("expansion.kind", plan.kind, "does not go with its init, factor and rank", RESTORE)

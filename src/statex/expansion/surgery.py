@@ -58,7 +58,7 @@ def _reset_norm(model: Any, family: Family, layer: LayerEdit) -> None:
 
 @contextmanager
 def unchanged_on_error(model: nn.Module) -> Iterator[None]:
-    """Within it, whatever fails leaves every module of the model with its class, submodules, tensors and attributes.
+    """Inside this context, a failure leaves each module of it with its class, submodules, tensors and attributes.
 
     Tensors must be exchanged and not written to.
     """

@@ -64,7 +64,7 @@ def family_of(config: Any) -> Family:
 
 def unknown_family(model_type: object) -> UserError:
     """The error that says why a model cannot be expanded and names the known families."""
-    problem, known = "is no family that statex can expand", f"known families: {', '.join(FAMILIES)}"
+    problem, known = "is not a family that statex can expand", f"known families: {', '.join(FAMILIES)}"
     if (reason := NOT_EXPANDABLE.get(str(model_type))) is not None:
         problem = f"{problem}: {reason}"
     else:

@@ -46,6 +46,6 @@ class ConfigFields(BaseModel):
             value = getattr(self, name)
             ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
             if value is not None and not (ids and all(type(one) is int and 0 <= one < self.vocab_size for one in ids)):
-                problem = f"is no token of a vocabulary of {self.vocab_size} (vocab_size)"
+                problem = f"is not a token of a vocabulary of {self.vocab_size} (vocab_size)"
                 raise UserError(name, value, problem, "use a token's id, or null")
         return self

@@ -53,7 +53,7 @@ class Mamba2TypeFields(ConfigFields):
             low, high = (float(str(one.get("__float__"))) if isinstance(one, dict) else one for one in value)
             if all(type(one) in (int, float) for one in (low, high)) and 0 <= low < high:
                 return value
-        raise ValueError("is no range of time steps; use two numbers, the first at least 0 and below the second")
+        raise ValueError("is not a range of time steps; use two numbers, the first at least 0 and below the second")
 
     @model_validator(mode="after")
     def _groups_have_heads(self):

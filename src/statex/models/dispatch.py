@@ -181,11 +181,11 @@ that ours can take the place of."""
 
 @contextmanager
 def statex_ops() -> Iterator[None]:
-    """Within it, every model of transformers with one of RECURRENCES runs on statex's ops, whatever its device.
+    """Inside this context, every transformers model with one of RECURRENCES runs on statex's ops, whatever its device.
 
     It is reversible.
 
-    Training with gradient checkpointing must run its backward pass within it, too. Packed documents: give `seq_idx`
+    Training with gradient checkpointing must run its backward pass inside it, too. Packed documents: give `seq_idx`
     to the base model (`model.backbone`), for transformers' `Mamba2ForCausalLM` drops it.
 
     Raises:

@@ -42,7 +42,7 @@ def check_fields(family: Family, config_class: type, values: Mapping[str, Any]) 
         raise user_error(error) from None
     activation = values.get("hidden_act")
     if activation is not None and activation not in list(ACT2FN):
-        raise UserError("hidden_act", activation, "is no activation that transformers knows", "correct it")
+        raise UserError("hidden_act", activation, "is not an activation that transformers knows", "correct it")
 
 
 def defaults_of(config_class: type) -> dict[str, Any]:

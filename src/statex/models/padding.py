@@ -21,7 +21,7 @@ UNLIMITED = (0.0, math.inf)
 
 @contextmanager
 def zero_padding() -> Iterator[None]:
-    """Within it, padding stays 0 in every Mamba2-type mixer of transformers whose module is loaded; reversible."""
+    """Inside this context, padding stays 0 in transformers' Mamba2-type mixers whose modules are loaded; reversible."""
     replaced = []
     try:
         mamba2 = (each.mixer_class for each in FAMILIES.values() if each.mixer_class and each.recurrence == "mamba2")

@@ -41,7 +41,7 @@ def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> P
             raise UserError(f"config.{name}", value, f"is no field of the architecture of {family}", "remove it")
         if name in BOUNDS and not (isinstance(value, int) and value in BOUNDS[name]):
             bounds = f"{BOUNDS[name].start} to {BOUNDS[name].stop - 1}"
-            raise UserError(f"config.{name}", value, f"is no number from {bounds}", "give one")
+            raise UserError(f"config.{name}", value, f"is not a number from {bounds}", "give one")
     try:
         check_fields(FAMILIES[family], type(AutoConfig.for_model(family)), from_tokenizer | fields)
     except UserError as error:

@@ -53,7 +53,7 @@ def try_model(
         change: expands the model, which has one layer alone where its second argument is True.
 
     Raises:
-        UserError: the pass fails, or its loss or gradients are no numbers.
+        UserError: the pass fails, or its loss or gradients are not finite.
     """
     one_layer = size > WHOLE or config.num_hidden_layers > WHOLE_LAYERS
     if one_layer:
@@ -72,7 +72,7 @@ def try_model(
             loss.backward()
     gradients = [tensor.grad for tensor in network.parameters() if tensor.grad is not None]
     if not all(torch.isfinite(tensor).all() for tensor in [loss, *gradients]):
-        problem = f"{NUM_TOKENS} random tokens give a loss or gradients that are no numbers"
+        problem = f"{NUM_TOKENS} random tokens give a loss or gradients that are NaN or infinite"
         raise UserError(field, value, problem, "correct what makes them so large, or negative under a root")
 
 

@@ -160,7 +160,7 @@ def _run_together(stage: Stage, chain: Chain, report: ProgressCallback) -> None:
 
 @contextmanager
 def _claimed(recipe: Recipe, chains: list[Chain]) -> Iterator[None]:
-    """Within it, no other process works on the arms of these chains.
+    """Inside this context, no other process works on the arms of these chains.
 
     Raises:
         UserError: one does.
@@ -173,7 +173,7 @@ def _claimed(recipe: Recipe, chains: list[Chain]) -> Iterator[None]:
 
 
 def _silent(*event: Any) -> None:
-    """The report of a process that does not show anything."""
+    """The progress callback of a process that shows nothing."""
 
 
 def _quiet() -> None:

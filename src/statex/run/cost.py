@@ -11,10 +11,10 @@ from torch import nn
 
 from statex.benchmarking.ops import FLOPS_PER_SECOND
 from statex.recipe import Recipe, Training
+from statex.run.arms import CHANGED_KINDS, plan_of_arm
 from statex.run.inputs import Inputs
 from statex.run.preflight import check_recipe
 from statex.run.selection import Selection, chains_of
-from statex.run.stages import CHANGED_KINDS, plan_of_arm
 from statex.training.memory import Size, peak_memory_of, size_of
 
 MFU = 0.45

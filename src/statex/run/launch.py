@@ -32,7 +32,7 @@ def is_main_process() -> bool:
 
 
 def main_process_first() -> AbstractContextManager:
-    """Within it, the others wait for the main process."""
+    """Inside this context, the others wait for the main process."""
     if world_size() == 1:
         return nullcontext()
     import torch
@@ -44,7 +44,7 @@ def main_process_first() -> AbstractContextManager:
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Within it, SIGTERM and SIGHUP stop the work as Ctrl-C does: by KeyboardInterrupt, so that all is cleaned up.
+    """Inside this context, SIGTERM and SIGHUP stop the work as Ctrl-C does, by KeyboardInterrupt: all is cleaned up.
 
     A signal that is ignored stays so: `nohup` has SIGHUP ignored.
     """
@@ -89,7 +89,7 @@ def run_in_processes(
     """Do `work(*call, report)` for each call, in `workers` processes of `threads` threads each.
 
     Each process sees one of `gpus`, in turn, so that they share them evenly; where there are none, what it would see.
-    At the first failure those that have not begun are dropped, and it is raised when the others have ended. Where this
+    At the first failure, calls not yet started are dropped; it is raised once the running ones have ended. Where this
     process is interrupted or killed, the workers end at once.
     """
     context = multiprocessing.get_context("spawn")
@@ -112,7 +112,7 @@ def run_in_processes(
 
 
 def wait_for(futures: list[Future]) -> None:
-    """Wait until all are done; at the first failure drop those that have not begun, and raise it."""
+    """Wait until all are done; at the first failure drop the calls not yet started, and raise it."""
     done, pending = wait(futures, return_when=FIRST_EXCEPTION)
     for future in pending:
         future.cancel()
@@ -149,7 +149,7 @@ def _work(work: Callable[..., None], call: tuple[Any, ...]) -> None:
 
 @contextmanager
 def _shown(events: Any, report: ProgressCallback) -> Iterator[None]:
-    """Within it, what workers report is shown."""
+    """Inside this context, what workers report is shown."""
     stop = threading.Event()
 
     def show() -> None:
@@ -170,7 +170,7 @@ def _shown(events: Any, report: ProgressCallback) -> Iterator[None]:
 
 @contextmanager
 def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Within it, these signals wait."""
+    """Inside this context, these signals wait."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -180,7 +180,7 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Within it, processes that are started have these environment variables, unless the user has set them."""
+    """Inside this context, new processes get these environment variables, unless the user has set them."""
     added = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(added)
     try:

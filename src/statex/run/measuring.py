@@ -34,16 +34,16 @@ def changed_settings(before: Evaluation, now: Evaluation) -> list[str]:
 
 
 def record_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Record by what the arm in a folder is measured; kept where it is recorded already."""
+    """Record the settings with which the arm in a folder is measured; kept where it is recorded already."""
     if not (folder / SECTION).exists():
         _write(folder, evaluation)
 
 
 def begin_evaluation(folder: Path, evaluation: Evaluation) -> bool:
-    """Remove what other settings gave, and record these.
+    """Remove what was measured with other settings, and record these.
 
     The scores of suites whose settings are the same stay. The record is written last, so that a call that is killed
-    in between is made good by the next.
+    in between is repaired by the next.
 
     Returns:
         Whether an earlier call has begun to measure.
@@ -99,12 +99,12 @@ def measurements(
     identity: dict[str, Any],
     progress: Callable[[str, int, int], None],
 ) -> list[Result]:
-    """What a trained arm gets in every suite, its state, and what it cost.
+    """The scores of a trained arm in every suite, its state, and what it cost.
 
     Args:
         trained: the model's folder.
         folder: the arm's, where the scores of single items are kept.
-        begun_before: whether an earlier call has done a part.
+        begun_before: whether an earlier call has done part of it.
         identity: model, arm and seed of every result.
         progress: called with a suite, the cells done and their number.
     """
@@ -129,7 +129,7 @@ def measurements(
     if measured.not_run:
         missing = {"tasks": [asdict(one) for one in measured.not_run]}
         results.append(Result("run", "not_run", len(measured.not_run), "tasks", details=missing, **facts))
-    note = "of the last call alone: an earlier one had done a part" if begun_before else ""
+    note = "of the last call alone: an earlier one had done part of it" if begun_before else ""
     seconds = Result("cost", "seconds", watch.seconds(), "s", n=1, slice={"stage": "evaluate"}, note=note, **facts)
     return [*results, *_state_results(network, facts), *_training_cost(folder, facts), seconds]
 
@@ -151,7 +151,7 @@ def diagnosis(recipe: Recipe, trained: Path, start: Path, identity: dict[str, An
 
 
 def measured_dtype(recipe: Recipe) -> Any:
-    """What all arms of a recipe are measured in: were one coarser, its rounding would count as a difference of arms."""
+    """The dtype that all arms are measured in: a coarser one's rounding would count as a difference between arms."""
     import torch
 
     from statex.training.arguments import compute_in_bf16

@@ -52,7 +52,7 @@ def prepare_run(recipe: Recipe) -> None:
 
 
 def check_recipe(recipe: Recipe) -> Inputs:
-    """Raise what the stages of a recipe would, as far as it shows without training.
+    """Raise what the stages of a recipe would, as far as can be told without training.
 
     Returns:
         What they were checked against, with the tokenizer of models made from scratch.

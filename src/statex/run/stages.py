@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from statex.errors import explained
 from statex.expansion.config import ExpansionConfig
 from statex.recipe import Arm, Recipe, Training
 from statex.results import write_results
+from statex.run.arms import CHANGED_KINDS, change_by_arm, plan_of_arm
 from statex.run.inputs import Inputs, errors_in
 from statex.run.measuring import (
     DIAGNOSTICS,
@@ -29,9 +29,6 @@ from statex.run.measuring import (
 )
 from statex.run.selection import Chain
 from statex.training import SUMMARY
-
-CHANGED_KINDS = ("statex", "control")
-"""The kinds of arms whose mixers are changed before they are trained."""
 
 StageProgress = Callable[[str, int, int], None]
 """Called with a stage's title, what of it is done and how much there is."""
@@ -61,7 +58,7 @@ class Stage(ABC):
 
     @abstractmethod
     def check(self, inputs: Inputs) -> None:
-        """Raise what the stage would, as far as it shows before anything is written.
+        """Raise what the stage would, as far as can be told before anything is written.
 
         Raises:
             UserError: a value of the recipe, a checkpoint or a text that the stage cannot be done with.
@@ -241,7 +238,7 @@ class Expand(ArmStage):
         grown = size_of(outline.network, plan)
         own = f"arms.{self.arm}.expansion", expansion.model_dump(exclude_unset=True)
         require_memory(*own, grown, self.section, self.recipe.arm_training(self.arm), self.recipe.data.recall)
-        try_model(*own, outline.config, grown.weights + grown.state, partial(_change, self.settings))
+        try_model(*own, outline.config, grown.weights + grown.state, partial(change_by_arm, self.settings))
 
     def is_finished(self) -> bool:
         return self.start.exists()
@@ -252,7 +249,7 @@ class Expand(ArmStage):
         progress(self.title, 0, 1)
         network = load(self.base)
         expansion = (self.settings.expansion or ExpansionConfig()).model_copy(update={"seed": self.seed})
-        _change(self.settings.model_copy(update={"expansion": expansion}), network)
+        change_by_arm(self.settings.model_copy(update={"expansion": expansion}), network)
         save_with_companions(network, self.base, self.start)
 
 
@@ -380,32 +377,3 @@ def _trainings(recipe: Recipe, model: str) -> Iterator[Training]:
     for name, arm in recipe.arms_of(model).items():
         if arm.kind != "base":
             yield recipe.arm_training(name)
-
-
-def plan_of_arm(network: Any, arm: Arm) -> Any:
-    """What an arm of kind statex or control makes of a model on the meta device."""
-    from statex.expansion.plan import plan_expansion, plan_reinitialization, select_layers
-    from statex.families import family_of
-
-    expansion = arm.expansion or ExpansionConfig()
-    recurrent = family_of(network.config).recurrent_layers(network.config)
-    with explained("factor", expansion.factor, "cannot be planned", "correct the expansion"):
-        if arm.kind == "statex":
-            return plan_expansion(network, expansion)
-        return plan_reinitialization(network, select_layers(recurrent, expansion))
-
-
-def _change(arm: Arm, network: Any, one_layer: bool = False) -> None:
-    """Do to a model what an arm does; to its first layer where it has no other."""
-    from statex.expansion.plan import select_layers
-    from statex.families import family_of
-    from statex.models.expanded import expand, reinitialize
-
-    expansion = arm.expansion or ExpansionConfig()
-    if one_layer:
-        expansion = expansion.model_copy(update={"layers": None, "num_layers": None, "every": 1})
-    if arm.kind == "statex":
-        expand(network, expansion)
-    else:
-        recurrent = family_of(network.config).recurrent_layers(network.config)
-        reinitialize(network, select_layers(recurrent, expansion), expansion.seed)

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradients are no numbers, or whose loss leaps: they change no weight, and are skipped or stop.
+"""Steps whose loss or gradients are not finite, or whose loss spikes: no weight changes; training skips them or stops.
 
 Whether a step is bad is decided on the device, where AdamW's fused step reads it (`found_inf`, as of torch's gradient
 scaler). The host learns of it a step later, while the device has the next one to work on, and before a checkpoint.
@@ -19,7 +19,7 @@ from statex.recipe import Training
 logger = logging.getLogger(__name__)
 
 SETTLED = 16
-"""Good steps of a kind of data before one can leap."""
+"""Good steps of a kind of data before one can be a spike."""
 REMEMBERED = 32
 """Steps that the mean of a kind's losses follows."""
 
@@ -27,7 +27,7 @@ REMEMBERED = 32
 class BadSteps(TrainerCallback, ExportableState):
     """Judges each step before the optimizer's, by the loss of all ranks and the norm of the gradients.
 
-    A loss leaps where it exceeds the mean of the last good ones of its kind of data by `training.spike` nats.
+    A loss spikes where it exceeds the mean of the last good ones of its kind of data by `training.spike` nats.
 
     Args:
         training: the recipe's section.
@@ -51,7 +51,7 @@ class BadSteps(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"losses": losses, "skipped": self.skipped, "in_a_row": self.in_a_row}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take up what the checkpoint kept; those of earlier versions have nothing."""
+        """Restore what the checkpoint kept; those of earlier versions have nothing."""
         kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())["attributes"]
         self.losses = {kind: torch.tensor(values, device=self.device) for kind, values in kept["losses"].items()}
         self.skipped, self.in_a_row = kept["skipped"], kept["in_a_row"]

@@ -55,7 +55,7 @@ class TrainingBlocks:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Within it the model's blocks run so."""
+        """Inside this context, the model's blocks run so."""
         run = torch.compile(_run, fullgraph=True) if self.compiled else _run
         limit = torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS) if self.compiled else nullcontext()
         with limit:

@@ -29,7 +29,7 @@ def write_listing(checkpoint: Path) -> None:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The checkpoint of most steps in `folder` that is whole, None where there is no checkpoint at all.
+    """The latest intact checkpoint in `folder`, None where there is no checkpoint at all.
 
     A warning names what is passed over. transformers itself would resume with a fresh optimizer, say.
 

@@ -1,4 +1,4 @@
-"""How batches come to the device."""
+"""How batches reach the device."""
 
 import time
 from typing import Any
@@ -11,9 +11,9 @@ WORKERS = 2
 
 
 class TimedLoader(DataLoader):
-    """Brings batches to a device, without waiting for it, and knows how many seconds were spent waiting for them.
+    """Brings batches to a device, without waiting for it, and counts the seconds spent waiting for them.
 
-    On the device the Trainer counts their labels in no time; on a GPU's host that took a third of a small model's step.
+    On the device the Trainer counts their labels at almost no cost; on the host that took a third of a small step.
     """
 
     def __init__(self, batches: Any, device: torch.device, workers: int):

@@ -91,7 +91,7 @@ def linear_cross_entropy(
 
 @contextmanager
 def chunked_loss(model: Any, chunk: int, compiled: bool = False) -> Iterator[None]:
-    """Within it, `model(input_ids, labels=...)` computes its loss by `linear_cross_entropy`, whatever its family.
+    """Inside this context, `model(input_ids, labels=...)` computes its loss by `linear_cross_entropy`, for any family.
 
     The head hands the hidden states through, and the loss function, which gets them for logits, does the head's work;
     so data-parallel wrappers around the model's forward see nothing unusual. Heads with a bias or a soft cap are not

@@ -1,4 +1,4 @@
-"""Training on transformers.Trainer: our batches, our parameter groups, our loss, and checkpoints that are whole."""
+"""Training on transformers.Trainer: our batches, our parameter groups, our loss, and complete checkpoints."""
 
 import json
 import os
@@ -152,7 +152,7 @@ def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | Stored
 
 
 class StatexTrainer(Trainer):
-    """transformers.Trainer with statex's batches, loss, parameter groups and whole checkpoints."""
+    """transformers.Trainer with statex's batches, loss, parameter groups and complete checkpoints."""
 
     def __init__(
         self,
@@ -326,9 +326,9 @@ class StatexTrainer(Trainer):
         return os.path.join(super()._get_output_dir(trial), "unfinished")
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint under another name and rename it when it is whole; then drop the oldest.
+        """Write a checkpoint under another name and rename it when it is complete; then drop the oldest.
 
-        None after the last step: the finished model is saved then, and going on from there would train a step more.
+        None after the last step: the finished model is saved, and resuming from there would train one step too many.
         """
         if self.state.global_step >= self.training.steps:
             return
@@ -391,7 +391,7 @@ def _without_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMo
 
 
 def _in_dtype(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Tensors in another dtype; those that share memory, as tied weights do, go on sharing it."""
+    """Tensors in another dtype; those that share memory, as tied weights do, keep sharing it."""
     done: dict[tuple, torch.Tensor] = {}
     for tensor in state.values():
         if tensor.is_floating_point():

@@ -38,7 +38,7 @@ def try_training(training: Training, with_documents: bool) -> None:
         with_documents: whether batches tell documents apart (`data.reset_state_at_documents`).
 
     Raises:
-        UserError: a value that transformers, accelerate or torch refuse, or a step that leaves no numbers.
+        UserError: a value that transformers, accelerate or torch refuse, or a step that leaves non-finite weights.
     """
     fields = training.trainer
     with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), _kept_environment():
@@ -68,7 +68,7 @@ def try_training(training: Training, with_documents: bool) -> None:
 
 @contextmanager
 def _kept_environment() -> Iterator[None]:
-    """Within it, what transformers sets in the environment, such as accelerate's compiler, goes at the end."""
+    """Inside this context, what transformers sets in the environment, as accelerate's compiler, goes at the end."""
     before = dict(os.environ)
     try:
         yield
@@ -85,7 +85,7 @@ def _try_step(trainer: StatexTrainer, network: torch.nn.Module) -> None:
     except FloatingPointError:
         is_finite = False
     if not is_finite:
-        problem = f"with weight_decay = {rates[1]} one step makes the weights no numbers"
+        problem = f"with weight_decay = {rates[1]} one step makes weights NaN or infinite"
         raise UserError("training.learning_rate", rates[0], problem, "lower them, or correct training.trainer")
 
 

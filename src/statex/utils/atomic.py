@@ -90,13 +90,13 @@ def new_folder(out: str | os.PathLike) -> Iterator[Path]:
 
 
 def _temporary(out: Path) -> Path:
-    """The name under which a folder is written until it is whole."""
+    """The name under which a folder is written until it is complete."""
     return out.with_name(f".{out.name}.tmp")
 
 
 @contextmanager
 def working_in(folder: Path, field: str) -> Iterator[None]:
-    """Within it, no other process works in `folder`, and an error for want of space names it.
+    """Inside this context, no other process works in `folder`, and an error for lack of space names it.
 
     Args:
         folder: the folder that is written to, which need not be there yet.
@@ -111,7 +111,7 @@ def working_in(folder: Path, field: str) -> Iterator[None]:
 
 @contextmanager
 def name_full_disk(folder: Path) -> Iterator[None]:
-    """Within it, whatever a library raises for want of space becomes an OSError (ENOSPC) with a folder as file name.
+    """Inside this context, what a library raises for lack of space becomes an OSError (ENOSPC) that names a folder.
 
     The folder is `folder`, or that of the file, where the error tells a file outside of it.
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Within it, data comes from the disk only, and what is missing fails at once."""
+    """Inside this context, data comes from the disk only, and what is missing fails at once."""
     import datasets.config
     import huggingface_hub.constants
 
@@ -35,7 +35,7 @@ def offline() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within it, lm-eval logs only errors, and what tasks print goes to standard error, off the output of --json."""
+    """Inside this context, lm-eval logs only errors, and what tasks print goes to standard error, not into --json."""
     theirs = logging.getLogger("lm_eval")
     before = theirs.level
     theirs.setLevel(logging.ERROR)

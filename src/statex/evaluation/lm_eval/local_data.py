@@ -59,7 +59,7 @@ def names_of(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def local_data(folder: Path | None) -> Iterator[None]:
-    """Within it, `datasets.load_dataset` looks in a folder first; None changes nothing."""
+    """Inside this context, `datasets.load_dataset` looks in a folder first; None changes nothing."""
     import datasets
 
     if folder is None:

@@ -91,7 +91,7 @@ class GLAConfig(FoundThroughShim, PreTrainedConfig):
             problem = f"does not divide num_heads = {self.num_heads}"
             raise UserError("num_kv_heads", self.num_kv_heads, problem, "use a divisor")
         if self.clamp_min is not None and not self.clamp_min <= 0:
-            raise UserError("clamp_min", self.clamp_min, "is no lower bound of a decay's logarithm", "use 0 or less")
+            raise UserError("clamp_min", self.clamp_min, "is not a lower bound of a decay's logarithm", "use 0 or less")
         for name in ("attn", "attnres_block_size"):
             if getattr(self, name, None) is not None:
                 problem = "layers of softmax attention and attention residuals are not supported"
