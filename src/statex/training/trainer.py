@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
@@ -19,10 +19,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from statex.checkpoint import write_card
 from statex.data.mixture import TrainingBatches, text_windows
 from statex.data.tokens import TokenFolder, prepare_tokens
-from statex.errors import UserError
-from statex.expansion.edits import ExpansionPlan, StoredPlan
 from statex.expansion.stored import stored_plan
-from statex.families import family_of
 from statex.models.dispatch import statex_ops
 from statex.models.documents import document_arguments
 from statex.models.replay import ReplayExpansion
@@ -37,6 +34,7 @@ from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loader import WORKERS, TimedLoader
 from statex.training.loss import chunked_loss
 from statex.training.watching import WatchGradients
+from statex.training.weights import freeze_all_but_expanded, in_dtype, require_master_weights, without_weights
 from statex.utils.atomic import new_folder, write_text_atomic
 from statex.utils.timing import Stopwatch, peak_memory, reset_peak_memory
 
@@ -125,30 +123,6 @@ def train(
     summary = trainer.train_to_the_end()
     trainer.save_trained(summary, base, dtype)
     return summary
-
-
-def require_master_weights(model: PreTrainedModel) -> None:
-    """Raise UserError where the weights have fewer bits than fp32: small updates would be rounded away."""
-    narrow = {parameter.dtype for parameter in model.parameters() if parameter.dtype.itemsize < 4}
-    if narrow:
-        problem = "is too coarse for the weights that an optimizer updates"
-        raise UserError("model.dtype", str(narrow.pop()), problem, "load the model with dtype=torch.float32")
-
-
-def freeze_all_but_expanded(model: PreTrainedModel, plan: ExpansionPlan | StoredPlan | None) -> None:
-    """Leave gradients only to the mixers that the plan changed, and to norms it reset.
-
-    Raises:
-        UserError: the model has no plan.
-    """
-    if plan is None:
-        raise UserError(
-            "training.train_only_expanded", True, "the model has no expanded layers", "expand it first, or set it false"
-        )
-    family = family_of(model.config)
-    prefixes = tuple(f"{family.mixer_name(model.config, layer.index)}." for layer in plan.layers)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(prefixes) or name in plan.fresh_tensors)
 
 
 class StatexTrainer(Trainer):
@@ -353,11 +327,11 @@ class StatexTrainer(Trainer):
         if self.args.should_save:
             model = self.accelerator.unwrap_model(self.model)
             model.config.use_cache = self.use_cache
-            outline = _without_weights(model, dtype or model.dtype)
+            outline = without_weights(model, dtype or model.dtype)
             folder = self.output / "trained"
             shutil.rmtree(folder, ignore_errors=True)  # left there by a call that was killed before its summary
             with new_folder(folder) as temporary:
-                outline.save_pretrained(temporary, state_dict=_in_dtype(state, outline.dtype))
+                outline.save_pretrained(temporary, state_dict=in_dtype(state, outline.dtype))
                 if self.processing_class is not None:
                     self.processing_class.save_pretrained(temporary)
                 write_card(temporary, outline, base, self._settings())
@@ -380,23 +354,6 @@ class StatexTrainer(Trainer):
         if self.fresh_tensors:
             settings["learning rate of fresh tensors, times"] = training.fresh_learning_rate_multiplier
         return settings
-
-
-def _without_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The same model on the meta device, in another dtype: what save_pretrained writes besides the weights."""
-    with torch.device("meta"):
-        outline = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
-    outline.generation_config = model.generation_config
-    return outline
-
-
-def _in_dtype(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Tensors in another dtype; those that share memory, as tied weights do, keep sharing it."""
-    done: dict[tuple, torch.Tensor] = {}
-    for tensor in state.values():
-        if tensor.is_floating_point():
-            done.setdefault((tensor.data_ptr(), tensor.shape), tensor.to(dtype))
-    return {name: done.get((tensor.data_ptr(), tensor.shape), tensor) for name, tensor in state.items()}
 
 
 class _ReportProgress(TrainerCallback):

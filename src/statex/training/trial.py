@@ -17,7 +17,8 @@ from statex.models.gla.configuration import GLAConfig
 from statex.models.gla.modeling import GLAForCausalLM
 from statex.recipe import Training
 from statex.training.arguments import training_arguments
-from statex.training.trainer import StatexTrainer, freeze_all_but_expanded
+from statex.training.trainer import StatexTrainer
+from statex.training.weights import freeze_all_but_expanded
 
 NUM_TOKENS = 8
 MINIATURE: dict[str, Any] = {
