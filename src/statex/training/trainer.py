@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from torch.distributed import ProcessGroup
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
@@ -36,6 +37,7 @@ from statex.training.blocks import TrainingBlocks, compiles
 from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loader import WORKERS, TimedLoader
 from statex.training.loss import chunked_loss
+from statex.training.slices import check_slices, groups_of_ranks, on_slices
 from statex.training.watching import WatchGradients
 from statex.utils.atomic import new_folder, write_text_atomic
 from statex.utils.timing import Stopwatch, peak_memory, reset_peak_memory
@@ -97,9 +99,11 @@ def train(
 
     Raises:
         UserError: data or settings that do not fit (see TrainingBatches), a model in bf16, `train_only_expanded`
-            without a plan, or checkpoints that are all damaged.
+            without a plan, a model or data that cannot be cut for `sequence_parallel`, or checkpoints that are all
+            damaged.
     """
     require_master_weights(model)
+    check_slices(training, data, model)
     plan = stored_plan(model.config)
     if training.train_only_expanded:
         freeze_all_but_expanded(model, plan)
@@ -168,6 +172,7 @@ class StatexTrainer(Trainer):
         self.tokens = tokens
         self.loader: TimedLoader | None = None
         self.start_step = 0
+        self.group: ProcessGroup | None = None  # of the ranks that share sequences, while they are trained on
         self.use_cache = kwargs["model"].config.use_cache  # transformers.Trainer sets it to False and leaves it so
         super().__init__(**kwargs)
         for callback in self.callback_handler.callbacks:
@@ -223,9 +228,11 @@ class StatexTrainer(Trainer):
             return "", "given"
         return batches.kind_of_step(step), batches.name_of_step(step)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """A micro-batch forward and backward; its loss is also for `BadSteps`."""
-        return self.bad_steps.add(super().training_step(*args, **kwargs), self.state.global_step)
+        with on_slices(self.group, inputs.get("seq_idx")):
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        return self.bad_steps.add(loss, self.state.global_step)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
@@ -298,7 +305,7 @@ class StatexTrainer(Trainer):
         device, resume_from = self.args.device, self.checkpoint_to_resume()
         self.start_step = step_of(resume_from) if resume_from else 0
         reset_peak_memory(device)
-        with statex_ops(), self.blocks.running():
+        with statex_ops(), self.blocks.running(), groups_of_ranks(self.training, self.args) as self.group:
             watch = Stopwatch(device)
             self.train(resume_from_checkpoint=resume_from)
             seconds = watch.seconds()
