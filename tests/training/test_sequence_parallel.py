@@ -22,11 +22,10 @@ from statex.settings import Data
 from statex.training.arguments import training_arguments
 from statex.training.blocks import compiles
 from statex.training.slices import check_slices
-from statex.training.trainer import StatexTrainer
 from tiny_recipe import CONFIGS, EVALUATION, data_values, environment, write_recipe
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "statex"]
-STOPPED_AT = 4
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN += [str(Path(__file__).with_name("stopping.py"))]
 
 
 @pytest.fixture
@@ -49,32 +48,21 @@ def values(make, tokenizer, data, settings, tmp_path) -> dict:
 
 
 @pytest.mark.slow
-def test_two_processes_that_share_sequences_train_what_one_does(values, tmp_path, monkeypatch):
-    """Mamba2 from the beginning, and GLA from a checkpoint that one process wrote, on whole sequences."""
-    one = parse_recipe(values)
+def test_two_processes_that_share_sequences_train_what_one_does(values, tmp_path):
+    """GLA to its end, and Mamba2 half of the way, from where one process resumes with whole sequences."""
+    one, two = (parse_recipe(values | {"output": str(tmp_path / name)}) for name in ("one", "two"))
     run_recipe(one, evaluation=False)
-    two = parse_recipe(values | {"output": str(tmp_path / "two")})
-    step = StatexTrainer.training_step
-
-    def stopped(self, *args):
-        if self.state.global_step == STOPPED_AT:
-            raise KeyboardInterrupt
-        return step(self, *args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(StatexTrainer, "training_step", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            run_recipe(two, evaluation=False)
     recipe = write_recipe(tmp_path / "two.toml", values | {"output": two.output})
     command = [*TORCHRUN, "train", str(recipe), "--set", "training.sequence_parallel=2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
-    assert done.returncode == 0, done.stderr
-    assert "not compiled" not in done.stderr
-
-    for family, steps in (("statex_gla", 8 - STOPPED_AT), ("mamba2", 8)):
+    stopped = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    assert stopped.returncode != 0
+    assert "the same command resumes" in stopped.stderr, stopped.stderr
+    assert (two.folder / "mamba2" / "preserve-seed0" / "checkpoints" / "checkpoint-4").exists()
+    run_recipe(two, evaluation=False)
+    for family, processes, steps in (("statex_gla", 2, 8), ("mamba2", 1, 4)):
         ours, theirs = (each.folder / family / "preserve-seed0" for each in (two, one))
         summary = json.loads((ours / "training.json").read_text())
-        assert (summary["num_processes"], summary["steps"]) == (2, steps)
+        assert (summary["num_processes"], summary["steps"]) == (processes, steps)
         for name in ("loss", "grad_norm", "grad_norm_fresh", "grad_norm_inherited"):
             assert logged(ours, name) == pytest.approx(logged(theirs, name), rel=1e-4), (family, name)
         weights, wanted = (load_file(each / "trained" / "model.safetensors") for each in (ours, theirs))
