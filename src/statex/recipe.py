@@ -119,6 +119,9 @@ class Training(Section):
     save_every: int | None = Field(default=None, ge=1, description="default: a tenth of the steps")
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=50, ge=1)
+    watch_state_every: int | None = Field(
+        default=None, ge=1, description="steps between two looks at how much of its new state an expanded arm uses"
+    )
     report_to: list[str] = Field(default=[], description='for example ["tensorboard"] or ["wandb"]')
     trainer: dict[str, Any] = Field(
         default={},

@@ -59,6 +59,10 @@ def test_the_model_is_left_as_it_was(make, family):
     blocks = TrainingBlocks(model, compiled=True, recomputed=True)
     with blocks.running():
         assert all("forward" in block.__dict__ for block in blocks.blocks)
+        forwards = [block.forward for block in blocks.blocks]
+        with blocks.plain():
+            assert not any("forward" in block.__dict__ for block in blocks.blocks)
+        assert [block.forward for block in blocks.blocks] == forwards
     assert len(blocks.blocks) == 2
     assert not any("forward" in block.__dict__ for block in blocks.blocks)
 

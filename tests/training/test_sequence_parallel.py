@@ -38,7 +38,7 @@ def values(make, tokenizer, data, settings, tmp_path) -> dict:
     (tmp_path / "short.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     section = data_values(str(tmp_path / "short.jsonl")) | {"reset_state_at_documents": True}
     section["recall"]["shapes"] = [[16, 4], [24, 3]]
-    training = settings(steps=8, sequences_per_device=2, report_to=["tensorboard"])
+    training = settings(steps=8, sequences_per_device=2, report_to=["tensorboard"], watch_state_every=3)
     return {
         "name": "run", "output": str(tmp_path / "one"), "data": section,
         "models": {family: {"checkpoint": str(tmp_path / family)} for family in CONFIGS},
@@ -63,7 +63,8 @@ def test_two_processes_that_share_sequences_train_what_one_does(values, tmp_path
         ours, theirs = (each.folder / family / "preserve-seed0" for each in (two, one))
         summary = json.loads((ours / "training.json").read_text())
         assert (summary["num_processes"], summary["steps"]) == (processes, steps)
-        for name in ("loss", "grad_norm", "grad_norm_fresh", "grad_norm_inherited"):
+        use = ("new_state_energy_layer_1", "effective_rank_layer_1")
+        for name in ("loss", "grad_norm", "grad_norm_fresh", "grad_norm_inherited", *use):
             assert logged(ours, name) == pytest.approx(logged(theirs, name), rel=1e-4), (family, name)
         weights, wanted = (load_file(each / "trained" / "model.safetensors") for each in (ours, theirs))
         before = load_file(ours / "expanded" / "model.safetensors")

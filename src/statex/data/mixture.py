@@ -110,7 +110,15 @@ class TrainingBatches(IterableDataset):
     def micro_batch(self, step: int, m: int) -> dict[str, Tensor]:
         """Micro-batch m of this rank in an optimizer step."""
         first = self.group + self.num_groups * m
-        rows = slice(first, None, self.num_groups * self.gradient_accumulation_steps)
+        return self._rows(step, slice(first, None, self.num_groups * self.gradient_accumulation_steps))
+
+    def first_sequence(self) -> Tensor:
+        """[1, T] tokens that are the same for all ranks, or slices of them: the first of the stage, of text if any."""
+        of_text = (step for step in range(self.training.steps) if self.kind_of_step(step) == "text")
+        return self._rows(next(of_text, 0), slice(1))["input_ids"]
+
+    def _rows(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Some sequences of the global batch of a step, or this rank's slices of them."""
         if self.kind_of_step(step) == "text":
             batch = self._text_rows(step, rows)
         else:

@@ -116,9 +116,10 @@ def refuse_other_recipe(made_by: Recipe, recipe: Recipe) -> None:
     """Raise UserError unless both are the same run.
 
     It is the same wherever it and its tokens are kept, however many processes share the work or a sequence, however its
-    models are measured, and where a record or a step that cannot be used is now skipped: none was passed before.
+    models are measured or watched, and where a record or a step that cannot be used is now skipped: none was passed
+    before.
     """
-    free: Any = {"bad_steps", "most_bad_steps", "spike", "sequence_parallel"}
+    free: Any = {"bad_steps", "most_bad_steps", "spike", "sequence_parallel", "watch_state_every"}
     excluded: Any = {
         "workers": True,
         "output": True,

@@ -74,6 +74,16 @@ class TrainingBlocks:
                 for block in self.blocks:
                     del block.forward
 
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Within it, inside of `running`, they run as their classes say, neither compiled nor computed again."""
+        forwards = [vars(block).pop("forward") for block in self.blocks]
+        try:
+            yield
+        finally:
+            for block, forward in zip(self.blocks, forwards, strict=True):
+                block.forward = forward
+
     def _forward(self, run: Callable, index: int, block: nn.Module) -> Callable:
         own = type(block).forward
 

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loader import WORKERS, TimedLoader
 from statex.training.loss import chunked_loss
 from statex.training.slices import check_slices, groups_of_ranks, on_slices
-from statex.training.watching import WatchGradients
+from statex.training.watching import WatchGradients, WatchState, logged_state_use
 from statex.utils.atomic import new_folder, write_text_atomic
 from statex.utils.timing import Stopwatch, peak_memory, reset_peak_memory
 
@@ -61,6 +61,8 @@ class TrainingSummary:
     """Share of the time that the first rank waited for batches."""
     skipped_steps: int = 0
     """Of the whole stage, by `training.bad_steps`."""
+    state_use: list[dict[str, float]] = field(default_factory=list)
+    """Of the whole stage, by `training.watch_state_every`: the steps done, and what `WatchState` found then."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values."""
@@ -192,11 +194,18 @@ class StatexTrainer(Trainer):
         self.watch = WatchGradients(self.fresh_tensors)
         if self.fresh_tensors:
             self.add_callback(self.watch)
+        self.watch_state = WatchState(stored_plan(kwargs["model"].config), training.watch_state_every)
 
     @property
     def waited(self) -> float:
         """Seconds that this rank waited for data."""
         return self.loader.waited if self.loader is not None else 0.0
+
+    @property
+    def batches(self) -> TrainingBatches | None:
+        """What makes the batches, None where they are given."""
+        made = self.loader.dataset if self.loader is not None else None
+        return made if isinstance(made, TrainingBatches) else None
 
     @property
     def checkpoints(self) -> Path:
@@ -223,16 +232,21 @@ class StatexTrainer(Trainer):
 
     def describe_batch(self, step: int) -> tuple[str, str]:
         """The kind of a step's batch, and what it is called."""
-        batches = self.loader.dataset if self.loader is not None else None
-        if not isinstance(batches, TrainingBatches):
+        batches = self.batches
+        if batches is None:
             return "", "given"
         return batches.kind_of_step(step), batches.name_of_step(step)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """A micro-batch forward and backward; its loss is also for `BadSteps`."""
+        step = self.state.global_step
+        if self.batches is not None and self.watch_state.is_due(step):
+            ids = self.batches.first_sequence().to(self.args.device)
+            with on_slices(self.group, None), self.blocks.plain():
+                self.log(self.watch_state.measure(self.accelerator.unwrap_model(model), ids, step, self.group))
         with on_slices(self.group, inputs.get("seq_idx")):
             loss = super().training_step(model, inputs, *args, **kwargs)
-        return self.bad_steps.add(loss, self.state.global_step)
+        return self.bad_steps.add(loss, step)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
@@ -321,6 +335,7 @@ class StatexTrainer(Trainer):
             num_processes=self.args.world_size,
             data_wait=self.waited / seconds,
             skipped_steps=self.bad_steps.skipped,
+            state_use=logged_state_use(self.state.log_history),
         )
 
     def checkpoint_to_resume(self) -> str | None:
