@@ -46,7 +46,9 @@ def test_compiled_blocks_train_as_plain_ones(
     weights = [
         trained(
             make, family, packed, tokenizer, tmp_path / str(compiled),
-            settings(steps=4, compile=compiled, gradient_checkpointing=gradient_checkpointing),
+            settings(
+                steps=4, compile=compiled, gradient_checkpointing=gradient_checkpointing, watch_state_every=2
+            ),
         )
         for compiled in (False, True)
     ]  # fmt: skip
