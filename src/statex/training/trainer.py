@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,35 +37,13 @@ from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loader import WORKERS, TimedLoader
 from statex.training.loss import chunked_loss
 from statex.training.slices import check_slices, groups_of_ranks, on_slices
+from statex.training.summary import TrainingSummary
 from statex.training.watching import WatchGradients, WatchState, logged_state_use
 from statex.utils.atomic import new_folder, write_text_atomic
 from statex.utils.timing import Stopwatch, peak_memory, reset_peak_memory
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
-
-
-@dataclass(frozen=True)
-class TrainingSummary:
-    """What a stage of training cost, over the steps since it was last started."""
-
-    steps: int
-    tokens: int
-    seconds: float
-    tokens_per_second: float
-    peak_memory: int
-    final_loss: float | None
-    num_processes: int
-    data_wait: float = 0.0
-    """Share of the time that the first rank waited for batches."""
-    skipped_steps: int = 0
-    """Of the whole stage, by `training.bad_steps`."""
-    state_use: list[dict[str, float]] = field(default_factory=list)
-    """Of the whole stage, by `training.watch_state_every`: the steps done, and what `WatchState` found then."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return asdict(self)
 
 
 def train(
