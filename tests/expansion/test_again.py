@@ -20,7 +20,7 @@ from common import (
     tokens,
 )
 from statex.checkpoint import inspect
-from statex.evaluation.diagnostics import new_entries
+from statex.expansion.state_use import new_entries
 from statex.expansion.stored import layer_geometry, stored_plan
 from statex.families import StateGeometry
 

@@ -189,6 +189,9 @@ def _diagnosis(arm, noise, common) -> Iterator[Result]:
         yield Result("diagnostics", "new_state_energy", share, n=32, slice=where, **energy, **common)
         for metric, rank in (("effective_rank", 5.5), ("effective_rank_without_new_state", 3.25)):
             yield Result("diagnostics", metric, rank, low=rank - 0.2, high=rank + 0.2, n=32, slice=where, **common)
+    for step in (0, 50, 100) if arm != "control" else ():
+        for metric, value, unit in (("new_state_energy", 0.1 + step / 400, "fraction"), ("effective_rank", 5.0, "")):
+            yield Result("diagnostics", f"{metric}_in_training", value, unit, n=1, slice={"step": step}, **common)
     if arm != "control":
         yield Result("diagnostics", "nll_rise_without_new_state", 0.05, "nats", 0.04, 0.06, 32, **common)
         where = {"num_pairs": 32, "length": 128}

@@ -27,6 +27,11 @@ def test_diagnosis_shows_each_failure_with_its_figure(whole):
     assert any(
         label.startswith("gla: effective rank of the state against layer. reinit: 3.25 to 5.5 at 0") for label in labels
     )
+    assert any(
+        label.startswith("gla: energy in the new entries against step. reinit: 0.1 at 0, 0.225 at 50, 0.35 at 100")
+        for label in labels
+    )
+    assert any(label.startswith("gla: effective rank of the state against step. reinit: 5 at 0") for label in labels)
     ids = {one.get("id") for one in tree(html).iter()}
     links = [one.get("href") for one in tree(html).iter("a")]
     assert {"#r1-text", "#r1-recall", "#r1-diagnosis"} <= set(links)
