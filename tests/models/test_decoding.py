@@ -11,7 +11,7 @@ import statex
 from common import make_gla, make_mamba2, tokens
 from statex.models.caches import cache_argument, cache_of
 from statex.models.captured_step import CapturedStep
-from statex.models.gla.modeling import CACHE_NAME
+from statex.models.recurrent import CACHE_NAME
 
 MODELS = {
     "gla": lambda: make_gla(),
