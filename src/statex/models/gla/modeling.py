@@ -71,7 +71,7 @@ class GLAModel(RecurrentModel, GLAPreTrainedModel):
         self.post_init()
 
 
-class GLAForCausalLM(RecurrentForCausalLM, GLAPreTrainedModel, GenerationMixin):
+class GLAForCausalLM(RecurrentForCausalLM, GLAPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """GLA with its language-model head."""
 
     def __init__(self, config: GLAConfig):
