@@ -1,7 +1,7 @@
 """The public operations: check the arguments, then run the PyTorch or the Triton version.
 
-Shape letters: B batch, T time, H heads, K key dim, V value dim (gla, gated_delta); P head dim, N state size,
-G groups (ssd); D channels, W taps (short_convolution).
+Shape letters: B batch, T time, H heads, K key dim, V value dim (gla, gated_delta, generalized_delta); P head dim,
+N state size, G groups (ssd); D channels, W taps (short_convolution).
 """
 
 import functools
@@ -16,14 +16,17 @@ from torch import Tensor
 from statex.ops.convolution import shifted_convolution, step_convolution
 from statex.ops.gated_delta import chunk_gated_delta, step_gated_delta
 from statex.ops.gated_norm import plain_gated_rms_norm
+from statex.ops.generalized_delta import chunk_generalized_delta, step_generalized_delta
 from statex.ops.gla import chunk_gla, step_gla
 from statex.ops.parallel import parallel_gla, parallel_short_convolution, parallel_ssd, slices
-from statex.ops.recomputed import gated_delta_operator, gla_operator, ssd_operator
+from statex.ops.recomputed import gated_delta_operator, generalized_delta_operator, gla_operator, ssd_operator
 from statex.ops.ssd import chunk_ssd, step_ssd
 from statex.ops.validation import (
     check_gated_delta,
     check_gated_delta_step,
     check_gated_rms_norm,
+    check_generalized_delta,
+    check_generalized_delta_step,
     check_gla,
     check_gla_step,
     check_short_convolution,
@@ -38,16 +41,18 @@ logger = logging.getLogger("statex.ops")
 BACKENDS = ("auto", "torch", "triton")
 TORCH: dict[str, Callable] = {
     "gated_delta": chunk_gated_delta,
+    "generalized_delta": chunk_generalized_delta,
     "gla": chunk_gla,
     "ssd": chunk_ssd,
     "gated_delta_step": step_gated_delta,
+    "generalized_delta_step": step_generalized_delta,
     "gla_step": step_gla,
     "ssd_step": step_ssd,
     "short_convolution": shifted_convolution,
     "short_convolution_step": step_convolution,
     "gated_rms_norm": plain_gated_rms_norm,
 }
-TRITON = {  # module and function, imported when first asked for
+TRITON = {  # module and function, imported when first asked for; of `generalized_delta` there is none
     "gated_delta": ("statex.ops.gated_delta.triton", "triton_gated_delta"),
     "gla": ("statex.ops.gla.triton", "triton_gla"),
     "ssd": ("statex.ops.ssd.triton", "triton_ssd"),
@@ -59,7 +64,12 @@ TRITON = {  # module and function, imported when first asked for
     "gated_rms_norm": ("statex.ops.triton_gated_norm", "triton_gated_rms_norm"),
 }
 # PyTorch versions that torch.compile cannot follow step by step, as operators
-COMPILED: dict[str, Callable] = {"gated_delta": gated_delta_operator, "gla": gla_operator, "ssd": ssd_operator}
+COMPILED: dict[str, Callable] = {
+    "gated_delta": gated_delta_operator,
+    "generalized_delta": generalized_delta_operator,
+    "gla": gla_operator,
+    "ssd": ssd_operator,
+}
 # torch.compile makes one kernel of the PyTorch version of these, together with what stands around them ...
 FUSED_BY_COMPILER = {"short_convolution", "short_convolution_step", "gated_rms_norm"}
 # ... but of their gradients several: there our kernels are taken
@@ -163,6 +173,58 @@ def gated_delta(
         v,
         log_decay,
         beta,
+        scale=scale,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+    )
+
+
+def generalized_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """The generalised delta rule, whose rank-one update has two vectors of its own:
+    S_t = diag(exp(log_decay_t)) S_{t-1} + b_t^T (a_t S_{t-1}) + k_t^T v_t;  o_t = scale q_t S_t.
+
+    Source: arXiv 2503.14456 (RWKV-7), section 4, with its state transposed.
+
+    Args:
+        q, k, a, b: [B, T, H, K]. RWKV-7's are a = -kk and b = kk * rate, with |kk| = 1 and rates from 0 to 1: others
+            may make the state grow without bound.
+        v: [B, T, H, V].
+        log_decay: [B, T, H, K], <= 0, natural logarithm, one per key channel.
+        scale: factor on the output, K**-0.5 by default.
+        initial_state: [B, H, K, V], zeros by default.
+        output_final_state: whether to return the state after the last token.
+        cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
+            [S, H, K, V]. The state starts anew at each border.
+        backend: as in `gla`, but there is no Triton version: "auto" takes PyTorch's on every device.
+
+    Returns:
+        output [B, T, H, V] in the dtype of v, and the final state (fp32; fp64 for fp64 inputs) or None.
+
+    Raises:
+        ValueError: as `gla`.
+    """
+    check_generalized_delta(q, k, v, log_decay, a, b, initial_state, cu_seqlens)
+    return _choose("generalized_delta", backend, v)(
+        q,
+        k,
+        v,
+        log_decay,
+        a,
+        b,
         scale=scale,
         initial_state=initial_state,
         output_final_state=output_final_state,
@@ -278,6 +340,37 @@ def gated_delta_step(
     """
     check_gated_delta_step(q, k, v, log_decay, beta, state)
     return _choose("gated_delta_step", backend, v)(q, k, v, log_decay, beta, state, scale=scale)
+
+
+def generalized_delta_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """One token of `generalized_delta`, in place on the state.
+
+    Args:
+        q, k, log_decay, a, b: [B, H, K].
+        v: [B, H, V].
+        state: [B, H, K, V], updated in place.
+        scale: factor on the output, K**-0.5 by default.
+        backend: as in `generalized_delta`.
+
+    Returns:
+        output [B, H, V] in the dtype of v.
+
+    Raises:
+        ValueError: as `gla`.
+    """
+    check_generalized_delta_step(q, k, v, log_decay, a, b, state)
+    return _choose("generalized_delta_step", backend, v)(q, k, v, log_decay, a, b, state, scale=scale)
 
 
 def ssd_step(
@@ -484,6 +577,8 @@ def _require_triton(op: str, device: torch.device) -> None:
 @functools.cache
 def _import_triton(op: str) -> Exception | None:
     """Put the Triton version of `op` into `_triton_functions`; or say why there is none."""
+    if op not in TRITON:
+        return NotImplementedError("it has no Triton version")
     module, function = TRITON[op]
     try:
         _triton_functions[op] = getattr(importlib.import_module(module), function)
