@@ -189,6 +189,8 @@ def _check_processes(training: Training) -> None:
         problem = "shares a model among several processes, and there is one"
         remedy = "start it by torchrun --nproc-per-node N, or leave it out"
         raise UserError("training.trainer.fsdp", fsdp, problem, remedy)
+    if fsdp and not torch.cuda.is_available():
+        logger.warning("training.trainer.fsdp: accelerate shards nothing on a CPU; each process holds the whole model")
     if fsdp_config and not fsdp:
         problem = "is about fsdp, which is off"
         raise UserError("training.trainer.fsdp_config", fsdp_config, problem, "set fsdp = true, or leave it out")

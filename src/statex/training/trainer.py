@@ -353,6 +353,8 @@ class StatexTrainer(Trainer):
             model = self.accelerator.unwrap_model(self.model)
             model.config.use_cache = self.use_cache
             outline = _without_weights(model, dtype or model.dtype)
+            # Gathered from shards, tied weights come as two tensors, and both would be written
+            state |= {name: state[source] for name, source in outline.all_tied_weights_keys.items()}
             folder = self.output / "trained"
             shutil.rmtree(folder, ignore_errors=True)  # left there by a call that was killed before its summary
             with new_folder(folder) as temporary:
