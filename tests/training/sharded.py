@@ -34,7 +34,7 @@ def die_at(step: int) -> None:
 
 
 def shard_on_a_cpu() -> None:
-    """Have accelerate shard models among processes on a CPU, which it does with any accelerator, and leaves whole there."""
+    """Have accelerate shard models on a CPU as it does on an accelerator; there it would leave them whole."""
     set_device, training_step = PartialState.set_device, StatexTrainer.training_step
 
     def as_an_accelerator(self):
