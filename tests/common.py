@@ -14,6 +14,8 @@ from statex.families import family_of
 from statex.models.caches import cache_of
 from statex.models.gla.configuration import GLAConfig
 from statex.models.gla.modeling import GLAForCausalLM
+from statex.models.rwkv7.configuration import RWKV7Config
+from statex.models.rwkv7.modeling import RWKV7ForCausalLM
 
 VOCABULARY = 48
 EXPANDED = 0
@@ -53,6 +55,12 @@ BAMBA = {
     "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_expand": 2, "mamba_chunk_size": 16,
     "mamba_n_groups": 2, "num_key_value_heads": 1,
 }  # fmt: skip
+RWKV7 = {
+    "plain": {},
+    "1-head": {"head_dim": 32},
+    "tied": {"tie_word_embeddings": True, "value_dim": [64, 64]},
+    "no-pre-norm": {"norm_first": False, "norm_bias": False, "value_dim": 16},
+}
 LINEAR, FULL = "linear_attention", "full_attention"
 MULTIPLIERS = {
     "ssm_multipliers": [0.5, 0.7, 0.9, 1.1, 1.3], "ssm_in_multiplier": 0.8, "attention_in_multiplier": 1.2,
@@ -128,6 +136,23 @@ def make_mamba2(seed=0, **changes):
     return settled(Mamba2ForCausalLM(Mamba2Config(**config | changes)), seed + 1)
 
 
+def make_rwkv7(seed=0, **changes):
+    """A model whose low-rank projections, which begin at 0, do something, and whose layers have a say."""
+    torch.manual_seed(seed)
+    config = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "head_dim": 8, "value_dim": 64,
+        "intermediate_size": 32, "decay_low_rank_dim": 6, "a_low_rank_dim": 5, "v_low_rank_dim": 3,
+        "gate_low_rank_dim": 7,
+    }  # fmt: skip
+    model = RWKV7ForCausalLM(RWKV7Config(**config | changes))
+    generator = torch.Generator().manual_seed(seed + 2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return settled(model, seed + 1)
+
+
 def make_hybrid(model_type, seed=0, **changes):
     torch.manual_seed(seed)
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "initializer_range": 0.2}
@@ -144,7 +169,7 @@ def with_eager_experts(model):
     return model
 
 
-MAKERS = {"gla": (make_gla, GLA), "mamba2": (make_mamba2, MAMBA2)} | {
+MAKERS = {"gla": (make_gla, GLA), "mamba2": (make_mamba2, MAMBA2), "rwkv7": (make_rwkv7, RWKV7)} | {
     name: (partial(make_hybrid, name), configurations) for name, (_, configurations) in HYBRIDS.items()
 }
 
@@ -197,7 +222,16 @@ def _mamba2_cases():
         yield Case("mamba2", name, "preserve", factor=3 if name == "2-groups" else None)
 
 
-DEFINED = [*_gla_cases(), *_mamba2_cases()]
+RWKV7_CASES = [
+    Case("rwkv7", "plain", "reinit"),
+    Case("rwkv7", "plain", "inherit"),
+    Case("rwkv7", "plain", "preserve", factor=3),
+    Case("rwkv7", "1-head", "preserve", factor=2),
+    Case("rwkv7", "1-head", "inherit", factor=3),
+    Case("rwkv7", "tied", "preserve"),
+    Case("rwkv7", "no-pre-norm", "inherit", factor=2),
+]
+DEFINED = [*_gla_cases(), *_mamba2_cases(), *RWKV7_CASES]
 """Cases whose whole model is written out in naive_models.py."""
 HYBRID_CASES = [
     Case(family, name, init, factor=3 if init == "preserve" else None)
@@ -218,7 +252,7 @@ def _spread():
 
 SPREAD = _spread()
 """Each configuration with one of its initialisations, in turn."""
-UNEXPANDED = [(family, name) for family in ("gla", "mamba2") for name in MAKERS[family][1]]
+UNEXPANDED = [(family, name) for family in ("gla", "mamba2", "rwkv7") for name in MAKERS[family][1]]
 
 
 def mixer(model, index=EXPANDED):

@@ -1,8 +1,10 @@
-"""GLA and Mamba2 written out from their papers, one token at a time, in fp64; nothing of statex or transformers.
+"""GLA, Mamba2 and RWKV-7 written out from their papers, token by token, in fp64; nothing of statex or transformers.
 
 Shape letters: T time, D width of the residual stream, H heads, K key dim, V value dim, N state size, P head dim,
 G groups. Tensors come as a dictionary of names as in a checkpoint.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -130,11 +132,79 @@ def mamba2_logits(tensors, config, ids, states, norm_group_size):
     return x @ tensors.get("lm_head.weight", tensors["backbone.embeddings.weight"]).T
 
 
+def layer_norm(x, weight, bias, eps):
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def rwkv7_mixer(tensors, x, config, state, first_values):
+    """x [T, D] to [T, D], and the first layer's values [T, H * V]; `state` is (H, K, V) of this layer."""
+    H, K, V = state
+    T, before = len(x), F.pad(x, (0, 0, 1, -1))
+
+    def mixed(letter):
+        return x + (before - x) * tensors[f"x_{letter}"].flatten()
+
+    def low_rank(letter, activation):
+        hidden = activation(mixed(letter) @ tensors[f"{letter}_lora.lora.0.weight"].T)
+        return hidden @ tensors[f"{letter}_lora.lora.2.weight"].T + tensors.get(f"{letter}_lora.lora.2.bias", 0)
+
+    r, k, v = (mixed(letter) @ tensors[f"{letter}_proj.weight"].T for letter in "rkv")
+    if first_values is None:
+        first_values = v
+    else:
+        v = v + (first_values - v) * low_rank("v", lambda y: y).sigmoid()
+    decay = (-math.exp(-0.5) * low_rank("w", torch.tanh).sigmoid()).exp()
+    rate, gate = low_rank("a", lambda y: y).sigmoid(), low_rank("g", torch.sigmoid)
+    kk = (k * tensors["k_k"]).view(T, H, K)
+    kk = kk / kk.norm(dim=-1, keepdim=True)
+    k = k * (1 + (rate - 1) * tensors["k_a"])
+    r, k, v, decay, rate = (y.view(T, H, -1) for y in (r, k, v, decay, rate))
+    S, outputs = x.new_zeros(H, V, K), []
+    for t in range(T):
+        heads = []
+        for h in range(H):
+            removed = torch.outer(S[h] @ kk[t, h], kk[t, h] * rate[t, h])
+            S[h] = S[h] * decay[t, h] - removed + torch.outer(v[t, h], k[t, h])
+            o = S[h] @ r[t, h]
+            o = (o - o.mean()) / (o.var(unbiased=False) + config["head_dim"] * config["norm_eps"]).sqrt()
+            heads.append(o)
+        o = torch.cat(heads) * tensors["g_norm.weight"] + tensors["g_norm.bias"]
+        bonus = (r[t] * k[t] * tensors["r_k"]).sum(-1, keepdim=True) * v[t]
+        outputs.append(((o + bonus.flatten()) * gate[t]) @ tensors["o_proj.weight"].T)
+    return torch.stack(outputs), first_values
+
+
+@torch.no_grad()
+def rwkv7_logits(tensors, config, ids, states):
+    """As gla_logits."""
+    tensors = {name: tensor.double() for name, tensor in tensors.items()}
+    x, first_values = tensors["model.embeddings.weight"][ids], None
+
+    def norm(name, y):
+        return layer_norm(y, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"), config["norm_eps"])
+
+    for index, state in enumerate(states):
+        path = f"model.layers.{index}"
+        layer = under(tensors, f"{path}.")
+        if "pre_norm.weight" in layer:
+            x = norm(f"{path}.pre_norm", x)
+        mixed, first_values = rwkv7_mixer(
+            under(layer, "attn."), norm(f"{path}.attn_norm", x), config, state, first_values
+        )
+        x = x + mixed
+        y = norm(f"{path}.ffn_norm", x)
+        y = y + (F.pad(y, (0, 0, 1, -1)) - y) * layer["ffn.x_k"]
+        x = x + F.relu(y @ layer["ffn.key.weight"].T) ** 2 @ layer["ffn.value.weight"].T
+    return norm("model.norm", x) @ tensors.get("lm_head.weight", tensors["model.embeddings.weight"]).T
+
+
 def naive_logits(model, ids, states):
     """The same of a transformers model, by its family; ids [T]."""
     config, tensors = model.config.to_dict(), model.state_dict()
     if config["model_type"] == "statex_gla":
         return gla_logits(tensors, config, ids, states)
+    if config["model_type"] == "statex_rwkv7":
+        return rwkv7_logits(tensors, config, ids, states)
     if {"linear_key_head_dim", "linear_head_dim"} & set(config):
         from delta_models import delta_logits
 

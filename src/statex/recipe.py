@@ -76,6 +76,9 @@ class Training(Section):
     sequences_per_device: int | None = Field(
         default=None, ge=1, description="text sequences in one forward pass; default: as many as a step needs"
     )
+    sequence_parallel: int = Field(
+        default=1, ge=1, le=1024, description="consecutive processes that share each sequence, each with a slice of it"
+    )
     weights: Weights = Weights()
     learning_rate: float = Field(default=3e-4, gt=0, le=10)
     fresh_learning_rate_multiplier: float = Field(
@@ -105,7 +108,9 @@ class Training(Section):
         'has no room for; or the bytes that training may take at its peak, such as "60GiB"',
     )
     compile: Literal["auto"] | bool = Field(
-        default="auto", description="compile the blocks of the model; auto: on a GPU, where the family can be"
+        default="auto",
+        description="compile the blocks of the model; auto: on a GPU, where the family can be, without "
+        "sequence_parallel",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="compute in bf16 over fp32 master weights; auto: bf16 where the device has it"
@@ -114,6 +119,9 @@ class Training(Section):
     save_every: int | None = Field(default=None, ge=1, description="default: a tenth of the steps")
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=50, ge=1)
+    watch_state_every: int | None = Field(
+        default=None, ge=1, description="steps between two looks at how much of its new state an expanded arm uses"
+    )
     report_to: list[str] = Field(default=[], description='for example ["tensorboard"] or ["wandb"]')
     trainer: dict[str, Any] = Field(
         default={},
@@ -126,6 +134,12 @@ class Training(Section):
         if self.tokens_per_step % self.sequence_length:
             problem = f"is not a multiple of sequence_length = {self.sequence_length}"
             raise UserError("tokens_per_step", self.tokens_per_step, problem, "change one of them")
+        if self.sequence_length % self.sequence_parallel:
+            problem = f"does not divide sequence_length = {self.sequence_length}"
+            raise UserError("sequence_parallel", self.sequence_parallel, problem, "change one of them")
+        if self.compile is True and self.sequence_parallel > 1:
+            problem = "does not go with sequence_parallel: states that come from another process are in no graph"
+            raise UserError("compile", True, problem, "leave one of them out")
         if self.warmup_steps >= self.steps:
             problem = f"leaves nothing of steps = {self.steps}"
             raise UserError("warmup_steps", self.warmup_steps, problem, "shorten the warm-up")

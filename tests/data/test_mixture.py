@@ -125,6 +125,30 @@ def test_ranks_and_micro_batches_share_the_global_batch(data, tokenizer, prepare
             assert torch.equal(shared, tensor)
 
 
+@pytest.mark.parametrize(("world_size", "size", "per_device"), [(2, 2, 4), (4, 2, 1), (8, 4, None), (4, 4, 8)])
+def test_groups_share_the_global_batch_and_their_ranks_its_sequences(
+    data, tokenizer, prepared, world_size, size, per_device
+):
+    """Joined again, slices are the global batch, with what stands before each border predicting what stands behind."""
+    steps, groups = 8, world_size // size
+    packed = data.model_copy(update={"reset_state_at_documents": True})
+    settings = training(sequences_per_device=per_device, sequence_parallel=size)
+    whole = take(made(packed, training(), tokenizer, prepared), steps)
+    ranks = [made(packed, settings, tokenizer, prepared, rank=r, world_size=world_size) for r in range(world_size)]
+    M = gradient_accumulation_steps(settings, world_size)
+    assert 8 // groups // (per_device or 8 // groups) == M
+    parts = [take(rank, steps * M) for rank in ranks]
+    for step, batch in enumerate(whole):
+        batch["shift_labels"] = torch.cat([batch["labels"][:, 1:], torch.full_like(batch["labels"][:, :1], -100)], 1)
+        for name, tensor in batch.items():
+            shared = torch.empty_like(tensor)
+            for g, m in itertools.product(range(groups), range(M)):
+                slices = [parts[size * g + part][step * M + m][name] for part in range(size)]
+                assert all(each.is_contiguous() and each.shape == slices[0].shape for each in slices)
+                shared[g + groups * m :: groups * M] = torch.cat(slices, dim=1)
+            assert torch.equal(shared, tensor)
+
+
 def test_seq_idx_comes_with_the_option_only(data, tokenizer, prepared):
     with_borders = data.model_copy(update={"reset_state_at_documents": True})
     settings = training(weights={"text": 1, "mqar": 1})
@@ -171,6 +195,9 @@ def test_the_text_read_is_what_is_prepared(data, tokenizer):
         ({"weights": {"text": 0, "passkey": 1}, "sequence_length": 64}, 1, "too short for passkey sequences"),
         ({"tokens_per_step": 1 << 20, "sequence_length": 1 << 20}, 1, "longer than the whole training text"),
         ({"tokens_per_step": 128, "sequence_length": 16}, 8, r"data\.recall\.shapes = 32: .* fewer than 8 sequences"),
+        ({"sequence_parallel": 2}, 3, r"sequence_parallel = 2: does not divide the number of processes, which is 3"),
+        ({"sequence_parallel": 2}, 6, r"do not divide among 3 times 2 processes; give a multiple of 384"),
+        ({"sequence_parallel": 2, "sequences_per_device": 3}, 2, r"the 8 sequences of a step on each 2 processes"),
     ],
 )
 def test_what_does_not_fit_fails_at_once(data, tokenizer, values, world_size, message):

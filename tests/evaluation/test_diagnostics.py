@@ -11,12 +11,11 @@ from statex.evaluation import Request
 from statex.evaluation.diagnostics import (
     combine_seeds,
     diagnose,
-    effective_rank,
     failure_signatures,
-    new_entries,
     without_new_state,
 )
 from statex.evaluation.reader import Reader
+from statex.expansion.state_use import effective_rank, new_entries
 from statex.expansion.stored import stored_plan
 from statex.results import Result
 

@@ -14,19 +14,21 @@ from common import (
     make_gla,
     make_hybrid,
     make_mamba2,
+    make_rwkv7,
     mixer,
     recurrent_layers,
     state_after,
     tokens,
 )
 from statex.checkpoint import inspect
-from statex.evaluation.diagnostics import new_entries
+from statex.expansion.state_use import new_entries
 from statex.expansion.stored import layer_geometry, stored_plan
 from statex.families import StateGeometry
 
 MAKERS = {
     "gla": lambda: make_gla(num_heads=8, num_kv_heads=4, use_short_conv=True),
     "mamba2": lambda: make_mamba2(n_groups=2, use_bias=True),
+    "rwkv7": make_rwkv7,
 }
 INITS = ["reinit", "inherit", "preserve"]
 every = pytest.mark.parametrize("family", MAKERS)

@@ -141,7 +141,13 @@ def new_rows_mamba2(config, gradients):
     return parts
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.init != "preserve"], ids=str)
+LATER = ("rwkv7", "reinit")
+"""Whose low-rank projections begin with a half that is 0 (test_rwkv7_family.py)."""
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.init != "preserve" and (case.family, case.init) != LATER], ids=str
+)
 def test_every_fresh_row_learns_at_once(case):
     model = case.model()
     fresh = {name.split(f"layers.{EXPANDED}.")[1] for name in case.expand(model).fresh_tensors}

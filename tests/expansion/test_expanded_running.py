@@ -32,6 +32,8 @@ GENERATING = [
     Case("mamba2", "2-groups", "inherit"),
     Case("mamba2", "no-conv-bias", "preserve"),
     Case("mamba2", "bias", "inherit"),
+    Case("rwkv7", "plain", "inherit"),
+    Case("rwkv7", "plain", "preserve", factor=3),
     *(case for case in HYBRID_CASES if case.init == "inherit" and case.configuration != "tied"),
 ]
 generating = pytest.mark.parametrize("case", GENERATING, ids=str)

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import statex
-from common import make_gla, make_mamba2
+from common import make_gla, make_mamba2, make_rwkv7
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 MODELS = {
     "gla": lambda: make_gla(num_heads=8, num_kv_heads=4, use_short_conv=True, feature_map="silu"),
     "mamba2": lambda: make_mamba2(n_groups=2, use_bias=True),
+    "rwkv7": make_rwkv7,
 }
 EXPANSIONS = {
     "reinit": {"init": "reinit", "factor": 2},
@@ -25,8 +26,9 @@ EXPANSIONS = {
     "preserve": {"init": "preserve", "factor": 3},
     "preserve-rank": {"init": "preserve", "factor": 2, "rank": 3},
 }
-NAMES = [f"{family}-{change}" for family in MODELS for change in [*EXPANSIONS, "control"]]
+NAMES = [f"{family}-{change}" for family in ("gla", "mamba2") for change in [*EXPANSIONS, "control"]]
 NAMES.remove("mamba2-preserve-rank")
+NAMES.append("rwkv7-inherit")  # its fresh weights are orthogonalised, not everywhere to the last bit alike
 
 
 def base(family):

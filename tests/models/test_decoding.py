@@ -8,16 +8,17 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 import statex
-from common import make_gla, make_mamba2, tokens
+from common import make_gla, make_mamba2, make_rwkv7, tokens
 from statex.models.caches import cache_argument, cache_of
 from statex.models.captured_step import CapturedStep
-from statex.models.gla.modeling import CACHE_NAME
+from statex.models.recurrent import CACHE_NAME
 
 MODELS = {
     "gla": lambda: make_gla(),
     "gla-expanded": lambda: expanded(make_gla()),
     "gla-conv": lambda: make_gla(use_short_conv=True, num_heads=4, num_kv_heads=2),
     "gla-grown": lambda: expanded(make_gla(), init="preserve", factor=2, rank=3),
+    "rwkv7-grown": lambda: expanded(make_rwkv7(), init="preserve", factor=2),
     "mamba2": lambda: make_mamba2(),
     "mamba2-expanded": lambda: expanded(make_mamba2(n_groups=2)),
 }

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
 
 import statex
-from common import VOCABULARY, distance, logits, make_gla, make_mamba2, tokens
+from common import VOCABULARY, distance, logits, make_gla, make_mamba2, make_rwkv7, tokens
 from statex.errors import UserError
 from statex.models.caches import CACHE_NAMES, cache_argument, cache_of
 
@@ -28,11 +28,18 @@ def expanded_gla():
     return model
 
 
+def expanded_rwkv7():
+    model = make_rwkv7()
+    statex.expand(model, layers=[0], init="inherit")
+    return model
+
+
 OURS = {
     "gla": make_gla,
     "gla-conv": lambda: make_gla(use_short_conv=True, num_heads=4, num_kv_heads=2),
     "gla-expanded": expanded_gla,
     "mamba2-expanded": expanded_mamba2,
+    "rwkv7-expanded": expanded_rwkv7,
 }
 ours = pytest.mark.parametrize("make", OURS.values(), ids=OURS)
 DECODING = {"greedy": {}, "beams": {"num_beams": 3}, "static": {"cache_implementation": "static"}}
@@ -151,7 +158,7 @@ def test_a_peft_wrapper_runs(make):
     peft = pytest.importorskip("peft")
     model, ids = make(), tokens()
     wanted = logits(model, ids)
-    targets = ["in_proj"] if "mamba2" in model.config.model_type else ["q_proj"]
+    targets = ["in_proj" if "mamba2" in model.config.model_type else "v_proj"]
     wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=targets))
     assert torch.equal(logits(wrapped, ids), wanted)
 

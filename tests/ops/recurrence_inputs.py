@@ -47,6 +47,15 @@ def kda_inputs(num_tokens, decay="typical", batch=2, heads=3, key_dim=8, value_d
     return delta_inputs(num_tokens, decay, batch, heads, key_dim, value_dim, channels=True, most=2.0)
 
 
+def generalized_delta_inputs(num_tokens, decay="typical", batch=2, heads=3, key_dim=8, value_dim=5):
+    """q, k, v, log_decay, RWKV-7's a = -kk and b = kk * rate, and an initial state."""
+    inputs = gla_inputs(num_tokens, decay, batch, heads, key_dim, value_dim)
+    kk = F.normalize(torch.randn(*inputs["k"].shape, dtype=torch.float64), dim=-1)
+    state = inputs.pop("initial_state")
+    inputs |= {"a": -kk, "b": kk * torch.rand(kk.shape, dtype=torch.float64), "initial_state": state}
+    return {name: x.float().double() for name, x in inputs.items()}
+
+
 def ssd_inputs(num_tokens, decay="typical", batch=2, heads=4, groups=2, head_dim=6, state_size=8):
     """x, dt, A, B, C, D and an initial state, exact in fp32 but held in fp64."""
     torch.manual_seed(0)

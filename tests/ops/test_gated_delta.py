@@ -14,7 +14,7 @@ from recurrence_inputs import (
 from torch.nn import functional as F
 
 from statex.ops.gated_delta import chunk_gated_delta, naive_gated_delta, step_gated_delta
-from statex.ops.gated_delta.chunk import _across_chunks, _inverse, in_chunks
+from statex.ops.gated_delta.chunk import across_chunks, in_chunks, inverse_of_unit_lower
 from statex.ops.gla import naive_gla
 
 INPUTS = {"head": delta_inputs, "channel": kda_inputs}
@@ -122,11 +122,11 @@ def test_operands_in_bf16_and_sums_in_fp32(make_inputs, decay):
 
     def walk(values, removed, keys, queries, *others):
         assert {x.dtype for x in (removed, keys, queries)} == {torch.bfloat16}
-        return _across_chunks(values, removed.float(), keys.float(), queries.float(), *others)
+        return across_chunks(values, removed.float(), keys.float(), queries.float(), *others)
 
     def recurrence(output_final_state, initial_state, **tokens):
         options = {"initial_state": initial_state, "output_final_state": output_final_state}
-        return in_chunks(walk, _inverse, **tokens, **options, scale=0.3, operands=torch.bfloat16)
+        return in_chunks(walk, inverse_of_unit_lower, **tokens, **options, scale=0.3, operands=torch.bfloat16)
 
     inputs = {name: x.bfloat16().double() for name, x in make_inputs(130, decay, batch=1, key_dim=32).items()}
     wanted = output_state_gradients(naive_gated_delta, inputs, torch.float64, scale=0.3)

@@ -8,6 +8,7 @@ from recurrence_inputs import (
     assert_close,
     delta_inputs,
     distance,
+    generalized_delta_inputs,
     gla_inputs,
     kda_inputs,
     output_state_gradients,
@@ -15,12 +16,14 @@ from recurrence_inputs import (
 )
 
 from statex.ops.gated_delta import chunk_gated_delta, naive_gated_delta
+from statex.ops.generalized_delta import chunk_generalized_delta, naive_generalized_delta
 from statex.ops.gla import chunk_gla, naive_gla
 from statex.ops.ssd import chunk_ssd, naive_ssd
 
 CASES = {
     "gated_delta": (delta_inputs, naive_gated_delta, chunk_gated_delta),
     "kda": (kda_inputs, naive_gated_delta, chunk_gated_delta),
+    "generalized_delta": (generalized_delta_inputs, naive_generalized_delta, chunk_generalized_delta),
     "gla": (gla_inputs, naive_gla, chunk_gla),
     "ssd": (ssd_inputs, naive_ssd, chunk_ssd),
 }

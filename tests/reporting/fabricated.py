@@ -5,9 +5,10 @@ import json
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from statex.results import Result, write_results
+from statex.results import Result, read_results, write_results
 
 RECIPE = """\
 # fabricated, for the tests of the report
@@ -188,6 +189,9 @@ def _diagnosis(arm, noise, common) -> Iterator[Result]:
         yield Result("diagnostics", "new_state_energy", share, n=32, slice=where, **energy, **common)
         for metric, rank in (("effective_rank", 5.5), ("effective_rank_without_new_state", 3.25)):
             yield Result("diagnostics", metric, rank, low=rank - 0.2, high=rank + 0.2, n=32, slice=where, **common)
+    for step in (0, 50, 100) if arm != "control" else ():
+        for metric, value, unit in (("new_state_energy", 0.1 + step / 400, "fraction"), ("effective_rank", 5.0, "")):
+            yield Result("diagnostics", f"{metric}_in_training", value, unit, n=1, slice={"step": step}, **common)
     if arm != "control":
         yield Result("diagnostics", "nll_rise_without_new_state", 0.05, "nats", 0.04, 0.06, 32, **common)
         where = {"num_pairs": 32, "length": 128}
@@ -223,3 +227,15 @@ def _extra(arm, noise, common) -> Iterator[Result]:
     yield Result("piqa", "acc", 0.6123, "fraction", 0.59, 0.634, 1838, **common)
     task = {"task": "swde", "reason": "no data on this machine", "command": "hf download hazyresearch/based-swde"}
     yield Result("run", "not_run", 1.0, "tasks", details={"tasks": [task]}, **common)
+
+
+def evaluated(folder, arm):
+    """What `statex eval` writes of one model, from a made-up run."""
+    rows = read_results(fabricated_run(folder.with_name(f"{folder.name}-run"), models=("gla",)) / "results.jsonl")
+    kept = [
+        row for row in rows if row.arm == arm and row.baseline is None and row.suite not in ("state", "diagnostics")
+    ]
+    folder.mkdir()
+    write_results(folder / "results.jsonl", [replace(row, model="a/path", arm="", seed=None) for row in kept])
+    (folder / "evaluation.json").write_text(json.dumps({"evaluation": {"batch_size": 3}}))
+    return folder

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from statex.benchmarking.model import gla_1300m, mamba2_1300m
 from statex.cli import app
+from statex.errors import UserError
 from statex.models.registration import register_families
 from statex.recipe import Training, parse_recipe
 from statex.run.cost import MFU, PRODUCT_PER_SECOND, costs
@@ -66,8 +67,27 @@ def test_memory_is_predicted_as_it_was_measured(family):
     assert predicted[1] == predicted[0]  # of one sequence, and unsharded
     sharded = training.model_copy(update={"trainer": {"fsdp": "full_shard"}})
     assert peak_memory_of(size_of(network), sharded, outputs, vocabulary, 8) < predicted[0] - 10e9
+    sliced = training.model_copy(update={"sequence_parallel": 4})
+    of_slice = training.model_copy(update={"tokens_per_step": 16384, "sequence_length": 16384})
+    wanted = peak_memory_of(size_of(network), of_slice, outputs, vocabulary, 1)
+    assert [peak_memory_of(size_of(network), sliced, outputs, vocabulary, gpus) for gpus in (4, 8)] == [wanted] * 2
     kept = training.model_copy(update={"gradient_checkpointing": False})
     assert peak_memory_of(size_of(network), kept, outputs, vocabulary, 1) > 2 * predicted[0]
+
+
+def test_sequences_that_gpus_share(values):
+    """Told on a machine with fewer processes than the recipe asks for."""
+    del values["models"]["mamba2"]
+    values["training"] |= {"sequence_parallel": 4, "sequences_per_device": 1}
+    values["arms"]["lpt"] = {"kind": "lpt", "training": {"sequence_parallel": 1}}
+    by_arm = {each.arm: each for each in costs(parse_recipe(values))}
+    assert list(by_arm["lpt"].memory) == [1, 2, 4, 8]
+    assert list(by_arm["control"].memory) == [4, 8]
+    assert by_arm["control"].memory[4] < by_arm["lpt"].memory[4]
+    assert by_arm["control"].operations > by_arm["lpt"].operations
+    values["arms"]["control"]["training"] = {"sequence_length": 48, "tokens_per_step": 96, "sequence_parallel": 3}
+    with pytest.raises(UserError, match=r"data\.recall\.shapes = 16: does not divide among sequence_parallel = 3"):
+        costs(parse_recipe(values))
 
 
 def test_on_the_command_line(values, tmp_path):
@@ -76,8 +96,11 @@ def test_on_the_command_line(values, tmp_path):
     assert called.exit_code == 0, called.output
     rows = json.loads(called.stdout)
     assert {"model", "arm", "tokens", "operations", "memory", "hours"} <= rows[0].keys()
+    values["arms"]["lpt"] |= {"training": {"sequence_parallel": 2}}
+    write_recipe(recipe, values)
     shown = CliRunner().invoke(app, ["run", str(recipe), "--dry-run", "--tokens-per-second", "100", "--dollars", "2"])
     assert "GPU hours for all seeds" in shown.stdout
+    assert [row.count(" - ") for row in shown.stdout.splitlines() if " lpt " in row] == [1, 1]  # none on one GPU
     assert "dollars, at 100 tokens/s on one GPU" in shown.stdout
     assert not (tmp_path / "runs").exists()
     alone = CliRunner().invoke(app, ["run", str(recipe), "--dollars", "2"])

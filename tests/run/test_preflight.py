@@ -56,9 +56,9 @@ def test_skipping_bad_records_continues_the_same_run(values):
         refuse_other_recipe(before, parse_recipe(values))
 
 
-def test_skipping_bad_steps_continues_the_same_run(values):
+def test_skipping_bad_steps_and_sharing_sequences_continues_the_same_run(values):
     before = parse_recipe(values)
-    values["training"] |= {"bad_steps": "skip", "spike": 3.0}
+    values["training"] |= {"bad_steps": "skip", "spike": 3.0, "sequence_parallel": 2}
     arm = next(iter(values["arms"].values()))
     arm["training"] = arm.get("training", {}) | {"bad_steps": "stop"}
     refuse_other_recipe(before, parse_recipe(values))

@@ -36,7 +36,7 @@ def text(tmp_path_factory) -> str:
 def finished(text, tmp_path_factory):
     """The values of a recipe that was run, and the batches that each stage of training saw."""
     values = recipe_values(text, tmp_path_factory.mktemp("runs"))
-    values["training"]["report_to"] = ["tensorboard"]
+    values["training"] |= {"report_to": ["tensorboard"], "watch_state_every": 3}
     batches: list[list[torch.Tensor]] = []
     original = TrainingBatches.__iter__
 
@@ -113,8 +113,12 @@ def test_changed_arms_are_diagnosed(folder):
             metrics[row.model, row.arm].add(row.metric)
     expanded = {
         "weight_change", "new_state_energy", "effective_rank", "effective_rank_without_new_state",
-        "nll_rise_without_new_state", "recall_drop_without_new_state",
+        "nll_rise_without_new_state", "recall_drop_without_new_state", "new_state_energy_in_training",
+        "effective_rank_in_training",
     }  # fmt: skip
+    watched = [row for row in rows if row.metric == "new_state_energy_in_training"]
+    assert {row.slice["step"] for row in watched} == {0, 3}
+    assert all(0 < row.value < 1 for row in watched)
     for model in MODELS:
         assert metrics[model, "reinit"] == metrics[model, "preserve"] == expanded
         assert metrics[model, "control"] == {"weight_change"}

@@ -12,6 +12,10 @@ import signal
 import socket
 import sys
 
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
+
 from statex.recipe import load_recipe
 from statex.run import run_recipe
 from statex.training.trainer import StatexTrainer
@@ -29,6 +33,21 @@ def die_at(step: int) -> None:
     StatexTrainer.training_step = training_step
 
 
+def shard_on_a_cpu() -> None:
+    """Have accelerate shard models on a CPU as it does on an accelerator; there it would leave them whole."""
+    set_device, training_step = PartialState.set_device, StatexTrainer.training_step
+
+    def as_an_accelerator(self):
+        set_device(self)
+        self.distributed_type = DistributedType.MULTI_MUSA
+
+    def with_shards(self, model, *args, **kwargs):
+        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+        return training_step(self, model, *args, **kwargs)
+
+    PartialState.set_device, StatexTrainer.training_step = as_an_accelerator, with_shards
+
+
 def train(path: str, ranks: int, step: int | None = None) -> list[int]:
     """Train a recipe in forked processes; their exit codes, negative where a signal ended one."""
     with socket.socket() as probe:
@@ -43,6 +62,7 @@ def train(path: str, ranks: int, step: int | None = None) -> list[int]:
                     "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                     "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
                 }  # fmt: skip
+                shard_on_a_cpu()
             if step is not None:
                 die_at(step)
             run_recipe(load_recipe(path), evaluation=False)

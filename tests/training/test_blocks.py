@@ -46,7 +46,9 @@ def test_compiled_blocks_train_as_plain_ones(
     weights = [
         trained(
             make, family, packed, tokenizer, tmp_path / str(compiled),
-            settings(steps=4, compile=compiled, gradient_checkpointing=gradient_checkpointing),
+            settings(
+                steps=4, compile=compiled, gradient_checkpointing=gradient_checkpointing, watch_state_every=2
+            ),
         )
         for compiled in (False, True)
     ]  # fmt: skip
@@ -59,6 +61,10 @@ def test_the_model_is_left_as_it_was(make, family):
     blocks = TrainingBlocks(model, compiled=True, recomputed=True)
     with blocks.running():
         assert all("forward" in block.__dict__ for block in blocks.blocks)
+        forwards = [block.forward for block in blocks.blocks]
+        with blocks.plain():
+            assert not any("forward" in block.__dict__ for block in blocks.blocks)
+        assert [block.forward for block in blocks.blocks] == forwards
     assert len(blocks.blocks) == 2
     assert not any("forward" in block.__dict__ for block in blocks.blocks)
 

@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from statex.data.mixture import TrainingBatches
 from statex.data.tokens import prepare_tokens
 from statex.errors import UserError
+from statex.expansion.state_use import layer_state, new_entries
 from statex.expansion.stored import stored_plan
 from statex.families import family_of
+from statex.models.caches import cache_of
 from statex.models.dispatch import statex_ops
 from statex.models.expanded import expand, reinitialize
 from statex.settings import TextSource
@@ -266,6 +268,43 @@ def test_gradients_of_fresh_and_inherited_tensors_are_logged_apart(make, setting
         whole = math.hypot(row["grad_norm_fresh"], row["grad_norm_inherited"])
         assert whole == pytest.approx(1e-3, rel=1e-2)  # as clipped
         assert row["grad_norm_fresh"] > 0
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_the_use_of_the_new_state_is_watched(
+    make, family, settings, data, tokenizer, tmp_path, trainer_of, gradient_checkpointing
+):
+    """After the first sequence of text, before the steps that are due; the training stays as it is."""
+    model = make(family)
+    expand(model, every=1, init="inherit")
+    training = settings(
+        watch_state_every=2, gradient_checkpointing=gradient_checkpointing, report_to=["tensorboard"], log_every=4
+    )
+    trainer = trainer_of(model, training)
+    ids = TrainingBatches(data, training, tokenizer, tokens=trainer.tokens).first_sequence()
+    with torch.no_grad(), statex_ops():
+        cache = cache_of(model.eval()(input_ids=ids, use_cache=True))
+    summary = trainer.train_to_the_end()
+    assert [use["step"] for use in summary.state_use] == [0, 2]
+    for layer in stored_plan(model.config).layers:
+        state = layer_state(cache, layer, family)[0].double()  # [H, K, V]
+        energy = state[new_entries(layer)].square().sum() / state.square().sum()
+        shares = [values / values.sum() for values in map(torch.linalg.svdvals, state)]
+        rank = sum(math.exp(-(share * share.log()).sum()) for share in shares) / len(shares)
+        first, second = summary.state_use
+        assert first[f"new_state_energy_layer_{layer.index}"] == pytest.approx(energy.item(), rel=1e-4)
+        assert first[f"effective_rank_layer_{layer.index}"] == pytest.approx(rank, rel=1e-4)
+        assert second[f"new_state_energy_layer_{layer.index}"] != first[f"new_state_energy_layer_{layer.index}"]
+    unwatched = make(family)
+    expand(unwatched, every=1, init="inherit")
+    trainer_of(unwatched, training.model_copy(update={"watch_state_every": None})).train_to_the_end()
+    assert_same(model.state_dict(), unwatched.state_dict())
+
+
+def test_what_is_not_expanded_is_not_watched(make, settings, trainer_of):
+    model = make("mamba2")
+    reinitialize(model, [1])
+    assert trainer_of(model, settings(watch_state_every=1)).train_to_the_end().state_use == []
 
 
 def test_the_loss_that_is_logged_is_the_mean_over_scored_tokens(make, settings, data, tokenizer, tmp_path):

@@ -11,14 +11,13 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from statex.checkpoint.fla import FLA_MODEL_TYPE, from_fla
+from statex.checkpoint.fla import FLA_MODEL_TYPES, from_fla
 from statex.checkpoint.folder import check_plain, model_folder, read_json
 from statex.checkpoint.headers import TensorHeader, read_headers
 from statex.checkpoint.tensors import check_tensors
 from statex.errors import UserError, explained
 from statex.families import Family, family_of, unknown_family
 from statex.models.fields import check_fields, defaults_of
-from statex.models.gla.configuration import GLAConfig
 from statex.models.registration import register_families
 
 ADAPTER = "adapter_config.json"
@@ -34,7 +33,8 @@ class Description:
 
 
 def load_config(folder: str | os.PathLike) -> Any:
-    """The configuration of a model folder; FLA's `gla` becomes our `statex_gla`.
+    """The configuration of a model folder; FLA's `gla` and `rwkv7` become our `statex_gla` and
+    `statex_rwkv7`.
 
     Raises:
         UserError: as `describe`.
@@ -57,7 +57,7 @@ def describe(folder: str | os.PathLike) -> Description:
     if (folder / ADAPTER).exists():  # transformers would load the model that it names instead
         raise UserError("model", str(folder), f"holds an adapter ({ADAPTER})", "merge it (PEFT's merge_and_unload)")
     values = read_json(folder / "config.json")
-    is_fla = values.get("model_type") == FLA_MODEL_TYPE
+    is_fla = any(values.get("model_type") == name for name in FLA_MODEL_TYPES)  # it may be of any type yet
     if is_fla:
         values = from_fla(values)
     config_class = _config_class(values)
@@ -69,7 +69,7 @@ def describe(folder: str | os.PathLike) -> Description:
         _check_sizes(family, defaults_of(config_class) | values, headers)
         with explained("config.json", str(folder / "config.json"), "is refused", "correct the configuration"):
             if is_fla:
-                config = GLAConfig.from_dict(values)
+                config = config_class.from_dict(values)
             else:
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         check_tensors(config, headers, folder)

@@ -1,4 +1,4 @@
-"""FLA's `gla` folders: their configuration under our model_type, and ours in their format."""
+"""FLA's `gla` and `rwkv7` folders: their configuration under our model_type, and our GLA in their format."""
 
 import json
 import os
@@ -9,17 +9,25 @@ from transformers import PreTrainedModel
 from statex.errors import UserError
 from statex.expansion.stored import stored_plan
 from statex.models.gla.configuration import GLAConfig
+from statex.models.rwkv7.configuration import RWKV7Config
 from statex.models.shim import SHIM
 from statex.utils.atomic import new_folder
 
 FLA_MODEL_TYPE = "gla"
+FLA_MODEL_TYPES = {FLA_MODEL_TYPE: GLAConfig.model_type, "rwkv7": RWKV7Config.model_type}
+"""Ours, by FLA's."""
+ACTIVATIONS = {"sqrelu": "relu2"}
+"""transformers' names of RWKV-7's activation, by FLA's."""
 NOT_IN_FLA = ("expansion", "auto_map")
 
 
 def from_fla(values: dict[str, Any]) -> dict[str, Any]:
     """FLA's configuration under our model_type; fields of theirs that mean nothing here are carried along."""
     kept = {key: value for key, value in values.items() if key not in ("architectures", "auto_map")}
-    return kept | {"model_type": GLAConfig.model_type}
+    model_type = FLA_MODEL_TYPES[values["model_type"]]
+    if model_type == RWKV7Config.model_type and isinstance(activation := values.get("hidden_act"), str):
+        kept["hidden_act"] = ACTIVATIONS.get(activation, activation)
+    return kept | {"model_type": model_type}
 
 
 def export_fla(model: PreTrainedModel, out: str | os.PathLike) -> None:

@@ -55,7 +55,8 @@ def print_costs(found: list[Any], tokens_per_second: float | None, dollars: floa
     console = Console()
     if not console.is_terminal:
         console.width = 200
-    memory = [f"GB on {gpus}" for gpus in (found[0].memory if found else ())]
+    counts = sorted({gpus for each in found for gpus in each.memory})
+    memory = [f"GB on {gpus}" for gpus in counts]
     table = Table(
         "model", "arm", "parameters", "state", "steps", "tokens", "operations", *memory, "GPU hours", "dollars"
     )
@@ -63,7 +64,7 @@ def print_costs(found: list[Any], tokens_per_second: float | None, dollars: floa
         price = "-" if dollars is None else f"{dollars * each.hours:,.2f}"
         table.add_row(
             each.model, each.arm or "pre-training", f"{each.parameters:,}", f"{each.state:,}", f"{each.steps:,}",
-            f"{each.tokens:,}", f"{each.operations:.2e}", *(f"{size / 1e9:.1f}" for size in each.memory.values()),
+            f"{each.tokens:,}", f"{each.operations:.2e}", *(_gigabytes(each.memory.get(gpus)) for gpus in counts),
             f"{each.hours:,.2f}", price,
         )  # fmt: skip
     console.print(table)
@@ -75,6 +76,10 @@ def print_costs(found: list[Any], tokens_per_second: float | None, dollars: floa
     console.print(
         f"{hours:,.2f} GPU hours for all seeds{total}, at {given}. Evaluation is not counted.", highlight=False
     )
+
+
+def _gigabytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e9:.1f}"
 
 
 def print_json(value: Any) -> None:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from statex.data.forms import FORMS, FormBuilder, form_batch
-from statex.data.recall import PasskeyBuilder, mqar_batch, passkey_batch
+from statex.data.recall import IGNORED, PasskeyBuilder, mqar_batch, passkey_batch
 from statex.data.tokenizer import recall_vocabulary
 from statex.data.tokens import TextOrder, TokenFolder, check_text, whole_windows
 from statex.errors import UserError
@@ -38,9 +39,10 @@ class TrainingBatches(IterableDataset):
     Each is a dict of (n, T) tensors: `input_ids` and `labels` (int64, -100 where nothing is scored, not shifted), and
     with `data.reset_state_at_documents` also `seq_idx` (int32, the document in its sequence that a token belongs to).
     T is `training.sequence_length` for text and passkey steps and that of one of `data.recall.shapes` for mqar steps.
-    `gradient_accumulation_steps` micro-batches make a step; micro-batch m of rank r holds the sequences r + W m,
-    r + W m + W M, ... of the step's, with W ranks and M micro-batches. Use it with `DataLoader(..., batch_size=None)`,
-    whose workers take turns.
+    `gradient_accumulation_steps` micro-batches make a step; micro-batch m of group g holds the sequences g + G m,
+    g + G m + G M, ... of the step's, with G groups of `training.sequence_parallel` consecutive ranks and M
+    micro-batches. Where groups have several ranks, each gets its slice of all sequences (`slice_of`), T among them.
+    Use it with `DataLoader(..., batch_size=None)`, whose workers take turns.
 
     Args:
         data, training: sections of the recipe.
@@ -51,8 +53,9 @@ class TrainingBatches(IterableDataset):
         tokens: the prepared text, without which no text can be read; it is checked that there is some.
 
     Raises:
-        UserError: tokens_per_step does not divide among the ranks and micro-batches, a recall shape or the sequence
-            length does not fit, the text is missing or shorter than one sequence, or the vocabulary is too small.
+        UserError: the ranks do not make whole groups, tokens_per_step does not divide among the groups and
+            micro-batches, a recall shape or the sequence length does not fit, the text is missing or shorter than one
+            sequence, or the vocabulary is too small.
     """
 
     def __init__(
@@ -70,7 +73,9 @@ class TrainingBatches(IterableDataset):
         super().__init__()
         data = data.model_copy(update={"seed": combined_seed(data.seed, seed)})
         self.data, self.training, self.tokenizer = data, training, tokenizer
-        self.rank, self.world_size, self.start_step = rank, world_size, start_step
+        self.start_step = start_step
+        self.group, self.part = divmod(rank, training.sequence_parallel)
+        self.num_groups = num_groups(training, world_size)
         self.gradient_accumulation_steps = gradient_accumulation_steps(training, world_size)
         weights = training.weights
         self.text: TextOrder | None = None
@@ -104,11 +109,22 @@ class TrainingBatches(IterableDataset):
 
     def micro_batch(self, step: int, m: int) -> dict[str, Tensor]:
         """Micro-batch m of this rank in an optimizer step."""
-        first = self.rank + self.world_size * m
-        rows = slice(first, None, self.world_size * self.gradient_accumulation_steps)
+        first = self.group + self.num_groups * m
+        return self._rows(step, slice(first, None, self.num_groups * self.gradient_accumulation_steps))
+
+    def first_sequence(self) -> Tensor:
+        """[1, T] tokens that are the same for all ranks, or slices of them: the first of the stage, of text if any."""
+        of_text = (step for step in range(self.training.steps) if self.kind_of_step(step) == "text")
+        return self._rows(next(of_text, 0), slice(1))["input_ids"]
+
+    def _rows(self, step: int, rows: slice) -> dict[str, Tensor]:
+        """Some sequences of the global batch of a step, or this rank's slices of them."""
         if self.kind_of_step(step) == "text":
-            return self._text_rows(step, rows)
-        return {name: tensor[rows].contiguous() for name, tensor in self._recall_step(step).items()}
+            batch = self._text_rows(step, rows)
+        else:
+            batch = {name: tensor[rows].contiguous() for name, tensor in self._recall_step(step).items()}
+        parts = self.training.sequence_parallel
+        return batch if parts == 1 else slice_of(batch, self.part, parts)
 
     def kind_of_step(self, step: int) -> str:
         """What the batch of an optimizer step is made of."""
@@ -176,7 +192,7 @@ class TrainingBatches(IterableDataset):
     def _check_form_length(self, length: int) -> None:
         """There must be room for each form's text, and a text for each micro-batch of each rank."""
         field = "data.forms.lengths" if self.data.forms.lengths else "training.sequence_length"
-        if self.training.tokens_per_step // length < self.world_size * self.gradient_accumulation_steps:
+        if self.training.tokens_per_step // length < self.num_groups * self.gradient_accumulation_steps:
             problem = "tokens_per_step gives fewer texts than there are ranks and micro-batches"
             raise UserError(field, length, problem, "use shorter texts or more tokens_per_step")
         for builder in self.forms.values():
@@ -187,7 +203,7 @@ class TrainingBatches(IterableDataset):
 
     def _check_shapes(self) -> None:
         """A step of every recall shape must have a sequence for each micro-batch of each rank."""
-        needed = self.world_size * self.gradient_accumulation_steps
+        needed = self.num_groups * self.gradient_accumulation_steps
         for length, _ in self.data.recall.shapes:
             if self.training.tokens_per_step // length < needed:
                 problem = f"tokens_per_step gives fewer than {needed} sequences, one for each rank and micro-batch"
@@ -215,24 +231,59 @@ def text_windows(data: Data, training: Training, seed: int) -> int:
     return whole_windows(text_tokens(data, training, seed), training.sequence_length)
 
 
+def slice_of(batch: dict[str, Tensor], part: int, parts: int) -> dict[str, Tensor]:
+    """One of `parts` equal slices of the sequences of a batch.
+
+    `shift_labels`, what is to be predicted at each token, are found before the sequences are cut: those of a slice's
+    last token stand in the next one. transformers and our loss take them in the place of `labels`.
+    """
+    whole = batch | {"shift_labels": F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)}
+    return {name: tensor.chunk(parts, dim=1)[part].contiguous() for name, tensor in whole.items()}
+
+
+def sequence_lengths(data: Data, training: Training) -> Iterator[tuple[str, int]]:
+    """The lengths that sequences of a stage may have, each after the name of the field that says it."""
+    yield "training.sequence_length", training.sequence_length
+    if training.weights.mqar:
+        yield from (("data.recall.shapes", length) for length, _ in data.recall.shapes)
+    if any(getattr(training.weights, name) for name in FORMS):
+        yield from (("data.forms.lengths", length) for length in data.forms.lengths or ())
+
+
+def num_groups(training: Training, world_size: int) -> int:
+    """How many groups the ranks make in which they share sequences.
+
+    Raises:
+        UserError: they make no whole number of groups.
+    """
+    size = training.sequence_parallel
+    if world_size % size:
+        problem = f"does not divide the number of processes, which is {world_size}"
+        raise UserError("training.sequence_parallel", size, problem, f"start a multiple of {size} by torchrun")
+    return world_size // size
+
+
 def gradient_accumulation_steps(training: Training, world_size: int = 1) -> int:
     """Micro-batches of a step on each rank.
 
     Raises:
-        UserError: the step's sequences do not divide among the ranks and micro-batches.
+        UserError: the ranks make no whole groups, or the step's sequences do not divide among the groups and
+            micro-batches.
     """
-    N = training.tokens_per_step // training.sequence_length
-    if N % world_size:
-        problem = f"its {N} sequences of {training.sequence_length} tokens do not divide among {world_size} processes"
-        remedy = f"give a multiple of {training.sequence_length * world_size}"
+    N, groups = training.tokens_per_step // training.sequence_length, num_groups(training, world_size)
+    size = training.sequence_parallel
+    one, several = ("process", "processes") if size == 1 else (f"{size} processes", f"times {size} processes")
+    if N % groups:
+        problem = f"its {N} sequences of {training.sequence_length} tokens do not divide among {groups} {several}"
+        remedy = f"give a multiple of {training.sequence_length * groups}"
         raise UserError("training.tokens_per_step", training.tokens_per_step, problem, remedy)
-    per_rank = N // world_size
-    size = training.sequences_per_device or per_rank
-    if per_rank % size:
-        problem = f"does not divide the {per_rank} sequences of a step on each process"
-        remedy = f"give a divisor of {per_rank}"
+    per_group = N // groups
+    size = training.sequences_per_device or per_group
+    if per_group % size:
+        problem = f"does not divide the {per_group} sequences of a step on each {one}"
+        remedy = f"give a divisor of {per_group}"
         raise UserError("training.sequences_per_device", size, problem, remedy)
-    return per_rank // size
+    return per_group // size
 
 
 @lru_cache(maxsize=64)

@@ -1,7 +1,4 @@
-"""Whether an expanded model uses its new state and its new parameters; and the signs of a failed expansion.
-
-Letters: B rows, H heads, K key and V value dimension of a layer's state [B, H, K, V].
-"""
+"""Whether an expanded model uses its new state and its new parameters; and the signs of a failed expansion."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -10,7 +7,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from statex.data.recall import mqar_batch
 from statex.evaluation.compare import clip_interval
@@ -21,8 +17,8 @@ from statex.evaluation.suites.mqar import TOKENS_PER_PAIR, vocabulary
 from statex.evaluation.summary import estimate_mean, result_of
 from statex.evaluation.text.windows import held_out_windows
 from statex.expansion.edits import LayerChange, StoredPlan
+from statex.expansion.state_use import effective_rank, layer_state, new_entries, new_state_energy
 from statex.expansion.stored import stored_plan
-from statex.families import FAMILIES
 from statex.models.dispatch import statex_ops
 from statex.results import Result
 from statex.results.claims import RECALL_MARGIN, claim
@@ -73,42 +69,13 @@ def diagnose(
     return results
 
 
-def new_entries(layer: LayerChange) -> torch.Tensor:
-    """(H, K, V) of an expanded layer's state: True at the entries that the state before had not.
-
-    Where heads were merged these are the blocks off the diagonal, in which one old head's keys meet another's values;
-    where keys were added to each head, the rows behind the old ones.
-    """
-    old = torch.ones(layer.before.key_dim, layer.before.value_dim, dtype=torch.bool)
-    for step in layer.steps:
-        old = torch.block_diag(*[old] * (step.before.num_heads // step.after.num_heads))
-        old = F.pad(old, (0, step.after.value_dim - old.shape[1], 0, step.after.key_dim - old.shape[0]))
-    return ~old.expand(layer.after.num_heads, -1, -1)
-
-
-def layer_state(state: State, layer: LayerChange, model_type: str) -> torch.Tensor:
-    """[B, H, K, V], a view of the layer's state in the cache."""
-    view = FAMILIES[model_type].state_matrices(state.cache.layers[layer.index].recurrent_states[0])
-    expected = (layer.after.num_heads, layer.after.key_dim, layer.after.value_dim)
-    assert tuple(view.shape[1:]) == expected, f"layer {layer.index}: state {tuple(view.shape)}, plan {expected}"
-    return view
-
-
 def without_new_state(reader: Reader, state: State, plan: StoredPlan) -> State:
     """A copy of a state whose new entries are 0."""
     copied = reader.copy_state(state)
     for layer in plan.layers:
-        view = layer_state(copied, layer, plan.model_type)
+        view = layer_state(copied.cache, layer, plan.model_type)
         view.masked_fill_(new_entries(layer).to(view.device), 0)
     return copied
-
-
-def effective_rank(states: torch.Tensor) -> torch.Tensor:
-    """(B,) exp of the entropy of the normalised singular values of [B, H, K, V], averaged over heads; 0 for zeros."""
-    values = torch.linalg.svdvals(states.float().cpu())
-    shares = values / values.sum(dim=-1, keepdim=True).clamp_min(1e-30)
-    entropy = -(shares * shares.clamp_min(1e-30).log()).sum(dim=-1)
-    return torch.where(values.sum(dim=-1) > 0, entropy.exp(), 0.0).mean(dim=-1)
 
 
 @torch.inference_mode()
@@ -149,14 +116,11 @@ def _on_text(context: Context, plan: StoredPlan, facts: dict[str, Any]) -> list[
 
 def _state_use(state: State, layer: LayerChange, model_type: str) -> dict[str, torch.Tensor]:
     """(B,) for each measure of one layer's state."""
-    view = layer_state(state, layer, model_type).float()
-    new = new_entries(layer).to(view.device)
-    energy = view.square()
-    total = energy.sum(dim=(1, 2, 3)).clamp_min(1e-30)
+    view = layer_state(state.cache, layer, model_type)
     return {
-        "new_state_energy": ((energy * new).sum(dim=(1, 2, 3)) / total).cpu(),
+        "new_state_energy": new_state_energy(view, layer).cpu(),
         "effective_rank": effective_rank(view),
-        "effective_rank_without_new_state": effective_rank(view.masked_fill(new, 0)),
+        "effective_rank_without_new_state": effective_rank(view.masked_fill(new_entries(layer).to(view.device), 0)),
     }
 
 

@@ -17,6 +17,7 @@ from statex.families.nemotron_h import NemotronHFamily
 from statex.families.olmo_hybrid import OlmoHybridFamily
 from statex.families.qwen3_5 import Qwen35Family
 from statex.families.qwen3_next import Qwen3NextFamily
+from statex.families.rwkv7 import RWKV7Family
 from statex.families.zamba2 import Zamba2Family
 
 FAMILIES: dict[str, Family] = {
@@ -36,6 +37,7 @@ FAMILIES: dict[str, Family] = {
         MambaFamily(),
         FalconMambaFamily(),
         JambaFamily(),
+        RWKV7Family(),
     )
 }
 

@@ -1,12 +1,14 @@
-"""The recurrences: gated linear attention (`gla`), state space duality (`ssd`) and the gated delta rule
-(`gated_delta`), each also one token at a time; and what stands around them in a layer: a short convolution before, a
-gated norm behind."""
+"""The recurrences: gated linear attention (`gla`), state space duality (`ssd`), the gated delta rule (`gated_delta`)
+and the generalised one of RWKV-7 (`generalized_delta`), each also one token at a time; and what stands around them in a
+layer: a short convolution before, a gated norm behind."""
 
 from statex.ops.backends import use_backend
 from statex.ops.operations import (
     gated_delta,
     gated_delta_step,
     gated_rms_norm,
+    generalized_delta,
+    generalized_delta_step,
     gla,
     gla_step,
     short_convolution,
@@ -20,6 +22,8 @@ __all__ = [
     "gated_delta",
     "gated_delta_step",
     "gated_rms_norm",
+    "generalized_delta",
+    "generalized_delta_step",
     "gla",
     "gla_step",
     "sequence_parallel",

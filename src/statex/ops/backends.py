@@ -12,9 +12,10 @@ from torch import Tensor
 from statex.ops.convolution import shifted_convolution, step_convolution
 from statex.ops.gated_delta import chunk_gated_delta, step_gated_delta
 from statex.ops.gated_norm import plain_gated_rms_norm
+from statex.ops.generalized_delta import chunk_generalized_delta, step_generalized_delta
 from statex.ops.gla import chunk_gla, step_gla
 from statex.ops.parallel import parallel_gla, parallel_short_convolution, parallel_ssd, slices
-from statex.ops.recomputed import gated_delta_operator, gla_operator, ssd_operator
+from statex.ops.recomputed import gated_delta_operator, generalized_delta_operator, gla_operator, ssd_operator
 from statex.ops.ssd import chunk_ssd, step_ssd
 from statex.ops.validation import refuse
 
@@ -23,16 +24,18 @@ logger = logging.getLogger("statex.ops")
 BACKENDS = ("auto", "torch", "triton")
 TORCH: dict[str, Callable] = {
     "gated_delta": chunk_gated_delta,
+    "generalized_delta": chunk_generalized_delta,
     "gla": chunk_gla,
     "ssd": chunk_ssd,
     "gated_delta_step": step_gated_delta,
+    "generalized_delta_step": step_generalized_delta,
     "gla_step": step_gla,
     "ssd_step": step_ssd,
     "short_convolution": shifted_convolution,
     "short_convolution_step": step_convolution,
     "gated_rms_norm": plain_gated_rms_norm,
 }
-TRITON = {  # module and function, imported when first asked for
+TRITON = {  # module and function, imported when first asked for; of `generalized_delta` there is none
     "gated_delta": ("statex.ops.gated_delta.triton", "triton_gated_delta"),
     "gla": ("statex.ops.gla.triton", "triton_gla"),
     "ssd": ("statex.ops.ssd.triton", "triton_ssd"),
@@ -44,7 +47,12 @@ TRITON = {  # module and function, imported when first asked for
     "gated_rms_norm": ("statex.ops.triton_gated_norm", "triton_gated_rms_norm"),
 }
 # PyTorch versions that torch.compile cannot follow step by step, as operators
-COMPILED: dict[str, Callable] = {"gated_delta": gated_delta_operator, "gla": gla_operator, "ssd": ssd_operator}
+COMPILED: dict[str, Callable] = {
+    "gated_delta": gated_delta_operator,
+    "generalized_delta": generalized_delta_operator,
+    "gla": gla_operator,
+    "ssd": ssd_operator,
+}
 # torch.compile makes one kernel of the PyTorch version of these, together with what stands around them ...
 FUSED_BY_COMPILER = {"short_convolution", "short_convolution_step", "gated_rms_norm"}
 # ... but of their gradients several: there our kernels are taken
@@ -144,6 +152,8 @@ def _require_triton(op: str, device: torch.device) -> None:
 @functools.cache
 def _import_triton(op: str) -> Exception | None:
     """Put the Triton version of `op` into `_triton_functions`; or say why there is none."""
+    if op not in TRITON:
+        return NotImplementedError("it has no Triton version")
     module, function = TRITON[op]
     try:
         _triton_functions[op] = getattr(importlib.import_module(module), function)

@@ -11,6 +11,8 @@ from statex.ops.validation import (
     check_gated_delta,
     check_gated_delta_step,
     check_gated_rms_norm,
+    check_generalized_delta,
+    check_generalized_delta_step,
     check_gla,
     check_gla_step,
     check_short_convolution,
@@ -108,6 +110,58 @@ def gated_delta(
         v,
         log_decay,
         beta,
+        scale=scale,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+    )
+
+
+def generalized_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """The generalised delta rule, whose rank-one update has two vectors of its own:
+    S_t = diag(exp(log_decay_t)) S_{t-1} + b_t^T (a_t S_{t-1}) + k_t^T v_t;  o_t = scale q_t S_t.
+
+    Source: arXiv 2503.14456 (RWKV-7), section 4, with its state transposed.
+
+    Args:
+        q, k, a, b: [B, T, H, K]. RWKV-7's are a = -kk and b = kk * rate, with |kk| = 1 and rates from 0 to 1: others
+            may make the state grow without bound.
+        v: [B, T, H, V].
+        log_decay: [B, T, H, K], <= 0, natural logarithm, one per key channel.
+        scale: factor on the output, K**-0.5 by default.
+        initial_state: [B, H, K, V], zeros by default.
+        output_final_state: whether to return the state after the last token.
+        cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
+            [S, H, K, V]. The state starts anew at each border.
+        backend: as in `gla`, but there is no Triton version: "auto" takes PyTorch's on every device.
+
+    Returns:
+        output [B, T, H, V] in the dtype of v, and the final state (fp32; fp64 for fp64 inputs) or None.
+
+    Raises:
+        ValueError: as `gla`.
+    """
+    check_generalized_delta(q, k, v, log_decay, a, b, initial_state, cu_seqlens)
+    return choose("generalized_delta", backend, v)(
+        q,
+        k,
+        v,
+        log_decay,
+        a,
+        b,
         scale=scale,
         initial_state=initial_state,
         output_final_state=output_final_state,
@@ -223,6 +277,37 @@ def gated_delta_step(
     """
     check_gated_delta_step(q, k, v, log_decay, beta, state)
     return choose("gated_delta_step", backend, v)(q, k, v, log_decay, beta, state, scale=scale)
+
+
+def generalized_delta_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """One token of `generalized_delta`, in place on the state.
+
+    Args:
+        q, k, log_decay, a, b: [B, H, K].
+        v: [B, H, V].
+        state: [B, H, K, V], updated in place.
+        scale: factor on the output, K**-0.5 by default.
+        backend: as in `generalized_delta`.
+
+    Returns:
+        output [B, H, V] in the dtype of v.
+
+    Raises:
+        ValueError: as `gla`.
+    """
+    check_generalized_delta_step(q, k, v, log_decay, a, b, state)
+    return choose("generalized_delta_step", backend, v)(q, k, v, log_decay, a, b, state, scale=scale)
 
 
 def ssd_step(

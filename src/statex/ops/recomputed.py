@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from statex.ops.gated_delta.chunk import chunk_gated_delta
+from statex.ops.generalized_delta.chunk import chunk_generalized_delta
 from statex.ops.gla.chunk import chunk_gla
 from statex.ops.operators import absent, define, num_states
 from statex.ops.segments import compute_dtype
@@ -50,6 +51,26 @@ def gated_delta_operator(
     """`chunk_gated_delta` in compiled code."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     output, state = _GATED_DELTA(q, k, v, log_decay, beta, initial_state, cu_seqlens, scale, output_final_state)
+    return output, state if output_final_state else None
+
+
+def generalized_delta_operator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    a: Tensor,
+    b: Tensor,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`chunk_generalized_delta` in compiled code."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    inputs = q, k, v, log_decay, a, b, initial_state, cu_seqlens, scale, output_final_state
+    output, state = _GENERALIZED_DELTA(*inputs)
     return output, state if output_final_state else None
 
 
@@ -138,6 +159,12 @@ def fake_gated_delta(  # type: ignore[no-untyped-def]
     return _fake_gla(q, k, v, log_decay, initial_state, cu_seqlens, scale, output_final_state)
 
 
+def _fake_generalized_delta(  # type: ignore[no-untyped-def]
+    q, k, v, log_decay, a, b, initial_state, cu_seqlens, scale, output_final_state
+):
+    return _fake_gla(q, k, v, log_decay, initial_state, cu_seqlens, scale, output_final_state)
+
+
 def _fake_ssd(x, dt, A, B, C, D, initial_state, cu_seqlens, output_final_state):  # type: ignore[no-untyped-def]
     state = absent(x)
     if output_final_state:
@@ -154,6 +181,13 @@ _GLA = operator_of(
 GATED_DELTA_ARGUMENTS = dict.fromkeys(("q", "k", "v", "log_decay", "beta"), "Tensor") | _STATES
 GATED_DELTA_ARGUMENTS |= {"scale": "float", "output_final_state": "bool"}
 _GATED_DELTA = operator_of(chunk_gated_delta, GATED_DELTA_ARGUMENTS, fake_gated_delta)
+_GENERALIZED_DELTA = operator_of(
+    chunk_generalized_delta,
+    dict.fromkeys(("q", "k", "v", "log_decay", "a", "b"), "Tensor")
+    | _STATES
+    | {"scale": "float", "output_final_state": "bool"},
+    _fake_generalized_delta,
+)
 _SSD = operator_of(
     chunk_ssd,
     dict.fromkeys(("x", "dt", "A", "B", "C"), "Tensor") | {"D": "Tensor?"} | _STATES | {"output_final_state": "bool"},

@@ -1,7 +1,7 @@
 """Shape checks of the public operations: each failure names the argument, what it is and what it should be.
 
-Shape letters: B batch, T time, H heads, K key dim, V value dim (gla, gated_delta); P head dim, N state size,
-G groups (ssd); D channels, W taps, L tokens of context (short_convolution).
+Shape letters: B batch, T time, H heads, K key dim, V value dim (gla, gated_delta, generalized_delta); P head dim,
+N state size, G groups (ssd); D channels, W taps, L tokens of context (short_convolution).
 """
 
 from typing import NoReturn
@@ -71,6 +71,29 @@ def check_gated_delta_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, b
     _check_decay(log_decay, tuple(q.shape))
     _check_shape("beta", beta, (batch, num_heads))
     _check_shape("state", state, (batch, num_heads, key_dim, value_dim))
+
+
+def check_generalized_delta(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    a: Tensor,
+    b: Tensor,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> None:
+    check_gla(q, k, v, log_decay, initial_state, cu_seqlens)
+    for name, tensor in (("a", a), ("b", b)):
+        _check_shape(name, tensor, tuple(q.shape))
+
+
+def check_generalized_delta_step(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, a: Tensor, b: Tensor, state: Tensor
+) -> None:
+    check_gla_step(q, k, v, log_decay, state)
+    for name, tensor in (("a", a), ("b", b)):
+        _check_shape(name, tensor, tuple(q.shape))
 
 
 def check_ssd(

@@ -33,8 +33,9 @@ class StageCost:
         parameters, state: of the model, and elements of its state at batch 1.
         steps, tokens: of one seed.
         operations: of one seed, floating-point: 6 N a token, 2 N more where all activations are computed again, and 7
-            products with the state.
-        memory: bytes at the peak, by the number of GPUs; weights, gradients and optimizer are shared by FSDP alone.
+            products with the state, 3 more where processes share sequences.
+        memory: bytes at the peak, by the number of GPUs, which is a multiple of `sequence_parallel`: so many share the
+            activations. Weights, gradients and optimizer are shared by FSDP alone.
         hours: of one GPU, for all seeds.
     """
 
@@ -65,7 +66,7 @@ def costs(
     Raises:
         UserError: what `check_recipe` raises.
     """
-    inputs = check_recipe(recipe)
+    inputs = check_recipe(recipe, is_started=False)
     return list(_costs(recipe, selection, inputs, tokens_per_second))
 
 
@@ -97,12 +98,14 @@ def _cost(
 ) -> StageCost:
     tokens = training.steps * training.tokens_per_step
     looked_up = 0 if network.config.tie_word_embeddings else network.get_input_embeddings().weight.numel()
+    products = 7 if training.sequence_parallel == 1 else 10
     is_recomputed = training.gradient_checkpointing and training.activation_memory == "least"
-    of_token = (8 if is_recomputed else 6) * (size.weights - looked_up) + 2 * 7 * size.state
+    of_token = (8 if is_recomputed else 6) * (size.weights - looked_up) + 2 * products * size.state
     seconds = tokens / tokens_per_second if tokens_per_second else of_token * tokens / (MFU * PRODUCT_PER_SECOND)
     outputs = sum(module.out_features for module in network.modules() if isinstance(module, nn.Linear))
     vocabulary = network.get_output_embeddings().weight.shape[0]
-    memory = {gpus: peak_memory_of(size, training, outputs, vocabulary, gpus) for gpus in GPUS}
+    counts = [gpus for gpus in GPUS if gpus % training.sequence_parallel == 0] or [training.sequence_parallel]
+    memory = {gpus: peak_memory_of(size, training, outputs, vocabulary, gpus) for gpus in counts}
     return StageCost(
         model, arm, size.weights, size.state, training.steps, tokens, of_token * tokens, memory, seeds * seconds / 3600
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from statex.errors import UserError
 from statex.recipe import Recipe, Training
+from statex.run.launch import world_size
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,14 @@ class Outline:
 
 
 class Inputs:
-    """A recipe's tokenizer and the outlines of its models."""
+    """A recipe's tokenizer and the outlines of its models.
 
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
+    Args:
+        is_started: whether the processes that would train are those that there are; else there may be as few as one.
+    """
+
+    def __init__(self, recipe: Recipe, *, is_started: bool = True):
+        self.recipe, self.is_started = recipe, is_started
         self._outlines: dict[str, Outline] = {}
         self._seen: set[tuple[str, ...]] = set()
 
@@ -70,6 +75,7 @@ class Inputs:
         from statex.models.trial import model_without_memory, try_model
         from statex.training.blocks import check_compile
         from statex.training.memory import require_memory, size_of
+        from statex.training.slices import check_slices
 
         model = self.recipe.models[name]
         with errors_in(f"models.{name}"):
@@ -81,6 +87,8 @@ class Inputs:
         if model.pretraining is not None:
             section = f"models.{name}.pretraining"
             check_compile(section, model.pretraining, config)
+            with errors_in(section):
+                check_slices(model.pretraining, self.recipe.data, network)
             require_memory(field, value, size, section, model.pretraining, self.recipe.data.recall)
         try_model(field, value, config, size.weights + size.state)
         return Outline(field, value, config, tokenizer, network, size)
@@ -106,6 +114,8 @@ class Inputs:
         """Raise what a stage of training would of its settings; `section` is the recipe's name of them."""
         from statex.training.trial import try_training
 
+        if not self.is_started:
+            training = training.model_copy(update={"sequence_parallel": 1})
         if self.is_new("training", training.model_dump_json()):
             with errors_in(section):
                 try_training(training, self.recipe.data.reset_state_at_documents)
@@ -116,8 +126,9 @@ class Inputs:
 
         if self.is_new("batches", model, training.model_dump_json()):
             tokenizer = self.outline(model).tokenizer
+            processes = world_size() if self.is_started else training.sequence_parallel
             with errors_in(section):
-                TrainingBatches(self.recipe.data, training, tokenizer)
+                TrainingBatches(self.recipe.data, training, tokenizer, world_size=processes)
 
 
 @contextmanager

@@ -141,13 +141,28 @@ def diagnosis(recipe: Recipe, trained: Path, start: Path, identity: dict[str, An
     from statex.evaluation.diagnostics import diagnose
 
     network, tokenizer = _load_to_measure(recipe, trained)
+    facts = _facts(network, identity)
     request = Request(
         recipe.evaluation,
         text=recipe.evaluation.text or recipe.data.text,
         training_length=recipe.training.sequence_length,
-        identity=_facts(network, identity),
+        identity=facts,
     )
-    return diagnose(network, tokenizer, request, load(start, dtype=network.dtype).state_dict())
+    results = diagnose(network, tokenizer, request, load(start, dtype=network.dtype).state_dict())
+    return [*results, *_use_in_training(trained.parent, facts)]
+
+
+def _use_in_training(folder: Path, facts: dict[str, Any]) -> Iterator[Result]:
+    """What `training.watch_state_every` found of the new state, as means over layers; nothing where it was not set."""
+    facts = facts | {"dtype": ""}  # of training, not of measuring
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    for use in summary.get("state_use", []):  # earlier versions have none
+        for name, unit in (("new_state_energy", "fraction"), ("effective_rank", "")):
+            layers = {key.rpartition("_")[2]: value for key, value in use.items() if key.startswith(f"{name}_layer_")}
+            mean, where = sum(layers.values()) / len(layers), {"step": use["step"]}
+            yield Result(
+                "diagnostics", f"{name}_in_training", mean, unit, n=1, slice=where, details={"layers": layers}, **facts
+            )
 
 
 def measured_dtype(recipe: Recipe) -> Any:

@@ -51,8 +51,11 @@ def prepare_run(recipe: Recipe) -> None:
             inputs.tokenizer.save_pretrained(temporary / "tokenizer")
 
 
-def check_recipe(recipe: Recipe) -> Inputs:
+def check_recipe(recipe: Recipe, *, is_started: bool = True) -> Inputs:
     """Raise what the stages of a recipe would, as far as can be told without training.
+
+    Args:
+        is_started: whether the processes that would train are those that there are.
 
     Returns:
         What they were checked against, with the tokenizer of models made from scratch.
@@ -62,7 +65,7 @@ def check_recipe(recipe: Recipe) -> Inputs:
             has no tokenizer, text that is missing, or shorter than one sequence, or a length of an evaluation that has
             no room for its question or more than its text.
     """
-    inputs = Inputs(recipe)
+    inputs = Inputs(recipe, is_started=is_started)
     for check in checks_of(recipe):
         check(inputs)
     return inputs
@@ -112,17 +115,18 @@ def _check_place(folder: Path) -> None:
 def refuse_other_recipe(made_by: Recipe, recipe: Recipe) -> None:
     """Raise UserError unless both are the same run.
 
-    It is the same wherever it and its tokens are kept, however many processes share the work, however its models are
-    measured, and where a record or a step that cannot be used is now skipped: none was passed before.
+    It is the same wherever it and its tokens are kept, however many processes share the work or a sequence, however its
+    models are measured or watched, and where a record or a step that cannot be used is now skipped: none was passed
+    before.
     """
-    what_stops: Any = {"bad_steps", "most_bad_steps", "spike"}
+    free: Any = {"bad_steps", "most_bad_steps", "spike", "sequence_parallel", "watch_state_every"}
     excluded: Any = {
         "workers": True,
         "output": True,
         "evaluation": True,
-        "training": what_stops,
-        "models": {"__all__": {"pretraining": what_stops}},
-        "arms": {"__all__": {"training": what_stops}},
+        "training": free,
+        "models": {"__all__": {"pretraining": free}},
+        "arms": {"__all__": {"training": free}},
         "data": {"text": {"bad_records"}, "tokens": True, "workers": True},
     }
     before, now = (each.model_dump(mode="json", exclude=excluded) for each in (made_by, recipe))

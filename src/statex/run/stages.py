@@ -262,8 +262,11 @@ class Train(ArmStage):
     def check(self, inputs: Inputs) -> None:
         from statex.training.blocks import check_compile
         from statex.training.memory import require_memory
+        from statex.training.slices import check_slices
 
         training, outline = self.recipe.arm_training(self.arm), inputs.outline(self.model)
+        with errors_in(self.section):
+            check_slices(training, self.recipe.data, outline.network)
         inputs.check_training(self.section, training)
         check_compile(self.section, training, outline.config)
         if self.settings.kind == "lpt":

@@ -189,9 +189,15 @@ def _check_processes(training: Training) -> None:
         problem = "shares a model among several processes, and there is one"
         remedy = "start it by torchrun --nproc-per-node N, or leave it out"
         raise UserError("training.trainer.fsdp", fsdp, problem, remedy)
+    if fsdp and not torch.cuda.is_available():
+        logger.warning("training.trainer.fsdp: accelerate shards nothing on a CPU; each process holds the whole model")
     if fsdp_config and not fsdp:
         problem = "is about fsdp, which is off"
         raise UserError("training.trainer.fsdp_config", fsdp_config, problem, "set fsdp = true, or leave it out")
+    alpha = training.trainer.get("neftune_noise_alpha")
+    if alpha and training.sequence_parallel > 1:
+        problem = "is noise whose size follows from the length of a sequence, of which each process sees a slice"
+        raise UserError("training.trainer.neftune_noise_alpha", alpha, problem, "leave it out, or sequence_parallel")
 
 
 def _world_size() -> int:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -16,16 +17,22 @@ from statex.errors import UserError
 from statex.families import family_of
 from statex.recipe import Training
 
+logger = get_logger(__name__)  # of the main process alone
+
 MOST_GRAPHS = 64
 """Graphs of one forward: one a shape of layer, kept or computed again, with and without documents, for text and for
 recall data."""
 
 
 def compiles(config: PreTrainedConfig, training: Training, device: torch.device) -> bool:
-    """Whether the blocks of a model are compiled; "auto": on a GPU, where the family's can be."""
-    if training.compile == "auto":
-        return device.type == "cuda" and family_of(config).blocks_compile
-    return training.compile
+    """Whether the blocks of a model are compiled; "auto": on a GPU, where the family's can be, and whole sequences."""
+    if training.compile != "auto":
+        return training.compile
+    could = device.type == "cuda" and family_of(config).blocks_compile
+    if could and training.sequence_parallel > 1:
+        logger.warning("blocks are not compiled: states that come from another process are in no graph")
+        return False
+    return could
 
 
 def check_compile(section: str, training: Training, config: PreTrainedConfig) -> None:
@@ -66,6 +73,16 @@ class TrainingBlocks:
             finally:
                 for block in self.blocks:
                     del block.forward
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Within it, inside of `running`, they run as their classes say, neither compiled nor computed again."""
+        forwards = [vars(block).pop("forward") for block in self.blocks]
+        try:
+            yield
+        finally:
+            for block, forward in zip(self.blocks, forwards, strict=True):
+                block.forward = forward
 
     def _forward(self, run: Callable, index: int, block: nn.Module) -> Callable:
         own = type(block).forward

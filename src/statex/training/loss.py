@@ -105,8 +105,10 @@ def chunked_loss(model: Any, chunk: int, compiled: bool = False) -> Iterator[Non
         raise UserError("z_loss_coefficient", coefficient, problem, "set it to 0 in the model's config.json")
     head = model.get_output_embeddings()
 
-    def loss_function(logits, labels, vocab_size=None, num_items_in_batch=None, **kwargs):
-        targets = F.pad(labels[:, 1:], (0, 1), value=-100)  # position t predicts token t + 1
+    def loss_function(logits, labels, vocab_size=None, num_items_in_batch=None, shift_labels=None, **kwargs):
+        targets = shift_labels
+        if targets is None:
+            targets = F.pad(labels[:, 1:], (0, 1), value=-100)  # position t predicts token t + 1
         total = linear_cross_entropy(logits, head.weight, targets, chunk=chunk, compiled=compiled)
         count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
         return total / count

@@ -46,7 +46,8 @@ def require_memory(field: str, value: Any, size: Size, section: str, training: T
     That is: weights and gradients in fp32; for each token of a pass and each layer the tensors that its backward pass
     is made from (what is normed, projected and read, LAYER_TENSORS of the model's width; with gradient checkpointing
     the layer's input alone), and its state; and the random numbers that recall data is drawn with. Sharded training is
-    compared with the memory of the host, where each process holds all weights once, and taken for checkpointed.
+    compared with the memory of the host, where each process holds all weights once, and taken for checkpointed. Of
+    sequences that processes share, each has its slice, and the whole state.
 
     Args:
         field, value: what the model comes from, for errors.
@@ -55,13 +56,14 @@ def require_memory(field: str, value: Any, size: Size, section: str, training: T
     Raises:
         UserError: there is less.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    sequences = training.sequences_per_device or training.tokens_per_step // training.sequence_length // processes
+    groups = max(1, int(os.environ.get("WORLD_SIZE", "1")) // training.sequence_parallel)
+    sequences = training.sequences_per_device or training.tokens_per_step // training.sequence_length // groups
+    length = training.sequence_length // training.sequence_parallel
     is_sharded = bool(training.trainer.get("fsdp"))
     of_weights = (4 if is_sharded or training.train_only_expanded else 8) * size.weights
     kept = size.layers * size.width * (1 if is_sharded or training.gradient_checkpointing else LAYER_TENSORS)
     bytes_of_number = 2 if compute_in_bf16(training.precision) else 4
-    of_step = sequences * (bytes_of_number * training.sequence_length * kept + 4 * size.state)
+    of_step = sequences * (bytes_of_number * length * kept + 4 * size.state)
     if training.weights.mqar:
         rows = max(training.tokens_per_step // length for length, _ in recall.shapes)
         of_step += 12 * rows * max(recall.num_keys, recall.num_values)
@@ -93,19 +95,20 @@ def peak_memory_of(size: Size, training: Training, outputs: int, vocabulary: int
     Args:
         outputs: of all projections of the model together, the head's included.
         vocabulary: outputs of the head.
-        processes: GPUs that share a step; with FSDP they share the weights too.
+        processes: GPUs that share a step, a multiple of `sequence_parallel`; with FSDP they share the weights too.
     """
     is_sharded = bool(training.trainer.get("fsdp"))
     of_weights = 16 * size.weights // (processes if is_sharded else 1)
     sequences = training.tokens_per_step // training.sequence_length
-    rows = min(training.sequences_per_device or sequences, max(1, sequences // processes))
-    tokens = rows * training.sequence_length
+    groups = processes // training.sequence_parallel
+    rows = min(training.sequences_per_device or sequences, max(1, sequences // groups))
+    tokens = rows * training.sequence_length // training.sequence_parallel
     of_blocks = outputs - vocabulary
     inputs = 4 * tokens * size.width * size.layers
     if training.gradient_checkpointing:
         activations = int(OF_RECOMPUTED * tokens * of_blocks / size.layers)
     else:
-        compiled = training.compile is not False
+        compiled = training.compile is not False and training.sequence_parallel == 1
         activations = int((OF_KEPT_COMPILED if compiled else OF_KEPT) * tokens * of_blocks)
         inputs = 0
     of_loss = 8 * min(training.loss_chunk, tokens) * vocabulary

@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from torch.distributed import ProcessGroup
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
@@ -33,34 +33,15 @@ from statex.training.blocks import TrainingBlocks, compiles
 from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loader import WORKERS, TimedLoader
 from statex.training.loss import chunked_loss
-from statex.training.watching import WatchGradients
+from statex.training.slices import check_slices, groups_of_ranks, on_slices
+from statex.training.summary import TrainingSummary
+from statex.training.watching import WatchGradients, WatchState, logged_state_use
 from statex.training.weights import freeze_all_but_expanded, in_dtype, require_master_weights, without_weights
 from statex.utils.atomic import new_folder, write_text_atomic
 from statex.utils.timing import Stopwatch, peak_memory, reset_peak_memory
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
-
-
-@dataclass(frozen=True)
-class TrainingSummary:
-    """What a stage of training cost, over the steps since it was last started."""
-
-    steps: int
-    tokens: int
-    seconds: float
-    tokens_per_second: float
-    peak_memory: int
-    final_loss: float | None
-    num_processes: int
-    data_wait: float = 0.0
-    """Share of the time that the first rank waited for batches."""
-    skipped_steps: int = 0
-    """Of the whole stage, by `training.bad_steps`."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return asdict(self)
 
 
 def train(
@@ -95,9 +76,11 @@ def train(
 
     Raises:
         UserError: data or settings that do not fit (see TrainingBatches), a model in bf16, `train_only_expanded`
-            without a plan, or checkpoints that are all damaged.
+            without a plan, a model or data that cannot be cut for `sequence_parallel`, or checkpoints that are all
+            damaged.
     """
     require_master_weights(model)
+    check_slices(training, data, model)
     plan = stored_plan(model.config)
     if training.train_only_expanded:
         freeze_all_but_expanded(model, plan)
@@ -142,6 +125,7 @@ class StatexTrainer(Trainer):
         self.tokens = tokens
         self.loader: TimedLoader | None = None
         self.start_step = 0
+        self.group: ProcessGroup | None = None  # of the ranks that share sequences, while they are trained on
         self.use_cache = kwargs["model"].config.use_cache  # transformers.Trainer sets it to False and leaves it so
         super().__init__(**kwargs)
         for callback in self.callback_handler.callbacks:
@@ -161,11 +145,18 @@ class StatexTrainer(Trainer):
         self.watch = WatchGradients(self.fresh_tensors)
         if self.fresh_tensors:
             self.add_callback(self.watch)
+        self.watch_state = WatchState(stored_plan(kwargs["model"].config), training.watch_state_every)
 
     @property
     def waited(self) -> float:
         """Seconds that this rank waited for data."""
         return self.loader.waited if self.loader is not None else 0.0
+
+    @property
+    def batches(self) -> TrainingBatches | None:
+        """What makes the batches, None where they are given."""
+        made = self.loader.dataset if self.loader is not None else None
+        return made if isinstance(made, TrainingBatches) else None
 
     @property
     def checkpoints(self) -> Path:
@@ -192,14 +183,21 @@ class StatexTrainer(Trainer):
 
     def describe_batch(self, step: int) -> tuple[str, str]:
         """The kind of a step's batch, and what it is called."""
-        batches = self.loader.dataset if self.loader is not None else None
-        if not isinstance(batches, TrainingBatches):
+        batches = self.batches
+        if batches is None:
             return "", "given"
         return batches.kind_of_step(step), batches.name_of_step(step)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """A micro-batch forward and backward; its loss is also for `BadSteps`."""
-        return self.bad_steps.add(super().training_step(*args, **kwargs), self.state.global_step)
+        step = self.state.global_step
+        if self.batches is not None and self.watch_state.is_due(step):
+            ids = self.batches.first_sequence().to(self.args.device)
+            with on_slices(self.group, None), self.blocks.plain():
+                self.log(self.watch_state.measure(self.accelerator.unwrap_model(model), ids, step, self.group))
+        with on_slices(self.group, inputs.get("seq_idx")):
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        return self.bad_steps.add(loss, step)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
@@ -272,7 +270,7 @@ class StatexTrainer(Trainer):
         device, resume_from = self.args.device, self.checkpoint_to_resume()
         self.start_step = step_of(resume_from) if resume_from else 0
         reset_peak_memory(device)
-        with statex_ops(), self.blocks.running():
+        with statex_ops(), self.blocks.running(), groups_of_ranks(self.training, self.args) as self.group:
             watch = Stopwatch(device)
             self.train(resume_from_checkpoint=resume_from)
             seconds = watch.seconds()
@@ -288,6 +286,7 @@ class StatexTrainer(Trainer):
             num_processes=self.args.world_size,
             data_wait=self.waited / seconds,
             skipped_steps=self.bad_steps.skipped,
+            state_use=logged_state_use(self.state.log_history),
         )
 
     def checkpoint_to_resume(self) -> str | None:
@@ -328,6 +327,8 @@ class StatexTrainer(Trainer):
             model = self.accelerator.unwrap_model(self.model)
             model.config.use_cache = self.use_cache
             outline = without_weights(model, dtype or model.dtype)
+            # Gathered from shards, tied weights come as two tensors, and both would be written
+            state |= {name: state[source] for name, source in outline.all_tied_weights_keys.items()}
             folder = self.output / "trained"
             shutil.rmtree(folder, ignore_errors=True)  # left there by a call that was killed before its summary
             with new_folder(folder) as temporary:

@@ -1,11 +1,17 @@
-"""Whether the fresh tensors of an expansion learn: the norms of their gradients and of the inherited ones', apart."""
+"""Whether an expansion takes hold: the gradients of its fresh tensors and of the inherited ones, and its new state."""
 
 from collections.abc import Set
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
+
+from statex.expansion.edits import StoredPlan
+from statex.expansion.state_use import effective_rank, layer_state, new_state_energy
+from statex.models.caches import cache_of
 
 
 class WatchGradients(TrainerCallback):
@@ -31,3 +37,59 @@ class WatchGradients(TrainerCallback):
         """What was measured since it was last asked for."""
         found, self.norms = self.norms, {}
         return {f"grad_norm_{kind}": float(norm) for kind, norm in found.items()}
+
+
+STATE_USE = ("new_state_energy", "effective_rank")
+"""What is logged of each expanded layer's state, as `<name>_layer_<index>`."""
+
+
+class WatchState:
+    """How much of its new state an expanded model uses after one sequence, every n steps.
+
+    Args:
+        plan: of the model; where nothing is expanded, nothing is ever due.
+        every: n; None: never.
+    """
+
+    def __init__(self, plan: StoredPlan | None, every: int | None):
+        self.plan = plan if plan is not None and plan.kind == "expand" else None
+        self.every = every
+        self.last: int | None = None
+
+    def is_due(self, step: int) -> bool:
+        """Whether to look after so many steps, where it was not done yet."""
+        return self.plan is not None and self.every is not None and step % self.every == 0 and step != self.last
+
+    @torch.no_grad()
+    def measure(self, model: Any, ids: torch.Tensor, step: int, group: ProcessGroup | None) -> dict[str, float]:
+        """Look after `step` steps.
+
+        Args:
+            model: is left in evaluation mode.
+            ids: [1, T], which it reads as one document; or this rank's slice.
+            group: the ranks that share the sequence; they all get what the last one finds, at its end.
+        """
+        assert self.plan is not None
+        self.last = step
+        cache = cache_of(model.eval()(input_ids=ids, use_cache=True, logits_to_keep=1))
+        rows = []
+        for layer in self.plan.layers:
+            state = layer_state(cache, layer, self.plan.model_type)
+            rows.append(torch.cat([new_state_energy(state, layer), effective_rank(state).to(state.device)]))
+        values = torch.stack(rows)  # [layers, 2]
+        if group is not None:
+            dist.broadcast(values, group=group, group_src=group.size() - 1)
+        return {
+            f"{name}_layer_{layer.index}": value
+            for layer, row in zip(self.plan.layers, values.tolist(), strict=True)
+            for name, value in zip(STATE_USE, row, strict=True)
+        }
+
+
+def logged_state_use(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """What `WatchState` found, with the step each time, of all that was logged."""
+    return [
+        {name: value for name, value in entry.items() if name == "step" or name.startswith(STATE_USE)}
+        for entry in history
+        if any(name.startswith(STATE_USE) for name in entry)
+    ]

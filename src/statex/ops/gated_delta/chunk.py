@@ -49,8 +49,8 @@ def chunk_gated_delta(
         fp32 (fp64 for fp64 inputs).
     """
     return in_chunks(
-        _across_chunks,
-        _inverse,
+        across_chunks,
+        inverse_of_unit_lower,
         *(q, k, v, log_decay, beta),
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
         initial_state=initial_state,
@@ -87,10 +87,10 @@ def in_chunks(
     num_tokens, num_heads = q.shape[1:3]
     chunk, dtype = min(MAX_CHUNK, power_of_two(num_tokens)), compute_dtype(v)
     operands = dtype if operands is None else operands
-    queries, keys, values = (_into_chunks(x.to(operands), chunk) for x in (q, k, v))
+    queries, keys, values = (into_chunks(x.to(operands), chunk) for x in (q, k, v))
     log_decay = log_decay if log_decay.ndim == 4 else log_decay[..., None]
-    decays, betas = (_into_chunks(x.to(dtype), chunk) for x in (log_decay, beta[..., None]))
-    prefix, suffix = decays.cumsum(-2).exp(), _sum_after(decays).exp()  # through each token; after it
+    decays, betas = (into_chunks(x.to(dtype), chunk) for x in (log_decay, beta[..., None]))
+    prefix, suffix = decays.cumsum(-2).exp(), sum_after(decays).exp()  # through each token; after it
     total = prefix[..., -1, :, None]
     if log_decay.shape[-1] == 1:
         reads, overlaps = _pairs(queries, keys, decays)
@@ -140,13 +140,13 @@ def _summed_in_fp32(a: Tensor, b: Tensor) -> Tensor:
     return product.view(*a.shape[:-1], b.shape[-1])
 
 
-def _into_chunks(x: Tensor, chunk: int) -> Tensor:
+def into_chunks(x: Tensor, chunk: int) -> Tensor:
     """[B, T, H, D] -> [B, H, N, C, D], padded with zeros: such a token neither decays nor writes."""
     x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % chunk)) if x.shape[1] % chunk else x
     return x.unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4).contiguous()
 
 
-def _sum_after(x: Tensor) -> Tensor:
+def sum_after(x: Tensor) -> Tensor:
     """Sums over the tokens behind each, of [..., C, D]; no two sums are subtracted, so nothing cancels."""
     return F.pad(x[..., 1:, :], (0, 0, 0, 1)).flip(-2).cumsum(-2).flip(-2)
 
@@ -177,23 +177,23 @@ def _pairs_by_channel(q: Tensor, k: Tensor, log_decay: Tensor) -> tuple[Tensor, 
     while block < size:
         queries, keys, decays = (x.unflatten(-2, (-1, 2, block)) for x in (q, k, log_decay))
         left, right = decays.unbind(-3)
-        seen = _sum_after(left).exp() * keys[..., 0, :, :]
+        seen = sum_after(left).exp() * keys[..., 0, :, :]
         to_token = right.cumsum(-2).exp()
         rows = torch.cat((to_token * queries[..., 1, :, :], to_token * keys[..., 1, :, :]), dim=-2)
         below = (rows @ seen.mT).unflatten(-2, (2, block))  # [..., blocks, 2, block, block]
-        reads, overlaps = _join(reads, below[..., 0, :, :]), _join(overlaps, below[..., 1, :, :])
+        reads, overlaps = join_blocks(reads, below[..., 0, :, :]), join_blocks(overlaps, below[..., 1, :, :])
         block *= 2
     return reads.squeeze(-3), overlaps.squeeze(-3)
 
 
-def _join(diagonal: Tensor, below: Tensor) -> Tensor:
+def join_blocks(diagonal: Tensor, below: Tensor) -> Tensor:
     """Blocks [..., 2 n, c, c] on the diagonal and what stands below each second one, to [..., n, 2 c, 2 c]."""
     upper, lower = diagonal.unflatten(-3, (-1, 2)).unbind(-3)
     upper = F.pad(upper, (0, upper.shape[-1]))
     return torch.cat((upper, torch.cat((below, lower), dim=-1)), dim=-2)
 
 
-def _inverse(strictly_lower: Tensor) -> Tensor:
+def inverse_of_unit_lower(strictly_lower: Tensor) -> Tensor:
     """Inverses of I + L, of L [..., C, C]."""
     identity = torch.eye(strictly_lower.shape[-1], dtype=strictly_lower.dtype, device=strictly_lower.device)
     return torch.linalg.solve_triangular(
@@ -201,7 +201,7 @@ def _inverse(strictly_lower: Tensor) -> Tensor:
     )
 
 
-def _across_chunks(
+def across_chunks(
     values: Tensor, removed: Tensor, keys: Tensor, queries: Tensor, after: Tensor, decays: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Walk the state over the chunks.

@@ -164,6 +164,12 @@ def _use(run: Run, model: str) -> list[Block]:
             "what is left without them can be of higher rank than the whole."
         )
         blocks.append(Figure(caption, panels))
+    if panels := [*_training_panels(run, model)]:
+        caption = (
+            "While the arms trained: the new entries' share of the state's energy and its effective rank after one "
+            "sequence, always the same, by the steps done; means over the expanded layers."
+        )
+        blocks.append(Figure(caption, panels))
     return [*blocks, Folded(f"Diagnosis of {model}, as tables", _tables(run, model))]
 
 
@@ -278,9 +284,24 @@ def _layer_lines(run: Run, model: str) -> Iterator[Panel]:
             yield line_panel(f"diagnosis-{metric}-{model}", chart)
 
 
+IN_TRAINING = {
+    "new_state_energy_in_training": "energy in the new entries",
+    "effective_rank_in_training": "effective rank of the state",
+}
+
+
+def _training_panels(run: Run, model: str) -> Iterator[Panel]:
+    """Energy and rank by step, where they were watched."""
+    for metric, title in IN_TRAINING.items():
+        if lines := arm_lines(run, model, run.measures(model, SUITE, metric), "step"):
+            chart = LineChart("step", f"{model}: {title}", lines, logarithmic=False, from_zero=True)
+            chart = replace(chart, fraction=metric == "new_state_energy_in_training")
+            yield line_panel(f"diagnosis-{metric}-{model}", chart)
+
+
 def _tables(run: Run, model: str) -> list[Block]:
     tables: list[Block] = []
-    measures = [one for one in run.measures(model, SUITE) if one.metric != "weight_change"]
+    measures = [one for one in run.measures(model, SUITE) if one.metric not in ("weight_change", *IN_TRAINING)]
     if measures:
         caption = f"New state of {model}, with 95 % intervals. n counts documents, or sequences of recall."
         tables.append(by_measure(run, model, measures, caption))

@@ -1,0 +1,61 @@
+"""statex report and statex bench."""
+
+import json
+
+import pytest
+from calls import nothing_new
+
+
+def test_report_of_what_is_no_run(call, tmp_path):
+    status, _, errors = call("report", tmp_path / "none")
+    assert status == 2
+    assert str(tmp_path / "none") in errors
+    assert nothing_new(tmp_path)
+
+
+def test_bench(call, monkeypatch, tmp_path):
+    asked = []
+
+    def benchmark(name):
+        return lambda **options: asked.append((name, options)) or [{"case": name}]
+
+    monkeypatch.setattr("statex.benchmarking.run_ops_benchmark", benchmark("ops"))
+    monkeypatch.setattr("statex.benchmarking.run_model_benchmark", benchmark("model"))
+    status, output, _ = call("bench", "ops", "--case", "gla", "--case", "ssd", "--json")
+    assert (status, json.loads(output)) == (0, [{"case": "ops"}])
+    assert call("bench", "model", "--out", tmp_path)[0] == 0
+    assert call("bench", "ops", "--sweep", "tokens", "--no-peers")[0] == 0
+    assert asked == [
+        ("ops", {"cases": ["gla", "ssd"], "out": None, "sweep": None, "peers": None}),
+        ("model", {"cases": None, "out": tmp_path}),
+        ("ops", {"cases": None, "out": None, "sweep": "tokens", "peers": False}),
+    ]
+
+
+@pytest.mark.parametrize("name", ["file", "file/inside"])
+def test_bench_refuses_a_folder_that_cannot_be_before_it_measures(call, monkeypatch, tmp_path, name):
+    monkeypatch.setattr("statex.benchmarking.run_ops_benchmark", lambda **options: pytest.fail("it measured"))
+    (tmp_path / "file").write_text("")
+    status, _, errors = call("bench", "ops", "--out", tmp_path / name)
+    assert status == 2
+    assert f"--out = '{tmp_path / name}'" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_bench_draws_a_sweep(call, tmp_path):
+    case = ["--case", "ssd-64x64-n512-1k", "--case", "ssd-64x64-n512-4k"]
+    status, output, _ = call("bench", "ops", "--sweep", "tokens", *case, "--out", tmp_path)
+    figure = tmp_path / "ops-tokens.svg"
+    assert (status, output.strip()) == (0, str(figure))
+    drawn = figure.read_text()
+    figure.unlink()
+    status, output, _ = call("bench", "ops", "--redraw", tmp_path / "ops-tokens.json", "--json")
+    assert (status, json.loads(output)) == (0, {"figure": str(figure)})
+    assert figure.read_text() == drawn
+
+
+@pytest.mark.parametrize("options", [["--sweep", "state"], ["--no-peers"], ["--redraw", "ops-state.json"]])
+def test_bench_of_models_has_no_sweep(call, options):
+    status, _, errors = call("bench", "model", *options)
+    assert status == 2
+    assert "use `statex bench ops`" in errors
