@@ -1,7 +1,7 @@
 """The public operations: check the arguments, then run the version that `backends` chooses.
 
-Shape letters: B batch, T time, H heads, K key dim, V value dim (gla, gated_delta); P head dim, N state size,
-G groups (ssd); D channels, W taps (short_convolution).
+Shape letters: B batch, T time, H heads, K key dim, V value dim (gla, gated_delta, generalized_delta); P head dim,
+N state size, G groups (ssd); D channels, W taps (short_convolution).
 """
 
 from torch import Tensor
