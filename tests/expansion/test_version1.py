@@ -29,7 +29,7 @@ def params(names):
     return pytest.mark.parametrize(("folder", "name"), [(name, name) for name in names], indirect=["folder"])
 
 
-@params(NAMES)
+@params([name for name in NAMES if not name.startswith("rwkv7")])  # which is younger than version 2
 def test_its_plan_is_read_as_today_s(folder, name):
     wanted, loaded = changed(name), statex.load(folder)
     plan = stored_plan(loaded.config)

@@ -47,14 +47,13 @@ def assert_same(found, wanted, bound):
     assert max(wrong.values()) <= bound, wrong
 
 
-@pytest.mark.parametrize("options", [{}, {"seq_idx": DOCUMENTS}], ids=["rows", "documents"])
-def test_training(model, options):
-    wanted = trained(model, **options)
+def test_training(model):
+    wanted = trained(model)
     compile_blocks(model, "aot_eager")
-    assert_same(trained(model, **options), wanted, 1e-6)
+    assert_same(trained(model), wanted, 1e-6)
 
 
-def test_training_with_gradient_checkpointing(model):
+def test_training_on_documents_with_gradient_checkpointing(model):
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     wanted = trained(model, seq_idx=DOCUMENTS)
     compile_blocks(model, "aot_eager")
