@@ -1,6 +1,7 @@
 """Commands of statex in processes of their own that are forked, for importing takes longer than most: `commands.py
 COMMANDS`, a list of lists of arguments as JSON. Prints what became of each, up to the first that fails."""
 
+import gc
 import json
 import os
 import subprocess
@@ -36,8 +37,11 @@ def _run(command: list[str]) -> tuple[list[str], int, str, str]:
 
 
 if __name__ == "__main__":
+    gc.disable()
     from statex.cli import main
 
+    gc.freeze()
+    gc.enable()
     results = []
     for each in json.loads(sys.argv[1]):
         results.append(_run(each))

@@ -38,11 +38,12 @@ def test_eval_of_no_suite_is_refused(call, gla, tmp_path):
 
 
 def test_eval_of_another_suite_adds_to_what_is_there(call, gla, tmp_path):
-    assert call(*eval_arguments(gla, tmp_path / "out"))[0] == 0
-    before = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
-    arguments = eval_arguments(gla, tmp_path / "out")
-    arguments[3] = "symbol_icl"
+    arguments = eval_arguments(gla, tmp_path / "out", "evaluation.symbol_icl.num_items=2")
     assert call(*arguments)[0] == 0
+    before = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    arguments[3] = "symbol_icl"
+    status, _, errors = call(*arguments)
+    assert status == 0, errors
     rows = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
     assert rows[: len(before)] == before
     assert {json.loads(row)["suite"] for row in rows[len(before) :]} == {"symbol_icl"}

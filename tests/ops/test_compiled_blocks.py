@@ -84,5 +84,5 @@ def read(model):
 def test_inference_with_states(model):
     wanted = read(model)
     with torch._dynamo.config.patch(recompile_limit=32):  # prompt, first cache, token, tokens: of two layers each
-        compile_blocks(model, "aot_eager")
+        compile_blocks(model, "eager")  # there are no gradients to trace
         assert distance(read(model), wanted) < 1e-6

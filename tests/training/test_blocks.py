@@ -22,7 +22,7 @@ def tiny_compiler(monkeypatch):
     compile_fully = torch.compile
 
     def compile_quickly(function, **options):
-        return compile_fully(function, **options | {"backend": "aot_eager"})
+        return compile_fully(function, **options | {"backend": "eager"})
 
     monkeypatch.setattr(torch, "compile", compile_quickly)
     torch._dynamo.reset()
