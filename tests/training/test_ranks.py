@@ -86,26 +86,34 @@ def test_sharded_ranks_resume_and_train_what_one_process_does(make, tokenizer, d
         tokenizer.save_pretrained(tmp_path / family)
     section = settings(steps=5, sequences_per_device=1, fresh_learning_rate_multiplier=3.0, gradient_checkpointing=True)
     sharded = section.model_copy(update={"trainer": {"fsdp": "full_shard"}})
+    killed_model = {"mamba2": values["models"]["mamba2"]}
     recipes = [
         write_recipe(
-            tmp_path / f"{name}.toml", values | {"name": name, "training": training.model_dump(exclude_none=True)}
+            tmp_path / f"{name}.toml",
+            values | {"name": name, "models": models, "training": training.model_dump(exclude_none=True)},
         )
-        for name, training in (("whole", sharded), ("killed", sharded), ("alone", section))
+        for name, models, training in (
+            ("whole", values["models"], sharded),
+            ("killed", killed_model, sharded),
+            ("alone", values["models"], section),
+        )
     ]
     command = [sys.executable, Path(__file__).with_name("sharded.py"), *recipes, "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout) == len(CONFIGS)
+    assert int(done.stdout) == len(killed_model)
     for family in CONFIGS:
         whole, killed, alone = (tmp_path / path.stem / family / "preserve-seed0" for path in recipes)
         assert json.loads((whole / "training.json").read_text())["num_processes"] == 2
-        assert json.loads((killed / "training.json").read_text())["steps"] == 3  # after the checkpoint of step 2
         assert files(whole / "trained") == files(alone / "trained")
-        ours, resumed, theirs = (load_file(each / "trained" / "model.safetensors") for each in (whole, killed, alone))
+        ours, theirs = (load_file(each / "trained" / "model.safetensors") for each in (whole, alone))
         assert ours.keys() == theirs.keys()
         for name in theirs:
-            assert torch.equal(ours[name], resumed[name]), name
             assert (ours[name] - theirs[name]).norm() <= 1e-5 * theirs[name].norm(), name
+        if family in killed_model:
+            assert json.loads((killed / "training.json").read_text())["steps"] == 3  # after the checkpoint of step 2
+            resumed = load_file(killed / "trained" / "model.safetensors")
+            assert all(torch.equal(ours[name], resumed[name]) for name in ours)
 
 
 @pytest.mark.slow
