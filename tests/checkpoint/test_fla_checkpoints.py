@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 import torch
+from fla_folders import write_folder
 from safetensors.torch import load_file, save_file
 
 import statex
@@ -78,15 +79,7 @@ def fla_shapes(config):
 
 def write_fla(folder, **changes):
     config = fla_config(**changes)
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, shape in fla_shapes(config).items():
-        scale, shift = (0.2, 1.0) if "norm" in name else (0.3, 0.0)
-        tensors[name] = scale * torch.randn(shape, generator=generator) + shift
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return config, tensors
+    return config, write_folder(folder, config, fla_shapes(config))
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

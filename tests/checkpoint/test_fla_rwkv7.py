@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from fla_folders import write_folder
 
 import statex
 from common import distance, logits, tokens
@@ -69,15 +69,7 @@ def fla_shapes(config):
 
 def write_fla(folder, **changes):
     config = fla_config(**changes)
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, shape in fla_shapes(config).items():
-        scale, shift = (0.2, 1.0) if "norm.weight" in name else (0.3, 0.0)
-        tensors[name] = scale * torch.randn(shape, generator=generator) + shift
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return config, tensors
+    return config, write_folder(folder, config, fla_shapes(config))
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

@@ -109,6 +109,8 @@ class Family(ABC):
     continues_states: bool = True
     """Whether its scan begins with a given state, or afresh within a row of packed documents; transformers' own for the
     first Mamba does neither, without saying so."""
+    whole_sequences: str = ""
+    """What it has that keeps processes from sharing a sequence (`training.sequence_parallel`); empty: nothing."""
     norm_classes: tuple[str, ...] = ()
     """Of its norms, gated or not, which the derived model runs on statex's op."""
     grows: str = "key dimension"

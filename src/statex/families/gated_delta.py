@@ -14,7 +14,14 @@ from torch import nn
 from statex.errors import UserError
 from statex.families.base import Family, Fill, Segment, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Size
-from statex.families.shared import INHERIT_NOISE, layers_of_types, refuse_rank, require_silu, with_more_keys
+from statex.families.shared import (
+    INHERIT_NOISE,
+    NO_STATE_PASSED,
+    layers_of_types,
+    refuse_rank,
+    require_silu,
+    with_more_keys,
+)
 
 LayerType = Literal["linear_attention", "full_attention"]
 
@@ -61,6 +68,7 @@ class GatedDeltaFamily(Family):
 
     fields: type[GatedDeltaFields]
     recurrence = "gated_delta"
+    whole_sequences = NO_STATE_PASSED
     mixer_path = "model.layers.{}.linear_attn"
     norm_path = "model.layers.{}.input_layernorm"
     keys_last = False

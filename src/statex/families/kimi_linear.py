@@ -12,7 +12,7 @@ from statex.errors import UserError
 from statex.families.base import Family, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Size
 from statex.families.gated_delta import LayerType
-from statex.families.shared import layers_of_types, refuse_rank, require_silu
+from statex.families.shared import NO_STATE_PASSED, layers_of_types, refuse_rank, require_silu
 
 MODELING = "transformers.models.kimi_linear.modeling_kimi_linear"
 FACTORS = (4, 3, 2)
@@ -45,6 +45,7 @@ class KimiLinearFamily(Family):
     model_type = "kimi_linear"
     fields = KimiLinearFields
     recurrence = "kimi_delta"
+    whole_sequences = NO_STATE_PASSED
     mixer_path = "model.layers.{}.self_attn"
     norm_path = "model.layers.{}.input_layernorm"
     keys_last = False

@@ -10,7 +10,7 @@ from torch import nn
 
 from statex.families.base import Family, Fill, Segment, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Size
-from statex.families.mamba2_type import INHERIT_NOISE, refuse_rank, with_more_keys
+from statex.families.shared import INHERIT_NOISE, refuse_rank, with_more_keys
 
 
 class RWKV7Fields(ConfigFields):
@@ -45,6 +45,7 @@ class RWKV7Family(Family):
     model_class = "statex.models.rwkv7.modeling.RWKV7Model"
     causal_lm_class = "statex.models.rwkv7.modeling.RWKV7ForCausalLM"
     holds_plan = True
+    whole_sequences = "the generalised delta rule, of which no state is passed between processes yet"
     measured = (
         "logits of the reference implementation's tiny model to 5e-7 ([test](../tests/models/test_rwkv7_reference.py))"
     )

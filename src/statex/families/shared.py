@@ -11,6 +11,9 @@ INHERIT_NOISE = 0.3
 ACTIVATIONS = ("silu", "swish")
 """Those of the convolution that statex's ops have."""
 
+NO_STATE_PASSED = "the gated delta rule, of which no state is passed between processes yet"
+"""The `whole_sequences` of its families."""
+
 RECURRENT_TYPES = ("linear_attention", "hybrid")
 """transformers' names for a layer with a recurrent state, alone or beside attention."""
 

@@ -153,7 +153,7 @@ def _require_triton(op: str, device: torch.device) -> None:
 def _import_triton(op: str) -> Exception | None:
     """Put the Triton version of `op` into `_triton_functions`; or say why there is none."""
     if op not in TRITON:
-        return NotImplementedError("it has no Triton version")
+        return LookupError("it has no Triton version")
     module, function = TRITON[op]
     try:
         _triton_functions[op] = getattr(importlib.import_module(module), function)

@@ -45,14 +45,10 @@ def check_slices(training: Training, data: Data, model: PreTrainedModel) -> None
 
 def _whole_because(model: PreTrainedModel) -> str | None:
     """Why the sequences of a model cannot be cut; None where they can."""
-    family, name = family_of(model.config), model.config.model_type
-    if family.recurrence != "mamba2":
-        return f"{name} has the gated delta rule, of which no state is passed between processes yet"
-    if not family.continues_states:
-        return f"{name} has the first Mamba's scan, which begins with no state of another process"
-    if has_attention(model.base_model):
-        return f"{name} has layers of attention, which would see the tokens of their own process alone"
-    return None
+    reason = family_of(model.config).whole_sequences
+    if not reason and has_attention(model.base_model):
+        reason = "layers of attention, which would see the tokens of their own process alone"
+    return f"{model.config.model_type} has {reason}" if reason else None
 
 
 def _is_convolution(name: str) -> bool:
@@ -63,7 +59,7 @@ def _is_convolution(name: str) -> bool:
 def groups_of_ranks(training: Training, arguments: TrainingArguments) -> Iterator[dist.ProcessGroup | None]:
     """The group of this rank among those that share sequences, None where none do; all ranks must enter it.
 
-    It is a group of its own, though it may have all ranks: the reduction of gradients goes on at the same time.
+    It is a separate group even where it has all ranks, since gradients are reduced at the same time.
     """
     if training.sequence_parallel == 1:
         yield None

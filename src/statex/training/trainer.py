@@ -75,9 +75,8 @@ def train(
             `tokens` beside `output`.
 
     Raises:
-        UserError: data or settings that do not fit (see TrainingBatches), a model in bf16, `train_only_expanded`
-            without a plan, a model or data that cannot be cut for `sequence_parallel`, or checkpoints that are all
-            damaged.
+        UserError: data or settings that do not fit (see TrainingBatches, check_slices), a model in bf16,
+            `train_only_expanded` without a plan, or checkpoints that are all damaged.
     """
     require_master_weights(model)
     check_slices(training, data, model)
@@ -85,8 +84,8 @@ def train(
     if training.train_only_expanded:
         freeze_all_but_expanded(model, plan)
     arguments = training_arguments(training, output, seed, quiet=progress is not None)
-    needed, prepared = text_windows(data, training, seed), None
-    if needed:  # every process looks for itself; where they are not there yet, one of a machine makes them
+    prepared = None
+    if needed := text_windows(data, training, seed):  # every process looks; where they are missing, one makes them
         folder, is_first = tokens or output.parent / "tokens", arguments.process_index == 0
         prepared = prepare_tokens(data, tokenizer, folder, needed, verify=is_first)
     set_seed(seed)

@@ -44,11 +44,7 @@ def chunk_generalized_delta(
             may make the state grow without bound.
         v: [B, T, H, V].
         log_decay: [B, T, H, K], <= 0, natural logarithm, one per key channel.
-        scale: factor on the output, K**-0.5 by default.
-        initial_state: [B, H, K, V], zeros by default.
-        output_final_state: whether to return the state after the last token.
-        cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
-            [S, H, K, V]. The state starts anew at each border.
+        scale, initial_state, output_final_state, cu_seqlens: as of `statex.ops.generalized_delta`.
 
     Returns:
         output [B, T, H, V] in the dtype of v, and the final state or None. The arithmetic and the states are
