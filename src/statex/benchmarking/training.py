@@ -7,7 +7,6 @@ is printed where the losses of their first steps differ. On a CPU the models are
 import gc
 import importlib
 import importlib.util
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -111,9 +110,10 @@ def run_training_benchmark(
         device: default: CUDA where there is one.
 
     Returns:
-        one record a case and way ("plain", "compiled", "fla"): `step_s` (median of the last 12 of 20 steps, the wall
-        clock with the device's work finished), `tokens_per_second`, `first_step_s`, `peak_bytes`, `mfu` (6 operations a
-        parameter and token against the device's measured bf16 product), `hfu` (with those computed again),
+        one record a case and way ("plain", "compiled", "fla"): `step_s` (mean of the last 12 of 20 steps by the wall
+        clock, from finished work to finished work; nothing waits for the device in between), `tokens_per_second`,
+        `first_step_s`, `peak_bytes`, `data_wait` (the share of `step_s`), `mfu` (6 operations a parameter and
+        token against the device's measured bf16 product), `hfu` (with those computed again),
         `blocks_kept`, `losses` and how much they differ at most, and `kernels`: seconds of a step by kind. On a CPU no
         absolute times.
 
@@ -158,20 +158,21 @@ def _measured(case: Case, way: str, device: torch.device, folder: Path) -> dict[
     length = min(case.length, tokens)
     memory: Literal["least", "most"] = "most" if case.recomputed and not case.peer else "least"
     section = Training(
-        steps=STEPS, warmup_steps=2, tokens_per_step=tokens, sequence_length=length, save_every=STEPS, log_every=1,
+        steps=STEPS, warmup_steps=2, tokens_per_step=tokens, sequence_length=length, save_every=STEPS, log_every=STEPS,
         gradient_checkpointing=case.recomputed, activation_memory=memory,
         compile=way == "compiled",
     )  # fmt: skip
     torch.manual_seed(0)
     trainer = _trainer(case, section, folder, on_cuda)
-    steps = _Steps(device)
-    trainer.add_callback(steps)
+    clock = _Clock(device, trainer.get_train_dataloader())
+    trainer.add_callback(clock)
     trainer.remove_callback(PrinterCallback)
     if isinstance(trainer, StatexTrainer):
         trainer.train_to_the_end()
     else:
         trainer.train()
-    seconds = statistics.median(steps.seconds[WARMUP:])
+    seconds = (clock.times[STEPS] - clock.times[WARMUP]) / (STEPS - WARMUP)
+    losses = [loss.item() for loss in trainer.losses]
     model = trainer.model
     num_parameters = sum(parameter.numel() for parameter in model.parameters())  # tied ones count once, and so do
     if not model.config.tie_word_embeddings:  # embeddings that are looked up count nothing
@@ -185,13 +186,14 @@ def _measured(case: Case, way: str, device: torch.device, folder: Path) -> dict[
         "parameters": num_parameters,
         "step_s": seconds,
         "tokens_per_second": tokens / seconds,
-        "first_step_s": steps.seconds[0],
+        "first_step_s": clock.times[1] - clock.times[0],
         "peak_bytes": timing.peak_memory(device),
         "mfu": floor / seconds if floor is not None else None,
         "hfu": floor / seconds * (1 + (1 - kept / blocks) / 3) if floor is not None else None,
+        "data_wait": (clock.waited[STEPS] - clock.waited[WARMUP]) / (clock.times[STEPS] - clock.times[WARMUP]),
         "blocks_kept": kept,
         "blocks": blocks,
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "losses": losses,
         "kernels": _kinds_of_kernels(trainer) if on_cuda else None,
     }
 
@@ -224,13 +226,21 @@ def _trainer(case: Case, section: Training, folder: Path, on_cuda: bool) -> Any:
 
 def _with_batches(trainer_class: type[Trainer], loader: DataLoader) -> Any:
     class WithBatches(trainer_class):  # type: ignore[misc, valid-type]
+        def __init__(self, **kwargs: Any):
+            super().__init__(**kwargs)
+            self.losses: list[torch.Tensor] = []  # of each step, still on the device
+
         def get_train_dataloader(self) -> DataLoader:
             return loader
+
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            self.losses.append(super().training_step(*args, **kwargs))
+            return self.losses[-1]
 
     return WithBatches
 
 
-def _loader(vocab_size: int, section: Training) -> DataLoader:
+def _loader(vocab_size: int, section: Training) -> TimedLoader:
     """A batch for each step."""
     generator = torch.Generator().manual_seed(0)
     shape = section.tokens_per_step // section.sequence_length, section.sequence_length
@@ -249,26 +259,29 @@ def _fla_model(config: Any, device: torch.device) -> Any:
         return models.GLAForCausalLM(own)
 
 
-class _Steps(TrainerCallback):
-    """Seconds of each step, between two moments at which the device has finished."""
+class _Clock(TrainerCallback):
+    """When training began and when the device had finished the steps of `MARKS`, and how long data was waited for."""
 
-    def __init__(self, device: torch.device):
-        self.device, self.seconds = device, []  # type: tuple[torch.device, list[float]]
+    MARKS = (1, WARMUP, STEPS)
+
+    def __init__(self, device: torch.device, loader: TimedLoader):
+        self.device, self.loader = device, loader
+        self.times: dict[int, float] = {}
+        self.waited: dict[int, float] = {}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == WARMUP:
-            timing.reset_peak_memory(self.device)
-        if not self.seconds:
-            self._restart()
+        if not self.times:
+            self._mark(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        timing.synchronize(self.device)
-        self.seconds.append(time.perf_counter() - self.begun)
-        self._restart()
+        if state.global_step in self.MARKS:
+            self._mark(state.global_step)
+        if state.global_step == WARMUP:
+            timing.reset_peak_memory(self.device)
 
-    def _restart(self) -> None:
+    def _mark(self, step: int) -> None:
         timing.synchronize(self.device)
-        self.begun = time.perf_counter()
+        self.times[step], self.waited[step] = time.perf_counter(), self.loader.waited
 
 
 def _kinds_of_kernels(trainer: Any) -> dict[str, float]:
@@ -292,10 +305,6 @@ def _kinds_of_kernels(trainer: Any) -> dict[str, float]:
     return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
-def _kind(kernel: str) -> str:
-    return next((kind for kind, parts in KINDS.items() if any(part in kernel for part in parts)), "elementwise")
-
-
 def _line(record: dict[str, Any]) -> str:
     start = f"{record['case']:25} {record['way']:8}"
     if record["step_s"] is None:
@@ -304,6 +313,7 @@ def _line(record: dict[str, Any]) -> str:
     kernels = ", ".join(f"{kind} {seconds:.3f}" for kind, seconds in (record["kernels"] or {}).items())
     return (
         f"{start} {record['step_s']:7.4f} s, {record['tokens_per_second'] / 1e3:7.1f}K tokens/s, {share}, "
-        f"{record['peak_bytes'] / 1e9:5.1f} GB, first step {record['first_step_s']:5.1f} s, "
+        f"{record['peak_bytes'] / 1e9:5.1f} GB, data wait {record['data_wait']:.1%}, "
+        f"first step {record['first_step_s']:5.1f} s, "
         f"{record['blocks_kept']} of {record['blocks']} blocks kept; {kernels}"
     )
