@@ -241,6 +241,21 @@ HYBRID_CASES = [
     if (family, init) != ("falcon_mamba", "preserve")  # which is refused
 ]
 CASES = DEFINED + HYBRID_CASES
+GENERATING = [
+    Case("gla", "2-heads", "inherit"),
+    Case("gla", "conv-kv-heads", "preserve", factor=2, rank=3),
+    Case("gla", "everything", "preserve", factor=3),
+    Case("gla", "everything", "inherit"),
+    Case("mamba2", "1-group", "reinit"),
+    Case("mamba2", "2-groups", "inherit"),
+    Case("mamba2", "no-conv-bias", "preserve"),
+    Case("mamba2", "bias", "inherit"),
+    Case("rwkv7", "plain", "inherit"),
+    Case("rwkv7", "plain", "preserve", factor=3),
+    *(case for case in HYBRID_CASES if case.init == "inherit" and case.configuration != "tied"),
+]
+"""Cases that are run token by token, generate and train: a few of each family."""
+ON_OUR_OPS = [case for case in GENERATING if case.family not in ("mamba", "falcon_mamba", "jamba")]
 
 
 def _spread():

@@ -31,14 +31,6 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def saved_tokenizer(tokenizer, tmp_path):
-    from transformers import AutoTokenizer
-
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    return AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-
-
-@pytest.fixture
 def folder(tmp_path):
     """One set has the end of the hub's name, the other one of the user's own."""
     folder = tmp_path / "data"
@@ -68,7 +60,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("task", CASES)
-def test_figures_are_those_of_lm_eval_alone(task, folder, saved_tokenizer, tmp_path):
+def test_values_are_those_of_lm_eval_alone(task, folder, saved_tokenizer, tmp_path):
     base, path, split = CASES[task]
     run = run_harness(make_gla(), saved_tokenizer, [task], data=folder)
     assert run.not_run == []

@@ -5,13 +5,13 @@ import inspect
 import pytest
 import test_expanded_function
 import test_expanded_running
+import test_packed_documents
 import test_persistence
 import torch
 from test_expanded_function import dead_rows, gradients_after
-from test_expanded_running import GENERATING
 
 import statex
-from common import EXPANDED, distance, logits, mixer, tokens
+from common import EXPANDED, GENERATING, distance, logits, mixer, tokens
 from delta_models import CASES, MODELS, DeltaCase, delta_mixer, make_delta
 from statex.families import FAMILIES, StateGeometry
 
@@ -28,7 +28,7 @@ every_family = pytest.mark.parametrize("family", MODELS)
 
 def matrix():
     """Every test of the behaviour matrix that runs over cases: those over all on all of these, the others on some."""
-    for module in (test_expanded_function, test_expanded_running, test_persistence):
+    for module in (test_expanded_function, test_expanded_running, test_packed_documents, test_persistence):
         for name, test in vars(module).items():
             arguments = set(inspect.signature(test).parameters) if name.startswith("test_") else set()
             if "case" not in arguments or any(other in name for other in OTHERS):

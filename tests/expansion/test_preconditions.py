@@ -288,24 +288,6 @@ def test_seeds_that_no_generator_takes_are_refused(seed):
         assert everything(model) == before
 
 
-@pytest.mark.parametrize("fields", [
-    {"every": True}, {"every": "1"}, {"every": 1.0}, {"layers": [True]}, {"layers": {0}}, {"layers": "0"},
-    {"layers": [0.0]}, {"num_layers": True}, {"every": 1, "factor": True}, {"every": 1, "factor": "2"},
-    {"every": 1, "seed": "0"}, {"every": 1, "seed": False}, {"every": 1, "init": "preserve", "rank": 2.0},
-])  # fmt: skip
-def test_fields_of_another_type_are_refused(fields):
-    *_, field = fields
-    with pytest.raises(statex.UserError) as caught:
-        statex.ExpansionConfig(**fields)
-    assert caught.value.field.startswith(field)
-    assert caught.value.remedy
-
-
-@pytest.mark.parametrize("layers", [(0, 1), range(2)])
-def test_layers_may_be_any_sequence_of_numbers(layers):
-    assert statex.ExpansionConfig(layers=layers).layers == [0, 1]
-
-
 @pytest.mark.parametrize("layers", [None, [], {0}, [True], ["0"], [0, 0], 0])
 def test_layers_that_cannot_be_reinitialised_are_refused(layers):
     model = make_gla()
