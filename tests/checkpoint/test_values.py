@@ -350,7 +350,7 @@ def test_a_tokenizer_with_more_ids_than_the_model(with_tokenizer, highest):
     values = json.loads((with_tokenizer / "tokenizer.json").read_text())
     values["model"]["vocab"]["w47"] = highest
     (with_tokenizer / "tokenizer.json").write_text(json.dumps(values))
-    with pytest.raises(statex.UserError, match=f"ids up to {highest}, the model only 48 embeddings"):
+    with pytest.raises(statex.UserError, match=f"ids up to {highest}, but the model has only 48 embeddings"):
         load_tokenizer(with_tokenizer)
 
 

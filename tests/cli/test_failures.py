@@ -7,7 +7,7 @@ import pytest
 
 from statex.cli import main
 
-FULL = "statex: no space left in runs/x; make room, the same command resumes"
+FULL = "statex: no space left in runs/x; free some space, then the same command resumes"
 
 
 @pytest.mark.parametrize(

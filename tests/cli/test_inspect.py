@@ -22,7 +22,7 @@ def test_inspect(call, models):
 
 
 def test_inspect_of_what_is_no_model(call, tmp_path):
-    for folder, message in ((tmp_path, "has no config.json"), (tmp_path / "none", "is no folder here")):
+    for folder, message in ((tmp_path, "has no config.json"), (tmp_path / "none", "is not a folder here")):
         status, output, errors = call("inspect", folder, "--json")
         assert (status, output) == (2, "")
         assert f"model = '{folder}': {message}" in errors

@@ -109,7 +109,7 @@ def test_run_of_tasks_of_lm_eval(call, recipe, data, tmp_path, monkeypatch):
         ('data.text.files=["none/*.txt"]', "none/*.txt': no file matches; give a path or a glob of files."),
         ("arms.base.kind=lpt training={sequence_length=1000000,tokens_per_step=1000000}", "is longer than the whole"),
         ('evaluation.suites=["mqra"]', "evaluation.suites = 'mqra': is not a suite; known suites:"),
-        ('models.gla.checkpoint="/none"', "is no folder here, and the hub gave none"),
+        ('models.gla.checkpoint="/none"', "is not a folder here and could not be fetched from the hub"),
     ],
 )
 def test_mistakes_in_a_recipe(call, recipe, tmp_path, verb, override, message):

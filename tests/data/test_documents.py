@@ -191,7 +191,7 @@ def test_bad_records_are_skipped_where_the_recipe_says_so_and_counted(tmp_path, 
         "skipped 3 records that cannot be read", "skipped 2 records that cannot be read",
         "skipped 1 records that cannot be read",
     ]  # fmt: skip
-    assert f"{tmp_path / 'a.jsonl'}, first of all: line 2 cannot be read as .jsonl" in told[0]
+    assert f"{tmp_path / 'a.jsonl'}, the first: line 2 cannot be read as .jsonl" in told[0]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_bad_records_are_skipped_where_the_recipe_says_so_and_counted(tmp_path, 
 def test_a_quote_that_is_not_closed_costs_its_own_line(tmp_path, rows, expected, places, caplog):
     (tmp_path / "a.csv").write_text("\nn,text\n" + rows)
     assert [row["text"] for row in read(tmp_path / "a.csv", bad_records="skip")] == expected
-    assert f"first of all: {places[0]} " in caplog.text
+    assert f"the first: {places[0]} " in caplog.text
     assert f"skipped {len(places)} records" in caplog.text
     with pytest.raises(UserError, match=f"{places[0]} cannot be read as .csv|{places[0]} has"):
         read(tmp_path / "a.csv")

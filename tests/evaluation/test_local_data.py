@@ -87,13 +87,13 @@ def test_what_the_folder_lacks_is_not_run(folder, saved_tokenizer):
 
 
 def test_mistakes(folder, saved_tokenizer, tmp_path):
-    with pytest.raises(UserError, match=r"evaluation\.harness\.data = .*none': is no folder"):
+    with pytest.raises(UserError, match=r"evaluation\.harness\.data = .*none': is not a folder"):
         run_harness(make_gla(), saved_tokenizer, ["piqa"], data=tmp_path / "none", output=tmp_path / "out")
     (folder / "piqa" / "validation.jsonl").write_text("{oops\n")
     with pytest.raises(UserError, match=r"validation\.jsonl': cannot be read"):
         run_harness(make_gla(), saved_tokenizer, ["piqa"], data=folder)
     (folder / "data_sets.toml").write_text('"baber/piqa" = "nowhere"\n')
-    with pytest.raises(UserError, match="'nowhere' for baber/piqa, which is no folder"):
+    with pytest.raises(UserError, match="'nowhere' for baber/piqa, which is not a folder"):
         run_harness(make_gla(), saved_tokenizer, ["piqa"], data=folder)
 
 

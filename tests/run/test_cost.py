@@ -104,4 +104,4 @@ def test_on_the_command_line(values, tmp_path):
     assert "dollars, at 100 tokens/s on one GPU" in shown.stdout
     assert not (tmp_path / "runs").exists()
     alone = CliRunner().invoke(app, ["run", str(recipe), "--dollars", "2"])
-    assert "is of a dry run" in str(alone.exception)
+    assert "applies to a dry run only" in str(alone.exception)

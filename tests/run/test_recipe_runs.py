@@ -306,7 +306,7 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_before_anything_is_written(
     message = {
         "truncated": "is truncated or damaged",
         "no tokenizer": f"models.gla.checkpoint = '{checkpoint}': has no tokenizer; save the model's",
-        "expanded": "was expanded before and cannot be so again",
+        "expanded": "was expanded before and cannot be expanded again",
     }[damage]
     with pytest.raises(UserError) as caught:
         run_recipe(parse_recipe(with_checkpoint))

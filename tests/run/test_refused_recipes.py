@@ -24,7 +24,10 @@ MISTAKES = {
     "control's layer": ("arms.control.expansion={ layers = [7] }", "arms.control.expansion.layers = 7: is not a rec"),
     "rank": ("arms.preserve.expansion.rank=1000", "arms.preserve.expansion.rank = 1000: "),
     "family": ("models.gla.family=lstm", "models.gla.family = 'lstm': is unknown; known families: "),
-    "configuration": ("models.gla.config.hidden=3", "models.gla.config.hidden = 3: is no field of the architecture of"),
+    "configuration": (
+        "models.gla.config.hidden=3",
+        "models.gla.config.hidden = 3: is not a field of the architecture of",
+    ),
     "vocabulary": ("models.gla.config.vocab_size=9", "models.gla.config.vocab_size = 9: follows from the tokenizer"),
     "sizes": ("models.mamba2.config.num_heads=3", "models.mamba2.config.n_groups = 2: does not divide num_heads = 3"),
     "type of a size": ('models.mamba2.config.hidden_size="x"', "models.mamba2.config.hidden_size = 'x': "),
@@ -88,7 +91,7 @@ MISTAKES = {
         "output = '/dev/null/x/tiny': ",
     ),
     "no pre-training": ("models.x={ family = 'mamba2' }", "models.x.pretraining = None: is missing; say how the model"),
-    "no checkpoint": ("models.x={ checkpoint = '/none' }", "models.x.model = '/none': is no folder here, and the hub"),
+    "no checkpoint": ("models.x={ checkpoint = '/none' }", "models.x.model = '/none': is not a folder here and could"),
 }
 
 
@@ -104,9 +107,9 @@ def test_a_mistake_is_reported_before_anything_is_written(text, tmp_path, mistak
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("{}/file/x", "/file is no folder; change output or name"),
+        ("{}/file/x", "/file is not a folder; change output or name"),
         ("{}/" + "x" * 250, "has a part longer than"),
-        ("{}/loop/x", "/loop is no folder; change output or name"),
+        ("{}/loop/x", "/loop is not a folder; change output or name"),
         ("/proc/none", "cannot be the folder of a run ("),
     ],
 )
@@ -124,6 +127,8 @@ def test_a_folder_that_cannot_be_made_is_refused(text, tmp_path, output, message
 def test_the_folder_of_something_else_is_left_alone(text, tmp_path):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"exists and is no run's folder; give this run another name, or remove"):
+    with pytest.raises(
+        UserError, match=r"exists and is not the folder of a run; give this run another name, or remove"
+    ):
         run_recipe(parse_recipe(recipe_values(text, tmp_path)))
     assert [path.name for path in (tmp_path / "tiny").iterdir()] == ["notes.txt"]

@@ -138,7 +138,7 @@ def test_sizes_that_are_none(settings, value):
 
 
 def test_activation_memory_alone_is_refused(settings):
-    with pytest.raises(ValueError, match=r"activation_memory = 'most': is about gradient_checkpointing, which is off"):
+    with pytest.raises(ValueError, match=r"activation_memory = 'most': has no effect without gradient_checkpointing"):
         settings(activation_memory="most")
 
 

@@ -64,7 +64,7 @@ def filled(folder: Path, kilobytes: int, expected: dict[str, str]) -> str:
         first = run_statex("train", recipe)
         if first.returncode == 0:
             return "fitted" if weights(disk) == expected else "other weights"
-        line = f"statex: no space left in {disk / 'runs' / 'run'}; make room, the same command resumes"
+        line = f"statex: no space left in {disk / 'runs' / 'run'}; free some space, then the same command resumes"
         said = first.stderr.splitlines()
         if first.returncode != 1 or "Traceback" in first.stderr or not any(text.startswith(line) for text in said):
             return f"status {first.returncode}: {first.stderr[-2000:]}"

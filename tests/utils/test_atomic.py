@@ -71,7 +71,7 @@ def test_only_what_was_written_stays(tmp_path):
 
 def test_a_file_is_no_folder_to_work_in(tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(UserError, match=r"output = .*is no folder"), working_in(tmp_path / "run", "output"):
+    with pytest.raises(UserError, match=r"output = .*is not a folder"), working_in(tmp_path / "run", "output"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

@@ -22,7 +22,7 @@ NOT_IN_FLA = ("expansion", "auto_map")
 
 
 def from_fla(values: dict[str, Any]) -> dict[str, Any]:
-    """FLA's configuration under our model_type; fields of theirs that mean nothing here are carried along."""
+    """FLA's configuration under our model_type; their fields that mean nothing here are carried along."""
     kept = {key: value for key, value in values.items() if key not in ("architectures", "auto_map")}
     model_type = FLA_MODEL_TYPES[values["model_type"]]
     if model_type == RWKV7Config.model_type and isinstance(activation := values.get("hidden_act"), str):
@@ -34,10 +34,10 @@ def export_fla(model: PreTrainedModel, out: str | os.PathLike) -> None:
     """Write an un-expanded GLA as a `gla` folder that flash-linear-attention loads.
 
     Raises:
-        UserError: the model is no GLA, is expanded (FLA's configuration cannot say so), or `out` exists.
+        UserError: the model is not a GLA, is expanded (FLA's configuration cannot express that), or `out` exists.
     """
     if not isinstance(model.config, GLAConfig):
-        raise UserError("model", model.config.model_type, "is no GLA", "FLA's format is for statex_gla models only")
+        raise UserError("model", model.config.model_type, "is not a GLA", "FLA's format is for statex_gla models only")
     plan = stored_plan(model.config)
     if plan is not None and plan.kind == "expand":
         raise UserError(

@@ -39,7 +39,7 @@ def show_version(wanted: bool) -> None:
 
 
 LONG_VERBS = ("train", "eval", "bench", "run", "data")
-"""They say at start-up with which versions they run."""
+"""Verbs that print at start-up which versions they run with."""
 
 
 @app.callback()
@@ -64,7 +64,7 @@ def statex(
         statex expand MODEL OUT --every 6
         statex eval OUT
 
-    Exit status: 0 done, 1 failure, 2 a mistake in what was asked.
+    Exit status: 0 done, 1 failure, 2 a mistake in the request.
     """
     from statex import __version__
     from statex.run.launch import is_main_process

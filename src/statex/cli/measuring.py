@@ -39,7 +39,7 @@ def evaluate(
 
     Suites, which need no network and no recipe; `offline` stands for all of them: {suites}.
 
-    Groups of lm-eval's tasks, with `pip install 'statex[eval]'`; any other of its tasks may be named too:
+    Groups of lm-eval's tasks, with `pip install 'statex[eval]'`; any other of its tasks may also be named:
 
     - recall: SWDE, FDA, SQuAD, and open-book TriviaQA, NQ and DROP
 
@@ -91,7 +91,7 @@ def bench(
         typer.Argument(help="ops: the recurrences. model: reading and generating. training: whole training steps."),
     ],
     case: Annotated[list[str] | None, typer.Option(help="Only these cases; default: all that fit the device.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write JSON, of a sweep a figure too, to this folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write JSON (of a sweep also a figure) to this folder.")] = None,
     sweep: Annotated[
         Literal["state", "tokens"] | None,
         typer.Option(help="Recurrences only: cost against the size of the state, or against the number of tokens."),
@@ -106,7 +106,7 @@ def bench(
     ] = None,
     redraw: Annotated[
         Path | None,
-        typer.Option(metavar="JSON", help="Measure nothing: draw again the figure of a sweep's JSON file, beside it."),
+        typer.Option(metavar="JSON", help="Measure nothing: redraw the figure of a sweep's JSON file, next to it."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -118,7 +118,7 @@ def bench(
     """
     for option, value in {"--sweep": sweep, "--peers": peers, "--redraw": redraw}.items():
         if what != "ops" and value is not None:
-            raise UserError(option, str(value), "is of the recurrences", "use `statex bench ops`")
+            raise UserError(option, str(value), "applies to the recurrences only", "use `statex bench ops`")
     if redraw is not None:
         from statex.reporting.sweep import write_sweep
 

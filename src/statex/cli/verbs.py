@@ -56,7 +56,7 @@ def expand(
     layers: Annotated[str | None, typer.Option(help="Expand these layers, for example 0,6,12,18.")] = None,
     num_layers: Annotated[int | None, typer.Option(help="Expand n layers, evenly spaced.")] = None,
     factor: Annotated[
-        int | None, typer.Option(help="Growth of a layer's state. Default: all heads (GLA) or 4 (all others).")
+        int | None, typer.Option(help="Factor of a layer's state. Default: all heads (GLA) or 4 (all others).")
     ] = None,
     init: Annotated[
         Literal["reinit", "inherit", "preserve"] | None,
@@ -133,12 +133,12 @@ def run(
     seed: OfSeeds = None,
     overrides: Override = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the recipe and say what its training takes; write nothing.")
+        bool, typer.Option("--dry-run", help="Check the recipe and estimate what its training takes; write nothing.")
     ] = False,
     tokens_per_second: Annotated[
-        float | None, typer.Option(min=1e-3, help="Of one GPU, for the hours of a dry run. Default: by arithmetic.")
+        float | None, typer.Option(min=1e-3, help="Of one GPU, for the hours of a dry run. Default: an estimate.")
     ] = None,
-    dollars: Annotated[float | None, typer.Option(min=0, help="Of an hour of a GPU, for a dry run.")] = None,
+    dollars: Annotated[float | None, typer.Option(min=0, help="Price of a GPU hour, for a dry run.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run all stages of a recipe: train every arm and seed, evaluate, compare, report. Resumes where it stopped.
@@ -157,7 +157,7 @@ def run(
     resolved, selection = load_recipe(recipe, overrides or []), Selection(model or (), arm or (), seed or ())
     for option, value in {"--tokens-per-second": tokens_per_second, "--dollars": dollars}.items():
         if value is not None and not dry_run:
-            raise UserError(option, value, "is of a dry run", "add --dry-run, or leave it out")
+            raise UserError(option, value, "applies to a dry run only", "add --dry-run, or leave it out")
     if dry_run:
         from statex.run.cost import costs
 
@@ -176,10 +176,10 @@ def run(
 
 
 def prepare(recipe: RecipePath, overrides: Override = None, as_json: Json = False) -> None:
-    """Tokenise the training text of a recipe, once and as far as its runs read it. Resumes where it stopped.
+    """Tokenise the training text of a recipe, once, as far as its runs read it. Resumes where it stopped.
 
-    `statex run` and `statex train` do it by themselves; do it beforehand on a machine without GPUs, or once for many
-    jobs that begin together. The folder is `tokens` beside the runs, or the recipe's `data.tokens`.
+    `statex run` and `statex train` do this by themselves; do it beforehand on a machine without GPUs, or once for many
+    jobs that start together. The folder is `tokens` beside the runs, or the recipe's `data.tokens`.
 
     Example: `statex data prepare recipes/paper-gla-1.3b.toml`
     """
@@ -198,6 +198,6 @@ def prepare(recipe: RecipePath, overrides: Override = None, as_json: Json = Fals
         if found is None:
             table.add_row(model, "0", "0", "", "its training reads no text")
             continue
-        whole = "yes" if found.is_whole else "as far as it is read"
+        whole = "yes" if found.is_whole else "as far as needed"
         table.add_row(model, f"{found.num_tokens:,}", f"{found.num_documents:,}", whole, str(found.folder))
     Console().print(table)

@@ -1,7 +1,7 @@
 """Recall written in words: phone books, facts, needles in filler and copies, for training and for questions alike.
 
-A text of one of these forms states a number of things and then asks for some of them. Train on some forms and hold the
-others out (weight 0), and the suite `recall_forms` says whether recall carries over.
+A text in one of these forms states a number of facts and then asks for some of them. Train on some forms and hold the
+others out (weight 0), and the suite `recall_forms` measures whether recall carries over.
 """
 
 import functools
@@ -60,9 +60,9 @@ class Form:
     """How such a text is written.
 
     Args:
-        draw: a fact, by a generator.
+        draw: draws a fact with a generator.
         heading: what the text begins with.
-        num_facts: how many there are; None: as many as the length has room for.
+        num_facts: how many facts it states; None: as many as fit the length.
         has_filler: whether sentences that say nothing fill the room between them.
     """
 
@@ -126,8 +126,8 @@ class FormItem:
 
     Args:
         ids: (T,) its tokens, end-of-text tokens behind them.
-        question: (T,) the number of the question whose answer a token is of, -1 elsewhere.
-        num_facts: stated.
+        question: (T,) the number of the question whose answer the token belongs to, -1 elsewhere.
+        num_facts: how many facts the text states.
     """
 
     ids: np.ndarray
@@ -141,7 +141,7 @@ class FormBuilder:
     Args:
         tokenizer: a fast one; text is tokenised as a whole, and the tokens of answers are found by their place in it.
         form: a name in FORMS.
-        num_questions: that a text asks, of facts drawn at random; fewer where it states fewer.
+        num_questions: how many questions a text asks, about facts drawn at random; fewer where it states fewer.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", form: str, num_questions: int):
@@ -157,7 +157,7 @@ class FormBuilder:
         """
         most = self.form.num_facts
         facts = self._distinct(generator, most if most is not None else 1 + length // 4)
-        seed = int(generator.integers(2**63))  # places and questions are drawn alike however much is tried
+        seed = int(generator.integers(2**63))  # places and questions are drawn alike for every amount that is tried
         low, high = (0, 1 + length // 3) if self.form.has_filler else (1, len(facts))
         least = self._written(facts, low, seed)
         tokens = self._num_tokens(least)
@@ -178,7 +178,7 @@ class FormBuilder:
         return len(self.tokenizer(written.text, verbose=False)["input_ids"])
 
     def _distinct(self, generator: np.random.Generator, count: int) -> list[Fact]:
-        """So many facts with different questions, or as many as a few more draws find."""
+        """`count` facts with different questions, or as many as a few extra draws find."""
         facts: dict[str, Fact] = {}
         for _ in range(2 * count + 10):
             fact = self.form.draw(generator)
@@ -188,7 +188,7 @@ class FormBuilder:
         return list(facts.values())
 
     def _written(self, facts: list[Fact], amount: int, seed: int) -> "_Written":
-        """The text with so many statements or, where there is filler, so many sentences of it between all of them."""
+        """The text with `amount` statements or, where there is filler, that many sentences of it between them."""
         generator = np.random.default_rng(seed)
         filler = amount if self.form.has_filler else 0
         stated = facts if self.form.has_filler else facts[:amount]
@@ -218,7 +218,7 @@ class FormBuilder:
 
 @dataclass(frozen=True)
 class _Written:
-    """A text, where in it the answers stand (from a character to another), and how many facts it states."""
+    """A text, the character ranges of its answers, and how many facts it states."""
 
     text: str
     spans: list[tuple[int, int]]

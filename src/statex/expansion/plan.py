@@ -102,7 +102,7 @@ def _expanded_before(config: PreTrainedConfig, index: int) -> Iterator[None]:
         stored = stored_plan(config)
         if stored is None or index not in (layer.index for layer in stored.layers):
             raise
-        problem = f"was expanded before and cannot be so again: {error.field} = {error.value!r} {error.problem}"
+        problem = f"was expanded before and cannot be expanded again: {error.field} = {error.value!r} {error.problem}"
         raise UserError(
             "layers", index, problem, f"{error.remedy}, or start from the checkpoint before that"
         ) from error

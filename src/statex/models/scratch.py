@@ -38,7 +38,7 @@ def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> P
         if name in NOT_FROM_RECIPES:
             raise UserError(f"config.{name}", value, NOT_FROM_RECIPES[name], "remove it")
         if name not in known:
-            raise UserError(f"config.{name}", value, f"is no field of the architecture of {family}", "remove it")
+            raise UserError(f"config.{name}", value, f"is not a field of the architecture of {family}", "remove it")
         if name in BOUNDS and not (isinstance(value, int) and value in BOUNDS[name]):
             bounds = f"{BOUNDS[name].start} to {BOUNDS[name].stop - 1}"
             raise UserError(f"config.{name}", value, f"is not a number from {bounds}", "give one")

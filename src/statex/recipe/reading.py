@@ -18,11 +18,11 @@ from statex.settings import check_plain
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe from a TOML file and apply `section.key=value` overrides, whose values are TOML.
 
-    A recipe that `extends` another, named by its path from this one, says what it changes of it: tables are merged,
-    key by key, everything else is replaced.
+    A recipe that `extends` another, named by its path relative to this one, lists its changes to it: tables are
+    merged, key by key; everything else is replaced.
 
     Raises:
-        UserError: no such file, no valid TOML, recipes that extend one another, an unknown key, or a value of the
+        UserError: no such file, invalid TOML, recipes that extend one another, an unknown key, or a value of the
             wrong type or range.
     """
     path = Path(path)
@@ -44,18 +44,18 @@ def _read_values(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
         return values
     other, chain = values.pop("extends"), (*extended_by, path.resolve())
     if not isinstance(other, str):
-        raise UserError("extends", other, "is not a path", "give the path of another recipe, seen from this one")
+        raise UserError("extends", other, "is not a path", "give the path of another recipe, relative to this one")
     base = path.parent / other
-    if not os.path.isfile(base):  # unlike Path.is_file, False too where no file can have that name
+    if not os.path.isfile(base):  # unlike Path.is_file, also False where no file can have that name
         raise UserError("extends", other, f"there is no such file beside {path}", "give the path of another recipe")
     if base.resolve() in chain:
         names = " -> ".join(each.name for each in (*chain, base))
-        raise UserError("extends", other, f"leads back to itself ({names})", "take one of them out")
+        raise UserError("extends", other, f"leads back to itself ({names})", "remove one of them from the chain")
     return merged(_read_values(base, chain), values)
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Both in one: tables are merged at any depth, all other values are those of `changes` where it has them."""
+    """Both tables merged, at any depth; other values come from `changes` where it has them."""
     both = base | changes
     for key in base.keys() & changes.keys():
         if isinstance(base[key], dict) and isinstance(changes[key], dict):
@@ -64,7 +64,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_recipe(values: dict[str, Any], relative_to: Path | None = None) -> Recipe:
-    """Check the values of a recipe; paths of data become absolute, seen from `relative_to`."""
+    """Check the values of a recipe; paths of data become absolute, relative ones being looked up from `relative_to`."""
     check_plain(values)
     values = copy.deepcopy(values)
     if relative_to is not None:
@@ -76,7 +76,7 @@ def parse_recipe(values: dict[str, Any], relative_to: Path | None = None) -> Rec
 
 
 def make_paths_absolute(values: dict[str, Any], folder: Path) -> None:
-    """Have the paths of data, where they are ones, seen from `folder`."""
+    """Make relative paths of data absolute, looked up from `folder`."""
     data = values.get("data")
     if isinstance(data, dict) and isinstance(data.get("tokens"), str):
         data["tokens"] = str(folder.resolve() / data["tokens"])
@@ -105,7 +105,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _value_of_override(override: str, text: str) -> Any:
-    """The value behind `=`: TOML, or else the text itself; never a part of it."""
+    """The value after `=`: TOML, or else the text itself, never only a part of it."""
     with explained("--set", override, "has a value that is not valid TOML", "correct the value"):
         try:
             document = tomllib.loads(f"value = {text}")

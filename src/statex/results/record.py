@@ -9,9 +9,9 @@ from typing import Any
 from statex.utils.atomic import write_text_atomic
 
 SETTINGS_FILES = ("evaluation.json", "harness.json")
-"""How the scores in an evaluation's folder were made: those of our suites, and those of lm-eval's tasks."""
+"""The settings that made the scores in an evaluation's folder: those of our suites, and those of lm-eval's tasks."""
 NOT_RUN_FILE = "not_run.json"
-"""The tasks of lm-eval that lacked their data, each with the command that fetches it."""
+"""The tasks of lm-eval whose data was missing, each with the command that fetches it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def write_results(path: Path, results: Iterable[Result]) -> None:
 
 
 def merge_results(path: Path, results: Iterable[Result]) -> None:
-    """Write results to `path`; those of other suites that are there stay."""
+    """Write results to `path`; existing results of other suites are kept."""
     results = list(results)
     suites = {row.suite for row in results}
     before = read_results(path) if path.exists() else []

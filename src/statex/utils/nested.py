@@ -1,4 +1,4 @@
-"""The single values of what JSON or TOML holds."""
+"""The single values in JSON or TOML data."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from statex.errors import UserError
 
 DEEPEST = 32
-"""Tables and lists in one another."""
+"""Levels of nested tables and lists."""
 
 
 def single_values(values: Any, remedy: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each value that is no table or list, with the keys and places that lead to it, in the order of the file.
+    """Each value that is not a table or list, with the keys and indices that lead to it, in the order of the file.
 
     Args:
         values: a table, a list, or a single value.
-        remedy: what the user can do about what is nested too deeply.
+        remedy: what the user can do about data that is nested too deeply.
 
     Raises:
         UserError: tables and lists are nested deeper than DEEPEST.
@@ -32,5 +32,5 @@ def single_values(values: Any, remedy: str) -> Iterator[tuple[tuple[str, ...], A
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it can be written as UTF-8: JSON and TOML can hold half a character."""
+    """Whether text can be written as UTF-8: JSON and TOML can hold half of a surrogate pair."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -37,7 +37,7 @@ BUILDERS = {"jsonl": "json", "json": "json", "csv": "csv", "tsv": "csv", "parque
 def check_folder(folder: Path) -> None:
     """Raise UserError where there is no such folder, or its list of names is none."""
     if not folder.is_dir():
-        raise UserError(FIELD, str(folder), "is no folder", "give one with a folder for each data set")
+        raise UserError(FIELD, str(folder), "is not a folder", "give one with a folder for each data set")
     names_of(folder)
 
 
@@ -52,7 +52,7 @@ def names_of(folder: Path) -> dict[str, str]:
         raise UserError(FIELD, str(path), f"is not valid TOML ({error})", "correct that line") from None
     for name, place in own.items():
         if not isinstance(place, str) or not (folder / place).is_dir():
-            problem = f"has {place!r} for {name}, which is no folder in {folder}"
+            problem = f"has {place!r} for {name}, which is not a folder in {folder}"
             raise UserError(FIELD, str(path), problem, "correct or remove that line")
     return USUAL_NAMES | own
 
