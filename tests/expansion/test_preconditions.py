@@ -98,7 +98,7 @@ def base_model(model):
 
 
 def around(model):
-    return nn.Sequential(model), "before anything is put around it"
+    return nn.Sequential(model), "before anything is wrapped around it"
 
 
 MADE_OTHERWISE = [
@@ -384,5 +384,5 @@ def test_what_is_no_module_is_refused(model):
 
 @pytest.mark.parametrize("config", ["paper-gla", {"every": 1}, 3])
 def test_what_is_no_expansion_config_is_refused(config):
-    with pytest.raises(statex.UserError, match="is no ExpansionConfig"):
+    with pytest.raises(statex.UserError, match="is not an ExpansionConfig"):
         statex.expand(make_gla(), config)

@@ -73,7 +73,7 @@ def test_what_runs_is_accepted_and_draws_nothing(tokenizer, family):
         ("statex_gla", "norm_eps", 0.0, "Input should be greater than 0"),
         ("statex_gla", "hidden_act", "nonsense", "is not an activation that transformers knows"),
         ("statex_gla", "pad_token_id", 10**12, "follows from the tokenizer"),
-        ("statex_gla", "expansion", {}, "is what arms are for; remove it."),
+        ("statex_gla", "expansion", {}, "is set by the arms; remove it."),
         ("mamba2", "state_size", 0, "Input should be greater than or equal to 1"),
         ("mamba2", "n_groups", 3, "does not divide num_heads = 4"),
         ("mamba2", "n_groups", 0, "Input should be greater than or equal to 1"),

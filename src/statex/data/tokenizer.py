@@ -84,8 +84,8 @@ def encode_continuation(tokenizer: Any, before: str, text: str) -> list[int]:
     lm-eval splits them the same way (`_encode_pair`). Tokenised by itself, the text would differ with a tokenizer that
     puts a space before each text, as Llama 2's does.
 
-        Raises:
-            UserError: this tokenizer gives `text` no token of its own.
+    Raises:
+        UserError: this tokenizer gives `text` no token of its own.
     """
     ids = encode_prompt(tokenizer, before + text)[len(encode_prompt(tokenizer, before)) :]
     if not ids:

@@ -43,8 +43,8 @@ def mamba2_chunk_scan(
     """transformers' function of that name: hidden_states [B,T,H,P], dt [B,T,H], A [H], B and C [B,T,G,N].
 
     Returns the output [B,T,H,P], with the final state [B,H,P,N] where asked. `seq_idx` [B,T] starts a fresh state at
-    each document; `cu_seqlens`, what `cu_seqlens_of` makes of it, spares finding the borders again. `chunk_size` is the
-    caller's hint, which ours does not need.
+    each document; `cu_seqlens`, what `cu_seqlens_of` makes of it, saves computing the borders again. `chunk_size` is
+    the caller's hint, which ours does not need.
 
     Raises:
         ValueError: packed documents with a cache.
@@ -152,7 +152,7 @@ REPLACEMENTS = CONVOLUTION | {
 
 
 class Recurrence(NamedTuple):
-    """What statex's ops take the place of in transformers' modules whose mixers are of one kind."""
+    """What statex's ops replace in transformers' modules whose mixers are of one kind."""
 
     functions: dict[str, Callable]
     """Of the module, by name."""
@@ -167,7 +167,7 @@ RECURRENCES = {
     "gated_delta": Recurrence(CONVOLUTION | GATED_DELTA, gated_norm_forward, with_query_channels),
     "kimi_delta": Recurrence(CONVOLUTION | KIMI_DELTA, gated_norm_forward, with_query_channels),
 }
-"""By the name that families have them under."""
+"""By the name that families use for them."""
 ONLY_DISPATCHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen3_5_moe": ("gated_delta", ("Qwen3_5MoeRMSNormGated",)),
     "lara_mini": ("gated_delta", ()),
@@ -175,8 +175,8 @@ ONLY_DISPATCHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "bailing_hybrid": ("kimi_delta", ()),
     "glm5_next": ("kimi_delta", ()),
 }
-"""Models of transformers (some only in newer versions) that are no families: their recurrence, and those of their norms
-that ours can take the place of."""
+"""Models of transformers (some only in newer versions) that are not families of statex: their recurrence, and those of
+their norms that ours can replace."""
 
 
 @contextmanager
@@ -208,7 +208,7 @@ def replaced_modules() -> dict[str, tuple[str, tuple[str, ...]]]:
     """The modules of transformers in which something is replaced, by full name: the recurrence of their mixers, and the
     norms in them that are replaced.
 
-    They are those of the families that run on statex's ops, and those of models that are no families.
+    These belong to the families that run on statex's ops, and to the models that are not families.
     """
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
     for family in FAMILIES.values():

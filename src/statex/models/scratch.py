@@ -14,15 +14,15 @@ BOUNDS = {
     "num_hidden_layers": range(1, 257), "chunk_size": range(1, 65_537), "conv_size": range(1, 257),
     "conv_kernel": range(1, 257),
 }  # fmt: skip
-"""Values of fields that cost time or memory before a tensor shows it, or where none does."""
-NOT_FROM_RECIPES = {"expansion": "is what arms are for"}
+"""Bounds of fields that cost time or memory before, or without, affecting any tensor."""
+NOT_FROM_RECIPES = {"expansion": "is set by the arms"}
 
 
 def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> PreTrainedConfig:
     """The configuration of a known family with these fields, and the vocabulary of `tokenizer`.
 
     Raises:
-        UserError: an unknown family, a field that is none of its architecture, one that follows from the tokenizer, or
+        UserError: an unknown family, a field that is not of its architecture, one that follows from the tokenizer, or
             values that the family refuses.
     """
     register_families()

@@ -1,6 +1,6 @@
 """The recurrences: gated linear attention (`gla`), state space duality (`ssd`), the gated delta rule (`gated_delta`)
-and the generalised one of RWKV-7 (`generalized_delta`), each also one token at a time; and what stands around them in a
-layer: a short convolution before, a gated norm behind."""
+and the generalised one of RWKV-7 (`generalized_delta`), each also one token at a time; and the operations around them
+in a layer: a short convolution before, a gated norm after."""
 
 from statex.ops.backends import use_backend
 from statex.ops.layer_operations import gated_rms_norm, short_convolution, short_convolution_step

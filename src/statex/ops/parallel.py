@@ -35,7 +35,7 @@ _slices: Slices | None = None  # of all threads: gradient checkpointing computes
 
 
 def slices() -> Slices | None:
-    """What `sequence_parallel` says here."""
+    """The slices that `sequence_parallel` has set, None outside of it."""
     return _slices
 
 
@@ -71,7 +71,7 @@ def sequence_parallel(group: dist.ProcessGroup, seq_idx: Tensor | None = None) -
 
 
 def carried(end: Tensor, kept: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """What each rank begins with: 0 on the first, then `end + kept * (what that rank began with)` of the one before.
+    """What each rank starts with: 0 on the first, then `end + kept * (what that rank started with)` of the one before.
 
     Args:
         end: [...], what a rank ends with if it begins with 0.

@@ -42,7 +42,7 @@ def gla(
         initial_state: [B, H, K, V], zeros by default.
         output_final_state: whether to return the state after the last token.
         cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
-            [S, H, K, V]. The state starts anew at each border.
+            [S, H, K, V]. The state is reset at each border.
         backend: "auto", "torch" or "triton"; "auto" follows `use_backend`, else takes triton for CUDA tensors.
 
     Returns:
@@ -91,7 +91,7 @@ def gated_delta(
         initial_state: [B, H, K, V], zeros by default.
         output_final_state: whether to return the state after the last token.
         cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
-            [S, H, K, V]. The state starts anew at each border.
+            [S, H, K, V]. The state is reset at each border.
         backend: as in `gla`.
 
     Returns:
@@ -142,7 +142,7 @@ def generalized_delta(
         initial_state: [B, H, K, V], zeros by default.
         output_final_state: whether to return the state after the last token.
         cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
-            [S, H, K, V]. The state starts anew at each border.
+            [S, H, K, V]. The state is reset at each border.
         backend: as in `gla`, but there is no Triton version: "auto" takes PyTorch's on every device.
 
     Returns:
@@ -192,7 +192,7 @@ def ssd(
         initial_state: [B, H, P, N], zeros by default.
         output_final_state: whether to return the state after the last token.
         cu_seqlens: [S + 1] int, the borders of S segments packed in one row; the batch must be 1 and the states
-            are [S, H, P, N]. The state starts anew at each border.
+            are [S, H, P, N]. The state is reset at each border.
         backend: "auto", "torch" or "triton"; "auto" follows `use_backend`, else takes triton for CUDA tensors.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What every recurrence shares: the precision of the arithmetic, and sequences of several segments (cu_seqlens).
+"""What all recurrences share: the precision of the arithmetic, and sequences of several segments (cu_seqlens).
 
 Shape letters: B batch, T time, S number of segments.
 """

@@ -146,7 +146,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _tile(rows: int, size: int, numbers: int) -> tuple[int, int, int]:
-    """Rows, channels and warps of a program whose threads hold so many `numbers` of each tensor."""
+    """Rows, channels and warps of a program whose threads hold this many `numbers` of each tensor."""
     width = triton.next_power_of_2(size)
     height = 1 if rows <= FEW_ROWS else max(1, TILE // width)
     return height, width, max(1, min(16, height * width // (32 * numbers)))

@@ -79,7 +79,7 @@ def launch_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tenso
 
 
 def _tile(rows: int, key_dim: int, value_dim: int) -> tuple[int, int, int]:
-    """Key channels a step, value channels, warps, for so many heads of all sequences together."""
+    """Key channels a step, value channels, warps, for this many heads of all sequences together."""
     tile_v = max(16, min(128, triton.next_power_of_2(value_dim)))
     while tile_v > 16 and rows * triton.cdiv(value_dim, tile_v) < NUM_PROGRAMS:
         tile_v //= 2

@@ -146,7 +146,7 @@ class Kept(NamedTuple):
 
 
 def room_for(x: Tensor, B: Tensor, chunk: int, num_chunks: int) -> Kept:
-    """Room for what is kept of so many chunks; for an operator's fake kernel too, where sizes may be symbols."""
+    """Room for what is kept of `num_chunks` chunks; also for an operator's fake kernel, where sizes may be symbols."""
     (heads, head_dim), (groups, state_size) = x.shape[2:], B.shape[2:]
     return Kept(
         states=x.new_empty(num_chunks, heads, head_dim, state_size),
