@@ -112,7 +112,7 @@ MISTAKES = {
         "arms.lpt.training.learning_rate = -inf: is not a",
     ),
     "in a list of a dict": ("training.trainer.x=[[1.0, nan]]", "training.trainer.x.0.1 = nan: is not a finite number"),
-    "too many tokens": ("training.tokens_per_step=32e12", "training.tokens_per_step = 32000000000000.0: is out of range"),
+    "too many tokens": ("training.tokens_per_step=32e12", "training.tokens_per_step = 32000000000000.0: is out of"),
     "too many tokens a step": ("training.tokens_per_step=3200000000", "Input should be less than or equal to 67108864"),
     "too many items": (
         "evaluation.mqar.num_items=1000000000000",
@@ -121,7 +121,7 @@ MISTAKES = {
     "too many items at once": ("evaluation.mqar.num_items=100000000", "do not fit into memory together; give at most"),
     "too many keys": ("data.recall.num_keys=100000000", "data.recall.num_keys = 100000000: Input should be less than"),
     "too long": ("evaluation.passkey.lengths=[100000000]", "evaluation.passkey.lengths.0 = 100000000: Input should be"),
-    "rank of 64 bits": ("arms.preserve.expansion.rank=9223372036854775808", "rank = 9223372036854775808: is out of range"),
+    "rank of 64 bits": ("arms.preserve.expansion.rank=9223372036854775808", "rank = 9223372036854775808: is out of"),
     "30 digits": (
         "models.gla.config.num_hidden_layers=1" + "0" * 30,
         "num_hidden_layers = 1000000000000000000000000000000",

@@ -13,7 +13,7 @@ PEERS = {"gla": "fla 0.6.0", "ssd": "mamba_ssm 2.3"}
 
 
 def fabricated(sweep, **changes):
-    """Records of both recurrences at three points: 1000 ns a token forward, 3000 with the backward, the peer twice
+    """Records of both recurrences at three points: 1000 ns per token forward, 3000 with the backward, the peer twice
     that, the floor a tenth."""
     records = []
     for op, peer in PEERS.items():

@@ -1,4 +1,4 @@
-"""The folder that an evaluation keeps its scores in: which model and which settings it belongs to."""
+"""The folder in which an evaluation keeps its scores: the model and settings it belongs to."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ def claim_folder(output: Path, settings: dict[str, Any], name: str = SETTINGS_FI
     """Write the settings to the file `name` in `output`, or check that it was made with the same ones.
 
     Raises:
-        UserError: another model, text or other settings made it.
+        UserError: it was made with another model, text or other settings.
     """
     settings = json.loads(json.dumps(settings))
     for claim in SETTINGS_FILES:

@@ -22,9 +22,9 @@ class Score:
         cluster: the unit of resampling: its document, its sequence, or itself.
         slice: the cell it belongs to, for example {"length": 1024, "depth": 0.5}.
         scores: every metric measured on it.
-        weights: how much it counts in a metric's mean, where that is not 1: the number of its tokens.
+        weights: its weight in a metric's mean, where that is not 1: its number of tokens.
         digest: hash of the prompt and the expected answer, in tokens.
-        measured: facts of the item itself, for example its length in tokens.
+        measured: facts about the item itself, for example its length in tokens.
     """
 
     item: str
@@ -65,12 +65,12 @@ def digest(*parts: Sequence[int] | np.ndarray | str) -> str:
 
 
 def digest_of(scores: Iterable[Score]) -> str:
-    """One hash of all items: equal exactly where two models were given the same ones."""
+    """One hash of all items, equal exactly where two models were given the same items."""
     return digest(*(f"{score.item} {score.digest}" for score in sorted(scores, key=lambda score: score.item)))
 
 
 def group(scores: Iterable[Score], keys: Sequence[str]) -> dict[tuple, list[Score]]:
-    """Scores by the values of some of their slice's keys, in the order they come; those without a key are left out."""
+    """Scores by the values of some of their slice's keys, in order; scores that lack a key are left out."""
     cells: dict[tuple, list[Score]] = {}
     for score in scores:
         if all(key in score.slice for key in keys):

@@ -26,11 +26,11 @@ from statex.utils.environment import device_name, source_commit
 
 
 def measure_model(model: torch.nn.Module, tokenizer: Any, request: Request) -> Measured:
-    """Run all that `request.evaluation.suites` names: our suites first, then lm-eval's tasks.
+    """Run everything that `request.evaluation.suites` names: our suites first, then lm-eval's tasks.
 
     Args:
         model: any causal language model of the Hugging Face interface, already on its device.
-        tokenizer: the model's; None for a model of bare ids, which only some suites support.
+        tokenizer: the model's; None for a model without one, which only some suites support.
 
     Raises:
         UserError: what `evaluate` and `run_harness` raise; names are checked before anything runs.
@@ -52,8 +52,8 @@ def evaluate(model: torch.nn.Module, tokenizer: Any, request: Request) -> list[R
         model, tokenizer: as for `measure_model`.
 
     Raises:
-        UserError: an unknown suite, text or a tokenizer that is missing, text too short for a length, a prompt longer
-            than the model can read, or an `output` that was made with other settings.
+        UserError: an unknown suite, missing text or tokenizer, text too short for a length, a prompt longer than the
+            model can read, or an `output` that was made with other settings.
     """
     suites = [find_suite(name) for name in request.evaluation.suites]
     reader = Reader(model)
@@ -95,14 +95,14 @@ def check_names(names: Sequence[str]) -> None:
 def check_items(
     tokenizer: Any, evaluation: Evaluation, text: TextSource, training_length: int, recall: Recall | None = None
 ) -> None:
-    """Raise what building the items would raise, as far as it can be found cheaply and without the model.
+    """Raise what building the items would raise, as far as that can be found cheaply and without the model.
 
     Args:
-        recall: of the recipe, where MQAR is trained.
+        recall: the recipe's recall data, where MQAR is trained.
 
     Raises:
         UserError: a length without room for its question, text or a document too short for a length, a vocabulary too
-            small, keys or values that training never shows, or a tokenizer that lm-eval's tasks cannot use.
+            small, keys or values that do not occur in training, or a tokenizer that lm-eval's tasks cannot use.
     """
     context = Context(cast(Any, None), tokenizer, evaluation, text, text, training_length, recall=recall)
     suites, tasks = split_names(evaluation.suites)
@@ -126,7 +126,7 @@ def settings_of(context: Context) -> dict[str, Any]:
 
 
 def _scores(suite: Suite, context: Context, request: Request) -> list[Score]:
-    """The scores of all of a suite's items; cells that are on disk are read, the others scored and written."""
+    """The scores of all of a suite's items; cells on disk are read, the others are scored and written."""
     path = request.output / "items" / f"{suite.name}.jsonl" if request.output is not None else None
     scores = read_scores(path) if path is not None and path.exists() else []
     done = {score.item.partition("/")[0] for score in scores}

@@ -1,4 +1,4 @@
-"""The verdict: what a run has shown, decided by rules from paired differences and stated in plain sentences.
+"""The verdict: what a run has shown, decided from paired differences by fixed rules and stated in plain sentences.
 
 An aim has three outcomes, judged by the 95 % interval of a paired difference. Recall of an expanded arm above that of
 post-training alone: met where the interval is above 0, not met where it is below `RECALL_MARGIN`. Recall of the control
@@ -29,7 +29,7 @@ Outcome = Literal["met", "not met", "undecided", "not run"]
 
 @dataclass(frozen=True)
 class Aim:
-    """One aim for one arm: what was aimed at and measured, whether that reaches it, and what would decide it."""
+    """One aim for one arm: the target, the measured value, the outcome, and what would decide it."""
 
     aim: str
     arm: str
@@ -40,7 +40,7 @@ class Aim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said about a model: one sentence, the aims behind it, and reservations."""
+    """The verdict on a model: one sentence, the aims behind it, and reservations."""
 
     model: str
     sentence: str
@@ -98,7 +98,7 @@ def relative_text_nll(run: Run, model: str, arm: str) -> Shown | None:
 
 
 def signatures(run: Run, model: str) -> list[tuple[str, Measure, str]]:
-    """(arm, measure, sentence) of each sign of failure that the run's diagnosis found, by the rules of today."""
+    """(arm, measure, sentence) of each sign of failure that the run's diagnosis found, by the present rules."""
     found = []
     for measure in run.measures(model, "diagnostics", paired=True):
         for arm in run.arms(model):
@@ -249,13 +249,13 @@ def _plateau(run: Run, model: str) -> str | None:
         return None
     return (
         f"{arm} reaches only {format_value(estimate.result.value)} at {easiest.values.get('num_pairs')} pairs "
-        f"(n = {estimate.result.n}): where recall is not learnt at the fewest pairs, arms differ in optimisation as "
-        "much as in memory."
+        f"(n = {estimate.result.n}): where recall is not learnt even at the fewest pairs, arms differ in optimisation "
+        "as much as in memory."
     )
 
 
 def _failures(run: Run, model: str) -> str | None:
-    """Which signs of failure the diagnosis found in which arms."""
+    """The signs of failure that the diagnosis found, with their arms."""
     arms: dict[str, list[str]] = {}
     for arm, measure, _ in signatures(run, model):
         arms.setdefault(measure.metric.replace("_", " "), []).append(arm)

@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Inside this context, data comes from the disk only, and what is missing fails at once."""
+    """Inside this context, data comes from the disk only, and missing data fails at once."""
     import datasets.config
     import huggingface_hub.constants
 
@@ -47,5 +47,5 @@ def quiet() -> Iterator[None]:
 
 
 def _no_download(*args: Any, **kwargs: Any) -> bool:
-    """What nltk's own answers without a network."""
+    """What nltk.download returns without a network."""
     return False

@@ -28,12 +28,12 @@ class GridSettings(Section):
 
 @dataclass(frozen=True)
 class NeedleTask:
-    """What such a suite asks.
+    """The task of such a suite.
 
     Args:
         name: the suite's.
-        draw: draws one prompt, by the suite's settings and the depth of its needle (where it has a single one).
-        haystack: makes one for contexts of a number of tokens.
+        draw: draws one prompt, given the suite's settings and the depth of its needle (where it has only one).
+        haystack: makes a haystack for contexts of a number of tokens.
         by_depth: whether each cell has a depth of its own.
     """
 

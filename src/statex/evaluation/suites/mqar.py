@@ -50,21 +50,21 @@ def vocabulary(context: Context) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(
             "evaluation.mqar.num_keys",
             settings.num_keys,
-            f"with num_values = {settings.num_values} it is more than the model's vocabulary of {end}",
+            f"together with num_values = {settings.num_values} is more than the model's vocabulary of {end}",
             "lower num_keys or num_values",
         )
     return np.arange(end - count, end - settings.num_values), np.arange(end - settings.num_values, end)
 
 
 def _check_trained(context: Context, recall: Recall, asked: tuple[np.ndarray, np.ndarray]) -> None:
-    """Refuse keys and values that training does not use: a model cannot know a key it has only seen as a value."""
+    """Refuse keys and values that training does not use: a model cannot treat as a key what it only saw as a value."""
     trained = recall_vocabulary(context.tokenizer, recall.num_keys, recall.num_values)
     for name, ids, known in zip(("num_keys", "num_values"), asked, trained, strict=True):
         if not set(ids) <= set(known):
             raise UserError(
                 f"evaluation.mqar.{name}",
                 len(ids),
-                "asks for other tokens than training shows, by data.recall.num_keys = "
+                "asks for tokens that do not occur in training, with data.recall.num_keys = "
                 f"{recall.num_keys} and num_values = {recall.num_values}",
                 "give evaluation.mqar the same num_keys and num_values",
             )

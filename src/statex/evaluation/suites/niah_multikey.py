@@ -1,6 +1,6 @@
 """Several needles with different keys in one text (RULER, arXiv 2404.06654); every key is asked for.
 
-All questions about a context share its prefill. With K keys the i-th needle stands at depth (i + 0.5) / K.
+All questions about a context share its prefill. With K keys the i-th needle is at depth (i + 0.5) / K.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Negative log-likelihood of held-out text by position, to the training length and past it."""
+"""Negative log-likelihood of held-out text by position, up to the training length and beyond it."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from statex.evaluation.suite import Cell, Suite
 from statex.evaluation.text.windows import Window, WindowSettings, held_out_windows, scored_windows
 
 FIRST_EDGE = 32
-"""Tokens of the first range, or fewer; each further one doubles the position."""
+"""Tokens of the first range, or fewer; each further range doubles the position."""
 
 
 class NllByPositionSettings(WindowSettings):

@@ -1,7 +1,7 @@
 """Passkey: five digits hidden in repeated filler, by length and depth.
 
 An answer is right if every one of its tokens is the model's first choice, which is the same as greedy decoding giving
-exactly these tokens. Its NLL says something where accuracy is near 0.
+exactly these tokens. The answer's NLL is informative where accuracy is near 0.
 """
 
 from __future__ import annotations

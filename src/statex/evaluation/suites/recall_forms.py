@@ -1,7 +1,7 @@
 """Recall in words: phone books, facts, needles and copies, by form and length.
 
-Forms that training left out test whether recall carries over. A text asks several questions, one behind the other with
-the right answers between them. An answer is right if every one of its tokens is the model's first choice.
+Forms that training left out test whether recall carries over. A text asks several questions, one after the other, each
+followed by its right answer. An answer is right if every one of its tokens is the model's first choice.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SHORTEST = 128
 
 
 class RecallFormsSettings(Section):
-    forms: list[str] = Field(default=list(NAMES), min_length=1, description="which; those of training.weights")
+    forms: list[str] = Field(default=list(NAMES), min_length=1, description="forms of training.weights to measure")
     lengths: Lengths | None = Field(default=None, description="tokens; default: what model and device allow")
-    num_questions: int = Field(default=4, ge=1, le=64, description="that a text asks, at most")
+    num_questions: int = Field(default=4, ge=1, le=64, description="asked by a text, at most")
     num_items: int = Field(default=50, ge=1, le=MOST_ITEMS, description="texts of each form and length")
 
     @field_validator("forms")

@@ -1,6 +1,6 @@
-"""Variable tracking (RULER, arXiv 2404.06654): chains of assignments in noise; name all variables of a value.
+"""Variable tracking (RULER, arXiv 2404.06654): chains of assignments in noise; name all variables that have a value.
 
-A short worked example stands before the context, as in RULER. A question's accuracy is the share of its chain's
+A short worked example precedes the context, as in RULER. A question's accuracy is the share of its chain's
 variables that the model names.
 """
 

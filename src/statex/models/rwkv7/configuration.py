@@ -24,7 +24,7 @@ class RWKV7Config(FoundThroughShim, PreTrainedConfig):
         value_dim: value dimension of all heads together, by default `hidden_size`; FLA writes a list with one for each
             layer, which must be alike, as the first layer's values are mixed into all others'.
         decay_low_rank_dim, a_low_rank_dim, v_low_rank_dim, gate_low_rank_dim: ranks of the projections for the decay,
-            the rate of replacement, the share of the first layer's values, and the output gate; None takes FLA's default.
+            the rate of replacement, the share of the first layer's values, the output gate; None takes FLA's default.
         hidden_ratio, intermediate_size: the MLP is `intermediate_size` wide, by default `hidden_ratio * hidden_size`
             rounded up to a multiple of 32.
         hidden_act: of the MLP: the squared ReLU ("sqrelu" in FLA).

@@ -83,7 +83,7 @@ MIX_EXPONENTS = {"x_r": 0.2, "x_w": 0.9, "x_k": 0.7, "x_v": 0.7, "x_a": 0.9, "x_
 
 
 def _init_token_mixer(mixer: Any, num_layers: int) -> None:
-    """Weights of a token mixer of any key dimension; some depend on the channel over all heads, others on that in its head."""
+    """Weights of a token mixer of any key dimension; some depend on the channel, some on its place in the head."""
     depth, layers_left = mixer.layer_idx / max(1, num_layers - 1), 1 - mixer.layer_idx / num_layers
     D = mixer.x_r.shape[-1]
     for name, exponent in MIX_EXPONENTS.items():

@@ -53,7 +53,7 @@ def panels(blocks: Sequence[Block]) -> list[Panel]:
 
 
 def file_name(panel: Panel, prefix: str) -> str:
-    """The name of a panel's file, of letters that any file system takes."""
+    """The name of a panel's file, in characters that any file system takes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", prefix + panel.name) + ".svg"
 
 
@@ -73,7 +73,7 @@ def _block(block: Block, prefix: str) -> str:
             return "> " * (tone == "note") + linked(text, not prefix)
         case Code(text):
             longest = max(map(len, re.findall("`+", text)), default=0)
-            fence = "`" * max(3, longest + 1)  # what is quoted cannot end its quotation
+            fence = "`" * max(3, longest + 1)  # so that the quoted text cannot close the fence
             return f"{fence}toml\n{text.rstrip()}\n{fence}"
         case Folded(title, blocks):
             inner = "\n\n".join(_block(one, prefix) for one in blocks)

@@ -1,6 +1,6 @@
 """Many-shot classification in the manner of HELMET (arXiv 2410.02694), for lm-eval: TREC, BANKING77, CLINC150.
 
-Labels become arbitrary numbers, which only the examples explain; examples take turns through the labels. The number of
+Labels become arbitrary numbers, which only the examples explain; examples cycle through the labels. The number of
 shots, in `num_shots`, is in the metric's name (exact match of the label's number). Two things are not HELMET's: the
 prompt has no instruction, which models that are not tuned do not need, and where there are fewer shots than labels the
 question's own label is always among those shown, so that every question can be answered.
@@ -25,7 +25,7 @@ SEED = 1234
 class Source:
     """A data set on the hub: its name and configuration, its column of labels, and the split that is asked about.
 
-    Copies call the column differently: `labels` has its names, of which the first that is there is read.
+    Copies name the column differently: the first name in `labels` that exists is read.
     """
 
     path: str
@@ -90,13 +90,13 @@ def _label(row: dict[str, Any], source: Source, data: str) -> Any:
     """The label of a row.
 
     Raises:
-        UserError: it has no column of labels.
+        UserError: there is no column of labels.
     """
     for name in source.labels:
         if name in row:
             return row[name]
     problem = f"has none of the columns {', '.join(source.labels)}, but {', '.join(row)}"
-    raise UserError("evaluation.harness.data", data, problem, "name the column of labels so")
+    raise UserError("evaluation.harness.data", data, problem, "rename the column of labels to one of these")
 
 
 def documents_of(examples: list[tuple], questions: list[tuple], shots: list[int] | tuple[int, ...]) -> list[dict]:

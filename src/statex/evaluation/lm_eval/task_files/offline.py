@@ -42,7 +42,7 @@ def _context(metadata: dict[str, Any], suite: str) -> Context:
 
 
 def _grid(context: Context, suite: str, metadata: dict[str, Any]) -> list[Cell]:
-    """A cell for each length, and each depth where the suite has some."""
+    """A cell for each length and, where the suite has depths, each depth."""
     lengths = metadata.get("max_seq_lengths") or DEFAULT_LENGTHS
     if (num_depths := getattr(context.settings(suite), "num_depths", None)) is None:
         return [Cell("", {"length": length}) for length in lengths]
@@ -64,7 +64,7 @@ def _documents(prompts: list[Prompt], cell: Cell) -> list[dict[str, Any]]:
 
 
 def _data_set(cells: list[list[dict[str, Any]]]) -> dict:
-    """All cells' documents in turns, so that lm-eval's `--limit`, which takes the first ones, takes some of each."""
+    """All cells' documents, interleaved so that lm-eval's `--limit`, which takes the first ones, takes some of each."""
     import datasets
 
     turns = [one for turn in zip_longest(*cells) for one in turn if one is not None]
@@ -148,7 +148,7 @@ def likeliest(document: dict[str, Any], results: list[tuple[float, bool]]) -> di
 
 
 def found(document: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """{length: the share of the answers that occur in what the model said, whatever their case}."""
+    """{length: the share of the answers that occur in the model's output, ignoring case}."""
     said = results[0].lower()
     answers = document["outputs"]
     return {str(document["max_length"]): sum(answer.lower() in said for answer in answers) / len(answers)}
