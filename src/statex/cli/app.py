@@ -1,5 +1,6 @@
 """The command `statex` itself: its verbs in the order of its help, its version, and what it says at start-up."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -19,7 +20,7 @@ app = typer.Typer(
 
 data_app = typer.Typer(no_args_is_help=True, help="The text that models are trained on.")
 
-VERBS = {
+VERBS: dict[str, Callable[..., None]] = {
     "inspect": inspect, "expand": expand, "train": train, "run": run, "eval": evaluate, "bench": bench, "report": report
 }  # fmt: skip
 for name, verb in VERBS.items():

@@ -137,21 +137,12 @@ def _differences(
     seeds = [seed for name, seed in measured if name == arm and (baseline, seed) in measured]
     if not seeds:
         return []
-    ours = [measured[arm, seed] for seed in seeds]
-    theirs = [measured[baseline, seed] for seed in seeds]
-    fraction = unit == "fraction"
-    rows: list[tuple[int | None, Estimate]] = [
-        *((seed, over_seeds([measured[arm, seed]], [measured[baseline, seed]], fraction=fraction)) for seed in seeds),
-        (None, over_seeds(ours, theirs, fraction=fraction)),
-    ]
-    return [
-        (
-            seed,
-            clip_interval(difference, unit, -1.0),
-            {"power": _power(difference), "seeds": seeds if seed is None else [seed]},
-        )
-        for seed, difference in rows
-    ]
+    rows: list[tuple[int | None, Estimate, dict[str, Any]]] = []
+    for seed, some in [*((seed, [seed]) for seed in seeds), (None, seeds)]:
+        ours, theirs = ([measured[name, one] for one in some] for name in (arm, baseline))
+        difference = over_seeds(ours, theirs, fraction=unit == "fraction")
+        rows.append((seed, clip_interval(difference, unit, -1.0), {"power": _power(difference), "seeds": some}))
+    return rows
 
 
 def _power(difference: Estimate) -> dict[str, float | int | None]:

@@ -11,6 +11,8 @@ from statex.errors import UserError
 from statex.settings import Recall, TextSource
 
 if TYPE_CHECKING:
+    import torch
+
     from statex.evaluation.reader import Reader
     from statex.recipe import Evaluation
 
@@ -83,6 +85,18 @@ class Context:
     def settings(self, suite: str) -> Any:
         """The settings of a suite, of the class that its file defines."""
         return self.evaluation.suite(suite)
+
+    def score(self, ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Reader.score`, of any number of rows (N, T), in batches; `labels` are not shifted, the results are.
+
+        Returns:
+            (N, T - 1) in nats and (N, T - 1) booleans, both on the CPU.
+        """
+        import torch
+
+        batches = zip(ids.split(self.evaluation.batch_size), labels.split(self.evaluation.batch_size), strict=True)
+        nll, right = zip(*(self.reader.score(rows[:, :-1], targets[:, 1:]) for rows, targets in batches), strict=True)
+        return torch.cat(nll), torch.cat(right)
 
     def check_length(self, field_name: str, tokens: int) -> None:
         """Refuse a prompt longer than the model can read; prompts are never truncated."""

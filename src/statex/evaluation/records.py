@@ -1,16 +1,15 @@
 """Scores of single items, kept as JSON lines, so that any two models can be compared item by item."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from statex.evaluation.suite import Cell
-from statex.utils.atomic import write_text_atomic
+from statex.results.record import read_records, write_records
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,12 @@ def item_score(cell: Cell, number: int, scores: dict[str, float], *, digest: str
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
     """Write scores as JSON lines, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(path, "".join(json.dumps(asdict(score)) + "\n" for score in scores))
+    write_records(path, scores)
 
 
 def read_scores(path: Path) -> list[Score]:
     """Read the scores of `path`; keys of a newer version are ignored."""
-    known = {item.name for item in fields(Score)}
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    return [Score(**{key: value for key, value in row.items() if key in known}) for row in rows]
+    return read_records(path, Score)
 
 
 def digest(*parts: Sequence[int] | np.ndarray | str) -> str:

@@ -40,6 +40,17 @@ class Shown:
             return None
         return low, high
 
+    def scaled(self, factor: float, unit: str | None = None) -> "Shown":
+        """The value times a factor, by default in the same unit; a negative factor swaps the ends of its interval."""
+
+        def times(ends: tuple[Any, Any]) -> tuple[Any, Any]:
+            low, high = (None if end is None else end * factor for end in ends)
+            return (low, high) if factor > 0 else (high, low)
+
+        row, (low, high) = self.result, times((self.result.low, self.result.high))
+        row = replace(row, value=row.value * factor, low=low, high=high, unit=row.unit if unit is None else unit)
+        return Shown(row, self.seeds, self.spread and times(self.spread))
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -54,11 +65,6 @@ class Measure:
     def values(self) -> dict[str, Any]:
         """The slice as a dictionary."""
         return json.loads(self.slice)
-
-
-def measure_of(result: Result) -> Measure:
-    """The measure a result belongs to."""
-    return Measure(result.suite, result.metric, slice_key(result.slice), result.baseline)
 
 
 def slice_key(values: dict[str, Any]) -> str:
@@ -138,8 +144,9 @@ class Run:
     @cached_property
     def _shown(self) -> dict[tuple[str, str, Measure], Shown]:
         groups: dict[tuple[str, str, Measure], list[Result]] = defaultdict(list)
-        for result in self.results:
-            groups[result.model, result.arm, measure_of(result)].append(result)
+        for row in self.results:
+            measure = Measure(row.suite, row.metric, slice_key(row.slice), row.baseline)
+            groups[row.model, row.arm, measure].append(row)
         seeds = [] if self.evaluation_only else self.recipe.seeds
         return {key: _estimate(rows, seeds) for key, rows in groups.items() if key[2].suite != "run"}
 

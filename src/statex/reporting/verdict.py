@@ -60,7 +60,8 @@ def verdict(run: Run, model: str) -> Verdict:
     clauses.append(_text_clause(text))
     aims.append(_text_aim(baseline, text))
     sentence = f"**{model}**: " + "; ".join(clauses) + "."
-    return Verdict(model, sentence, aims, _reservations(run, model))
+    reservations = [remark for remark in (_failures(run, model), _plateau(run, model)) if remark]
+    return Verdict(model, sentence, aims, reservations)
 
 
 def hardest_recall(run: Run, model: str) -> Measure | None:
@@ -90,11 +91,7 @@ def relative_text_nll(run: Run, model: str, arm: str) -> Shown | None:
     difference = run.find(model, arm, replace(measure, baseline=baseline))
     if reference is None or difference is None or not reference.result.value > 0:
         return None
-    scale = 100 / reference.result.value
-    row = difference.result
-    low, high = (None if bound is None else bound * scale for bound in (row.low, row.high))
-    spread = difference.spread and (difference.spread[0] * scale, difference.spread[1] * scale)
-    return Shown(replace(row, value=row.value * scale, low=low, high=high, unit="%"), difference.seeds, spread)
+    return difference.scaled(100 / reference.result.value, "%")
 
 
 def signatures(run: Run, model: str) -> list[tuple[str, Measure, str]]:
@@ -225,16 +222,9 @@ def _text_aim(baseline: str, text: dict[str, Shown | None]) -> Aim:
     outcomes = {arm: text_outcome(relative) for arm, relative in measured.items()}
     best: tuple[Outcome, ...] = ("met", "undecided", "not met")
     outcome = next(one for one in best if one in outcomes.values())
-    arm = min((arm for arm in measured if outcomes[arm] == outcome), key=lambda arm: _upper_end(measured[arm]))
+    upper_ends = {arm: one.interval[1] if one.interval else math.inf for arm, one in measured.items()}
+    arm = min((arm for arm in measured if outcomes[arm] == outcome), key=upper_ends.__getitem__)
     return Aim(aim, arm, format_percent_difference(measured[arm]), outcome)
-
-
-def _upper_end(relative: Shown) -> float:
-    return relative.interval[1] if relative.interval else math.inf
-
-
-def _reservations(run: Run, model: str) -> list[str]:
-    return [remark for remark in (_failures(run, model), _plateau(run, model)) if remark]
 
 
 def _plateau(run: Run, model: str) -> str | None:

@@ -19,6 +19,7 @@ from statex.run.measuring import changed_settings, record_evaluation
 from statex.run.selection import Selection, chains_of
 from statex.run.stages import Evaluate, arm_folder, measuring_stages, training_stages
 from statex.utils.atomic import new_folder, write_text_atomic
+from statex.utils.nested import first_difference
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def refuse_other_recipe(made_by: Recipe, recipe: Recipe) -> None:
     }
     before, now = (each.model_dump(mode="json", exclude=excluded) for each in (made_by, recipe))
     if before != now:
-        key = _first_difference(before, now)
+        key, *_ = first_difference(before, now)
         raise UserError(
             "output", str(recipe.folder), f"was made by another recipe (they differ in {key})",
             "give this run another name (--set name=...), or remove that folder",
@@ -169,12 +170,3 @@ def _take_evaluation(made_by: Recipe, recipe: Recipe) -> None:
 
 def _write_recipe(path: Path, recipe: Recipe) -> None:
     write_text_atomic(path, tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)))
-
-
-def _first_difference(before: Any, now: Any, key: str = "") -> str:
-    """The dotted name of the first value that differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in dict.fromkeys([*before, *now]):
-            if before.get(name) != now.get(name):
-                return _first_difference(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
-    return key

@@ -1,4 +1,4 @@
-"""The single values in JSON or TOML data."""
+"""The values in JSON or TOML data, and the first in which two such tables differ."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -34,3 +34,12 @@ def single_values(values: Any, remedy: str) -> Iterator[tuple[tuple[str, ...], A
 def is_unicode(text: str) -> bool:
     """Whether text can be written as UTF-8: JSON and TOML can hold half of a surrogate pair."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def first_difference(before: Any, now: Any, key: str = "") -> tuple[str, Any, Any]:
+    """The dotted name of the first value that differs between two tables, and both of its values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*before, *now]):
+            if before.get(name) != now.get(name):
+                return first_difference(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
+    return key, before, now

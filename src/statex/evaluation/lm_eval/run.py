@@ -84,6 +84,8 @@ def run_harness(
             a text with, a prompt is longer than the model can read, or `output` was made with other settings.
     """
     import_lm_eval()
+    from statex.evaluation.lm_eval.model import StateLM  # a subclass of lm-eval's
+
     if tokenizer is None:
         raise UserError("model", type(model).__name__, "has no tokenizer, which lm-eval's tasks need", "give one")
     settings, output = request.evaluation.harness, request.output
@@ -93,7 +95,8 @@ def run_harness(
     wanted = list(dict.fromkeys(task for name in names for task in HARNESS_GROUPS.get(name, (name,))))
     meta = _metadata(tokenizer, request) | (metadata or {})
     manager = task_manager(wanted, meta)
-    state_model = _state_model(model, tokenizer, request.evaluation.batch_size)
+    with statex_ops():
+        state_model = StateLM(Reader(model), tokenizer, request.evaluation.batch_size)
     if output is not None:
         identity = {"text": request.held_out_text.identity()}
         kept = {"limit": settings.limit, "metadata": meta | identity, "model": fingerprint(model)}
@@ -126,13 +129,6 @@ def _metadata(tokenizer: Any, request: Request) -> dict[str, Any]:
         "text": request.held_out_text.model_dump(mode="json"),
         "seed": request.evaluation.seed,
     }
-
-
-def _state_model(model: torch.nn.Module, tokenizer: Any, batch_size: int) -> Any:
-    from statex.evaluation.lm_eval.model import StateLM  # a subclass of lm-eval's
-
-    with statex_ops():
-        return StateLM(Reader(model), tokenizer, batch_size)
 
 
 def _kept_or_run(

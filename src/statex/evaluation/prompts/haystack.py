@@ -114,7 +114,7 @@ class Haystack:
         return float(self.counts.sum()) / sum(sentence.count(" ") + 1 for sentence in self.sentences)
 
 
-def noise_haystack(context: Context, num_tokens: int = 0) -> Haystack:
+def noise_haystack(context: Context, num_tokens: int) -> Haystack:
     """Repeated noise, for any number of tokens."""
     count = len(encode_continuation(context.tokenizer, NOISE, f"\n{NOISE}"))
     return Haystack([NOISE], np.array([count]), "\n", repeats=True)

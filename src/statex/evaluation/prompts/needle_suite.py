@@ -18,10 +18,15 @@ from statex.evaluation.suite import Cell, Suite
 from statex.settings import MOST_ITEMS, Lengths, Section
 
 
-class GridSettings(Section):
-    """A grid of lengths and depths."""
+class LengthSettings(Section):
+    """Suites that ask at several lengths."""
 
     lengths: Lengths | None = Field(default=None, description="tokens; default: what model and device allow")
+
+
+class GridSettings(LengthSettings):
+    """A grid of lengths and depths."""
+
     num_depths: int = Field(default=5, ge=1, le=1000)
     num_items: int = Field(default=20, ge=1, le=MOST_ITEMS, description="questions in each cell of the grid")
 

@@ -12,7 +12,7 @@ from statex.evaluation.context import Context
 from statex.evaluation.records import Score, digest
 from statex.evaluation.suite import Cell, Suite
 from statex.evaluation.text.count_table import CountTable, count_table, ngram_keys
-from statex.evaluation.text.windows import Window, WindowSettings, held_out_windows, scored_windows
+from statex.evaluation.text.windows import Window, WindowSettings, held_out_windows, scored_windows, window_cells
 
 LONG_GAP = 1024
 """Tokens since the latest occurrence from which a hit counts as long-gap."""
@@ -42,10 +42,6 @@ def find_hits(ids: np.ndarray, table: CountTable, theta: int) -> tuple[np.ndarra
     gaps = np.concatenate([np.zeros(unseen, np.int64), ngram_gaps(keys)])
     rare = np.concatenate([np.zeros(unseen, bool), table.lookup(keys) <= theta])
     return (gaps > 0) & rare, gaps
-
-
-def cells(context: Context) -> list[Cell]:
-    return [Cell("windows")]
 
 
 def windows(context: Context) -> list[Window]:
@@ -89,7 +85,7 @@ SUITE = Suite(
     name="ar_hits",
     units={"hit_nll": "nats", "other_nll": "nats", "long_gap_nll": "nats", "hit_share": "fraction", "nll": "nats"},
     groups=((),),
-    cells=cells,
+    cells=window_cells,
     score=score,
     settings=ArHitsSettings,
     check=windows,

@@ -80,19 +80,16 @@ def cells(context: Context) -> list[Cell]:
 def score(context: Context, cell: Cell) -> list[Score]:
     from statex.data.recall import mqar_batch
 
-    settings, batch = context.settings("mqar"), context.evaluation.batch_size
+    settings = context.settings("mqar")
     num_pairs, length = cell.slice["num_pairs"], cell.slice["length"]
     context.check_length("evaluation.mqar.num_pairs", length)
     seed = [context.evaluation.seed, num_pairs]
     ids, labels = mqar_batch(seed, settings.num_items, length, num_pairs, *vocabulary(context))
-    scores = []
-    for start in range(0, len(ids), batch):
-        rows, targets = ids[start : start + batch], labels[start : start + batch, 1:]
-        _, right = context.reader.score(rows[:, :-1], targets)
-        for number, (row, answers) in enumerate(zip(rows, right, strict=True), start):
-            accuracy = float(answers.sum()) / num_pairs
-            scores.append(item_score(cell, number, {"accuracy": accuracy}, digest=digest(row.tolist()), tokens=length))
-    return scores
+    counts = context.score(ids, labels)[1].sum(dim=1).tolist()
+    return [
+        item_score(cell, number, {"accuracy": count / num_pairs}, digest=digest(row.tolist()), tokens=length)
+        for number, (row, count) in enumerate(zip(ids, counts, strict=True))
+    ]
 
 
 SUITE = Suite(

@@ -1,7 +1,7 @@
 """The frozen table of the training text's n-grams, counted once for all models."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -102,16 +102,14 @@ def count_table(context: Context, ngram: int | None, count_tokens: int) -> Count
     return _tables[key]
 
 
-NUMBERS = ("vocab_size", "ngram", "num_tokens")
-
-
 def _load_table(path: Path) -> CountTable:
     with np.load(path, allow_pickle=False) as data:
-        return CountTable(data["ngrams"], data["counts"], *(int(data[name]) for name in NUMBERS))
+        values: dict[str, Any] = {name: value if value.ndim else int(value) for name, value in data.items()}
+    return CountTable(**values)
 
 
 def _save_table(path: Path, table: CountTable) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")  # several processes may write it at once
-    np.savez(temporary, ngrams=table.ngrams, counts=table.counts, **{name: getattr(table, name) for name in NUMBERS})
+    np.savez(temporary, **asdict(table))
     temporary.replace(path)

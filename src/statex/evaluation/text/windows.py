@@ -12,6 +12,7 @@ from statex.data.documents import open_documents
 from statex.errors import UserError
 from statex.evaluation.context import Context
 from statex.evaluation.records import digest
+from statex.evaluation.suite import Cell
 from statex.evaluation.text.tokens import tokenize, tokenizer_digest
 from statex.settings import MOST_TOKENS, Section, TextSource
 
@@ -104,6 +105,11 @@ def _read_windows(tokenizer: Any, source: TextSource, length: int, count: int) -
             ranked.append((number, order, window))
     ranked.sort(key=lambda entry: entry[:2])
     return [window for _, _, window in ranked[:count]]
+
+
+def window_cells(context: Context) -> list[Cell]:
+    """All windows as one cell."""
+    return [Cell("windows")]
 
 
 def scored_windows(context: Context, windows: list[Window]) -> Iterator[tuple[Window, np.ndarray]]:

@@ -11,7 +11,6 @@ from statex.reporting.render.content import (
     Figure,
     Folded,
     Heading,
-    PageSection,
     Panel,
     Table,
     TableCell,
@@ -27,7 +26,8 @@ def page(documents: Sequence[Document]) -> str:
     for index, document in enumerate(documents):
         prefix = _prefix(documents, index)
         parts.append(f"# {literal(document.title)}\n\n{linked(document.subtitle, not prefix)}")
-        parts += [_section(section, prefix) for section in document.sections]
+        for section in document.sections:
+            parts += [f"## {section.title}", *(_block(block, prefix) for block in section.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -61,10 +61,6 @@ def _prefix(documents: Sequence[Document], index: int) -> str:
     return f"{index + 1}-" if len(documents) > 1 else ""
 
 
-def _section(section: PageSection, prefix: str) -> str:
-    return "\n\n".join([f"## {section.title}", *(_block(block, prefix) for block in section.blocks)])
-
-
 def _block(block: Block, prefix: str) -> str:
     match block:
         case Heading(text):
@@ -79,15 +75,12 @@ def _block(block: Block, prefix: str) -> str:
             inner = "\n\n".join(_block(one, prefix) for one in blocks)
             return f"<details><summary>{escape(title)}</summary>\n\n{inner}\n\n</details>"
         case Figure():
-            images = [f"![{_alternative(one)}](figures/{file_name(one, prefix)})" for one in block.panels]
+            words = [re.sub(r"[\[\]]", r"\\\g<0>", literal(one.text)) for one in block.panels]
+            images = [f"![{text}](figures/{file_name(one, prefix)})" for text, one in zip(words, block.panels)]
             return "\n".join(images) + f"\n\n*{linked(block.caption, not prefix)}*"
         case Table():
             return _table(block, prefix)
     raise TypeError(type(block))
-
-
-def _alternative(panel: Panel) -> str:
-    return re.sub(r"[\[\]]", r"\\\g<0>", literal(panel.text))
 
 
 def _table(table: Table, prefix: str) -> str:

@@ -54,8 +54,7 @@ def _model_blocks(run: Run, model: str) -> list[Block]:
             Text("Not run. Repeat `statex run` with the same recipe to add it; nothing is trained or evaluated again.")
         ]
     blocks: list[Block] = [*_signs(run, model)]
-    shown = [_recall_panel(run, model), _text_panel(run, model), *_task_panels(run, model)]
-    if panels := [panel for panel in shown if panel]:
+    if panels := [panel for panel in _sign_panels(run, model) if panel]:
         caption = (
             "Paired differences of all arms, 95 % intervals: an expansion fails where recall does not rise, where text "
             "NLL does, or where the accuracy of a common-sense task falls. In full: "
@@ -86,7 +85,7 @@ def _in_use(run: Run, model: str, arm: str) -> str:
     """Whether recall needs the new entries."""
     for measure in run.measures(model, SUITE, "recall_drop_without_new_state"):
         if drop := run.find(model, arm, measure):
-            change = format_with_interval(negated(drop), signed=True)
+            change = format_with_interval(drop.scaled(-1), signed=True)
             in_use = drop.interval is not None and drop.interval[0] > 0
             use = (
                 "they are in use, whether or not they raise recall"
@@ -126,18 +125,12 @@ def _detectable(run: Run, model: str) -> Iterator[str]:
         yield f"Smallest failure this run could detect (80 % power): {listing(parts)}."
 
 
-def _recall_panel(run: Run, model: str) -> Panel | None:
-    measure = hardest_recall(run, model)
-    pairs = "" if measure is None else measure.values.get("num_pairs")
-    return _difference_panel(run, model, measure, "recall", f"recall at {pairs} pairs")
-
-
-def _text_panel(run: Run, model: str) -> Panel | None:
-    return _difference_panel(run, model, text_measure(run, model), "text", "text NLL, nats,")
-
-
-def _task_panels(run: Run, model: str) -> Iterator[Panel | None]:
-    """The other differences that show a sign of failure: common-sense tasks."""
+def _sign_panels(run: Run, model: str) -> Iterator[Panel | None]:
+    """The differences that may show a sign of failure: recall, text, and common-sense tasks that do."""
+    recall = hardest_recall(run, model)
+    pairs = "" if recall is None else recall.values.get("num_pairs")
+    yield _difference_panel(run, model, recall, "recall", f"recall at {pairs} pairs")
+    yield _difference_panel(run, model, text_measure(run, model), "text", "text NLL, nats,")
     for of in dict.fromkeys(str(measure.values.get("of", "")) for _, measure, _ in signatures(run, model)):
         suite, _, metric = of.partition(" ")
         if suite and suite not in ("mqar", "ar_hits", "nll_by_position"):
@@ -212,18 +205,10 @@ def _zeroed(run: Run, model: str, arm: str, metric: str, what: str, unit: str, i
         if estimate := run.find(model, arm, measure):
             pairs = measure.values.get("num_pairs")
             where = "" if pairs is None else f" at {pairs} pairs"
-            change = format_with_interval(estimate if sign > 0 else negated(estimate), signed=True)
+            change = format_with_interval(estimate.scaled(sign), signed=True)
             value, _, bounds = change.partition(" ")
             return f"{what}{where} by {value}{unit} {bounds} (n = {estimate.result.n} {items})"
     return ""
-
-
-def negated(estimate: Shown) -> Shown:
-    """A fall as a negative rise."""
-    row, spread = estimate.result, estimate.spread
-    low, high = (None if bound is None else -bound for bound in (row.high, row.low))
-    rise = replace(row, value=-row.value, low=low, high=high)
-    return Shown(rise, estimate.seeds, spread and (-spread[1], -spread[0]))
 
 
 def _by_layer(run: Run, model: str, arm: str, metric: str) -> list[Shown]:

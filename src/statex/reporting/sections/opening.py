@@ -101,7 +101,7 @@ def aims_summary(verdicts: Sequence[Verdict]) -> str:
 def arms_table(run: Run) -> Table:
     """All arms of all models: recall and its difference, text, state and speed."""
     keys = [(model, arm) for model in run.models for arm in run.arms(model)]
-    recall = [_found(run, model, arm, hardest_recall(run, model)) for model, arm in keys]
+    recall = [run.find(model, arm, measure) if (measure := hardest_recall(run, model)) else None for model, arm in keys]
     shared = Shared(recall)
     n = shared_n(recall)
     rows = [
@@ -143,10 +143,6 @@ def _picture(run: Run) -> list[Block]:
         "guessing one of the values in the context, 1/pairs. Arms are slightly offset along the axis."
     )
     return [Figure(caption, panels)] if panels else []
-
-
-def _found(run: Run, model: str, arm: str, measure: Measure | None) -> Shown | None:
-    return None if measure is None else run.find(model, arm, measure)
 
 
 def _change_cell(run: Run, model: str, arm: str, difference: Shown | None) -> TableCell:

@@ -223,7 +223,8 @@ def other_section(run: Run) -> PageSection | None:
     """Every suite without its own section, in one table per model; None without any."""
     blocks: list[Block] = []
     for model in run.models:
-        suites = [suite for suite in run.suites(model) if _is_other(run, suite)]
+        suites = [suite for suite in run.suites(model) if suite not in OWN_SECTIONS]
+        suites = [suite for suite in suites if not _has_shots(run, suite) and not is_long_context(run, suite)]
         measures = [one for suite in suites for one in run.measures(model, suite)]
         if not measures:
             continue
@@ -255,7 +256,3 @@ def not_run_section(run: Run) -> PageSection | None:
     columns = [Column(title, words=True) for title in ("task", "reason", "command that fetches it")]
     caption = "Requested tasks that could not be run; they are left out, never counted as 0."
     return PageSection("Not run", [Table(caption, columns, rows)])
-
-
-def _is_other(run: Run, suite: str) -> bool:
-    return suite not in OWN_SECTIONS and not _has_shots(run, suite) and not is_long_context(run, suite)

@@ -4,6 +4,7 @@
 default Python's standard library. MQAR, AR-hits and NLL by position have no counterpart in lm-eval's requests.
 """
 
+from functools import partial
 from itertools import zip_longest
 from typing import Any, cast
 
@@ -71,30 +72,17 @@ def _data_set(cells: list[list[dict[str, Any]]]) -> dict:
     return {"test": datasets.Dataset.from_list(turns)}
 
 
-def _needles(task: NeedleTask, metadata: dict[str, Any]) -> dict:
+def _needles(task: NeedleTask, **metadata: Any) -> dict:
     context = _context(metadata, task.name)
     cells = _grid(context, task.name, metadata)
     return _data_set([_documents(task.prompts(context, cell), cell) for cell in cells])
 
 
-def single_1(**metadata: Any) -> dict:
-    return _needles(niah_single_1.TASK, metadata)
-
-
-def single_2(**metadata: Any) -> dict:
-    return _needles(niah_single_2.TASK, metadata)
-
-
-def single_3(**metadata: Any) -> dict:
-    return _needles(niah_single_3.TASK, metadata)
-
-
-def multikey(**metadata: Any) -> dict:
-    return _needles(niah_multikey.TASK, metadata)
-
-
-def tracking(**metadata: Any) -> dict:
-    return _needles(variable_tracking.TASK, metadata)
+single_1 = partial(_needles, niah_single_1.TASK)
+single_2 = partial(_needles, niah_single_2.TASK)
+single_3 = partial(_needles, niah_single_3.TASK)
+multikey = partial(_needles, niah_multikey.TASK)
+tracking = partial(_needles, variable_tracking.TASK)
 
 
 def passkeys(**metadata: Any) -> dict:

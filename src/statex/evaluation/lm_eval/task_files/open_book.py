@@ -15,36 +15,32 @@ from collections.abc import Iterator
 from typing import Any
 
 DEFAULT_LENGTHS = (512, 1024, 2048)
-TRIVIAQA, NQ, DROP = "hazyresearch/based_triviaqa", "hazyresearch/based_nq_2048", "hazyresearch/based_drop"
 ROOM = 50
 """Tokens of a length that are left for the answer."""
 
 
-def triviaqa(**metadata: Any) -> dict:
-    return build(TRIVIAQA, metadata)
+class Source:
+    """A data set on the hub with `context`, `question` and `answers`, which lm-eval calls for its documents."""
+
+    def __init__(self, path: str):
+        self.DATASET_PATH = path  # as lm-eval calls it
+
+    def __call__(self, **metadata: Any) -> dict:
+        """{"test": documents}, each question at each length."""
+        import datasets
+
+        from statex.checkpoint import read_tokenizer
+
+        tokenizer = read_tokenizer(metadata.get("tokenizer") or metadata["pretrained"])
+        rows = datasets.load_dataset(metadata.get("data") or self.DATASET_PATH, split="validation")
+        lengths = metadata.get("max_seq_lengths") or DEFAULT_LENGTHS
+        documents = [one for row in rows for one in documents_of(row, tokenizer, lengths)]
+        return {"test": datasets.Dataset.from_list(documents)}
 
 
-def nq(**metadata: Any) -> dict:
-    return build(NQ, metadata)
-
-
-def drop(**metadata: Any) -> dict:
-    return build(DROP, metadata)
-
-
-triviaqa.DATASET_PATH, nq.DATASET_PATH, drop.DATASET_PATH = TRIVIAQA, NQ, DROP  # type: ignore[attr-defined]
-
-
-def build(path: str, metadata: dict[str, Any]) -> dict:
-    """{"test": documents} of a data set with `context`, `question` and `answers`; each question at each length."""
-    import datasets
-
-    from statex.checkpoint import read_tokenizer
-
-    tokenizer = read_tokenizer(metadata.get("tokenizer") or metadata["pretrained"])
-    rows = datasets.load_dataset(metadata.get("data") or path, split="validation")
-    lengths = metadata.get("max_seq_lengths") or DEFAULT_LENGTHS
-    return {"test": datasets.Dataset.from_list([one for row in rows for one in documents_of(row, tokenizer, lengths)])}
+triviaqa = Source("hazyresearch/based_triviaqa")
+nq = Source("hazyresearch/based_nq_2048")
+drop = Source("hazyresearch/based_drop")
 
 
 def documents_of(row: dict[str, Any], tokenizer: Any, lengths: Any) -> Iterator[dict[str, Any]]:
