@@ -274,13 +274,13 @@ def test_a_base_arm_is_not_trained(values):
         ("training.steps.of=3", "steps is not a section"),
     ],
 )
-def test_overrides_that_are_none(values, override, message):
+def test_overrides_that_are_malformed(values, override, message):
     with pytest.raises(UserError) as caught:
         changed(values, override)
     assert message in str(caught.value)
 
 
-def test_files_that_are_no_recipe(tmp_path):
+def test_files_that_are_not_recipes(tmp_path):
     with pytest.raises(UserError, match="there is no such file; give the path of a TOML recipe"):
         load_recipe(tmp_path / "none.toml")
     (tmp_path / "a.toml").write_text("name = \n")

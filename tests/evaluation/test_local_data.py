@@ -43,7 +43,7 @@ def folder(tmp_path):
 
 
 def alone(model, tokenizer, tmp_path, base, changes):
-    """The figures of lm-eval's own model on a copy of its task that is pointed at a local file."""
+    """The values of lm-eval's own model on a copy of its task that is pointed at a local file."""
     tasks = Path(lm_eval.tasks.__file__).parent
     lines = [f"include: {tasks / base}", "task: local", "dataset_path: json", "dataset_name: null", *changes]
     (tmp_path / "local").mkdir()

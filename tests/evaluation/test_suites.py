@@ -175,7 +175,7 @@ def test_a_haystack_begins_at_different_places(context):
 
 @pytest.mark.parametrize("suite", ["niah_single_2", "niah_single_3", "niah_multikey"])
 def test_items_do_not_depend_on_what_was_asked_before(context, suite, monkeypatch):
-    """As where several models are measured in one process, or a run goes on in another."""
+    """As where several models are measured in one process, or a run resumes in another."""
     monkeypatch.setattr("statex.evaluation.prompts.haystack._texts", {})
     short, long = (Cell("", {"length": length, "depth": 0.5}) for length in (700, 2000))
 
@@ -246,12 +246,12 @@ def test_cost_is_measured_and_not_compared(tokenizer, source):
         {"suites": ["cost"], "cost": {"lengths": [64], "batch_sizes": [1, 2], "decode_tokens": 4, "repetitions": 3}}
     )
     model = make_gla()
-    figures = {(row.metric, str(row.slice)): row for row in evaluate(model, tokenizer, Request(settings, text=source))}
-    assert figures["parameters", "{'batch_size': 1}"].value == sum(p.numel() for p in model.parameters())
-    assert figures["state_bytes", "{'batch_size': 1}"].value > 4 * 2 * 2 * 8 * 16  # matrix states, and convolutions
-    assert figures["prefill_tokens_per_second", "{'length': 64}"].n == 3
-    assert figures["decode_ms_per_token", "{'batch_size': 2}"].value > 0
-    assert figures["peak_memory", "{'length': 64}"].value > 0
+    found = {(row.metric, str(row.slice)): row for row in evaluate(model, tokenizer, Request(settings, text=source))}
+    assert found["parameters", "{'batch_size': 1}"].value == sum(p.numel() for p in model.parameters())
+    assert found["state_bytes", "{'batch_size': 1}"].value > 4 * 2 * 2 * 8 * 16  # matrix states, and convolutions
+    assert found["prefill_tokens_per_second", "{'length': 64}"].n == 3
+    assert found["decode_ms_per_token", "{'batch_size': 2}"].value > 0
+    assert found["peak_memory", "{'length': 64}"].value > 0
     assert not find_suite("cost").paired
 
 

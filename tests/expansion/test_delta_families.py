@@ -155,7 +155,7 @@ def test_what_cannot_be_is_refused(family):
         statex.expand(make_delta(family, hidden_act="gelu"), layers=[EXPANDED])
 
 
-def test_interleaved_rows_are_told_once():
+def test_interleaved_rows_are_listed_once():
     plan = statex.expand(make_delta("qwen3_next"), layers=[EXPANDED], factor=2, init="preserve")
     assert "q: 16 new rows, fresh; k: 16 new rows, zero\n" in str(plan)
 

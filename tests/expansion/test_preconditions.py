@@ -368,14 +368,14 @@ def test_an_activation_that_the_expanded_mixer_lacks_is_refused_by_the_plan(acti
     statex.expand(make_mamba2(hidden_act="swish"), every=1)
 
 
-def test_what_is_no_model_is_refused():
+def test_something_that_is_not_a_model_is_refused():
     for wrong in (GLAModel(GLAConfig(**make_gla().config.to_diff_dict())), nn.Linear(2, 2)):
         with pytest.raises(statex.UserError):
             statex.expand(wrong)
 
 
 @pytest.mark.parametrize("model", [None, "x", torch.nn.Module, 3])
-def test_what_is_no_module_is_refused(model):
+def test_something_that_is_not_a_module_is_refused(model):
     with pytest.raises(statex.UserError, match="model = "):
         statex.expand(model, every=1)
     with pytest.raises(statex.UserError, match="model = "):
@@ -383,6 +383,6 @@ def test_what_is_no_module_is_refused(model):
 
 
 @pytest.mark.parametrize("config", ["paper-gla", {"every": 1}, 3])
-def test_what_is_no_expansion_config_is_refused(config):
+def test_something_that_is_not_an_expansion_config_is_refused(config):
     with pytest.raises(statex.UserError, match="is not an ExpansionConfig"):
         statex.expand(make_gla(), config)

@@ -1,4 +1,4 @@
-"""A dry run: what a recipe's training takes, told before anything is started."""
+"""A dry run: what a recipe's training takes, estimated before anything is started."""
 
 import json
 
@@ -24,7 +24,7 @@ def values(tmp_path):
     return recipe_values(write_text(tmp_path / "text"), tmp_path / "runs", list(CONFIGS)) | {"seeds": [0, 1]}
 
 
-def test_each_stage_is_told_and_nothing_written(values, tmp_path):
+def test_each_stage_is_listed_and_nothing_written(values, tmp_path):
     recipe = parse_recipe(values)
     found = costs(recipe)
     arms = [arm for arm in recipe.arms if recipe.arms[arm].kind != "base"]

@@ -132,7 +132,7 @@ def test_sizes_of_memory(settings, value, wanted):
 
 
 @pytest.mark.parametrize("value", ["60 Gb", "much", 0, -1, 1.5, True, "1e9GiB", "nan"])
-def test_sizes_that_are_none(settings, value):
+def test_sizes_that_are_invalid(settings, value):
     with pytest.raises((UserError, ValueError), match="activation_memory"):
         settings(gradient_checkpointing=True, activation_memory=value)
 

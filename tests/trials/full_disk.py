@@ -72,7 +72,7 @@ def filled(folder: Path, kilobytes: int, expected: dict[str, str]) -> str:
         again = run_statex("train", recipe)
         if again.returncode:
             return f"did not resume: {again.stderr[-2000:]}"
-        return "full, told, resumed" if weights(disk) == expected else "other weights"
+        return "full, reported, resumed" if weights(disk) == expected else "other weights"
 
 
 def reference(folder: Path) -> dict[str, str]:
@@ -92,7 +92,7 @@ def main(rounds: int = 10) -> int:
             folder.mkdir()
             outcomes[filled(folder, 96 + 137 * number, expected)] += 1
     print(", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()))
-    return rounds - outcomes["full, told, resumed"] - outcomes["fitted"]
+    return rounds - outcomes["full, reported, resumed"] - outcomes["fitted"]
 
 
 if __name__ == "__main__":

@@ -87,7 +87,11 @@ class Context:
         return self.evaluation.suite(suite)
 
     def score(self, ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Reader.score`, of any number of rows (N, T), in batches; `labels` are not shifted, the results are.
+        """`Reader.score` for any number of rows, read in batches.
+
+        Args:
+            ids: (N, T) tokens.
+            labels: (N, T), not shifted, as transformers takes them; -100 where nothing is scored.
 
         Returns:
             (N, T - 1) in nats and (N, T - 1) booleans, both on the CPU.
