@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from statex.data.tokenizer import encode_continuation, encode_prompt
@@ -48,16 +48,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class _TokenizedQuestion:
-    """A question in tokens: the row of the batch that holds its context, and the name of its score."""
+    """A question in tokens: its answers as text, the row of the batch that holds its context, and its score to be
+    filled in."""
 
-    question: Question
+    answers: tuple[str, ...]
     row: int
     ids: list[int]
     answer: list[int]
-    item: str
-    cluster: str
-    digest: str
-    num_tokens: int
+    score: Score
 
 
 def tokenize_prompt(tokenizer: Any, prompt: Prompt) -> tuple[list[int], list[list[int]]]:
@@ -105,8 +103,9 @@ def score_prompts(
     max_new_tokens = max(max_new_tokens, *(len(one.answer) for _, asked in batches for one in asked))
     for contexts, asked in batches:
         for one in asked:
-            context.check_length(f"evaluation.{suite}.lengths", one.num_tokens - len(one.answer) + max_new_tokens)
-        scores += _ask(context, cell, contexts, asked, max_new_tokens)
+            num_read = one.score.measured["tokens"] - len(one.answer)
+            context.check_length(f"evaluation.{suite}.lengths", num_read + max_new_tokens)
+        scores += _ask(context, contexts, asked, max_new_tokens)
     return scores
 
 
@@ -122,20 +121,20 @@ def _tokenize_batch(
         cluster = f"{cell.name}/{first + row}"
         for number, (question, question_ids) in enumerate(zip(prompt.questions, questions, strict=True)):
             answer = encode_continuation(tokenizer, prompt.context + question.text, answer_text(question))
-            asked.append(
-                _TokenizedQuestion(
-                    question, row, question_ids, answer,
-                    item=cluster if len(questions) == 1 else f"{cluster}-{number}",
-                    cluster=cluster,
-                    digest=digest(ids, question_ids, *question.answers),
-                    num_tokens=len(ids) + len(question_ids) + len(answer),
-                )
-            )  # fmt: skip
+            score = Score(
+                item=cluster if len(questions) == 1 else f"{cluster}-{number}",
+                cluster=cluster,
+                slice=cell.slice | question.slice,
+                scores={},
+                digest=digest(ids, question_ids, *question.answers),
+                measured={"tokens": len(ids) + len(question_ids) + len(answer)} | question.measured,
+            )
+            asked.append(_TokenizedQuestion(question.answers, row, question_ids, answer, score))
     return contexts, asked
 
 
 def _ask(
-    context: Context, cell: Cell, contexts: list[list[int]], asked: list[_TokenizedQuestion], max_new_tokens: int
+    context: Context, contexts: list[list[int]], asked: list[_TokenizedQuestion], max_new_tokens: int
 ) -> list[Score]:
     """Read the contexts, then ask all questions from copies of their states."""
     reader = context.reader
@@ -143,10 +142,12 @@ def _ask(
     scores: dict[str, Score] = {}
     for part, logits, after in _read_questions(context, state, asked):
         nll, _ = reader.score_continuations(logits, after, [one.answer for one in part])
-        said = continuations(context, logits, after, [one.question.answers for one in part], max_new_tokens)
+        said = continuations(context, logits, after, [one.answers for one in part], max_new_tokens)
         for one, value, text in zip(part, nll, said, strict=True):
-            scores[one.item] = _score(cell, one, float(value) / len(one.answer), text)
-    return [scores[one.item] for one in asked]
+            found = sum(answer.lower() in text.lower() for answer in one.answers) / len(one.answers)
+            values = {"accuracy": found, "answer_nll": float(value) / len(one.answer)}
+            scores[one.score.item] = replace(one.score, scores=values)
+    return [scores[one.score.item] for one in asked]
 
 
 def _read_questions(
@@ -172,18 +173,6 @@ def _read_questions(
             yield [one for part in parts for one in part], torch.cat(logits), reader.join_states(states)
         else:
             yield from read
-
-
-def _score(cell: Cell, one: _TokenizedQuestion, nll: float, said: str) -> Score:
-    found = sum(answer.lower() in said.lower() for answer in one.question.answers)
-    return Score(
-        item=one.item,
-        cluster=one.cluster,
-        slice=cell.slice | one.question.slice,
-        scores={"accuracy": found / len(one.question.answers), "answer_nll": nll},
-        digest=one.digest,
-        measured={"tokens": one.num_tokens} | one.question.measured,
-    )
 
 
 def continuations(

@@ -20,7 +20,7 @@ DEFAULT_ITEMS = 500
 SEED = 1234
 
 
-class Source:
+class ManyShotData:
     """A data set on the hub, which lm-eval calls for its documents.
 
     Args:
@@ -62,10 +62,10 @@ class Source:
 
 # HELMET's own loader (data.py, load_icl) names CogComp/trec, PolyAI/banking77 and clinc_oos. The first two are loading
 # scripts, which datasets refuses since version 4, so the same data is taken from copies in plain files.
-trec_coarse = Source("SetFit/TREC-QC", None, "label_coarse")  # 6 coarse labels; 5452 questions to train, 500 to test
-trec_fine = Source("SetFit/TREC-QC", None, "label_fine", "label")  # 50 fine ones
-banking77 = Source("mteb/banking77", None, "label")  # MTEB's copy of PolyAI/banking77, without some duplicates
-clinc150 = Source("clinc/clinc_oos", "plus", "intent", questions="validation")  # 151 labels, HELMET's split
+trec_coarse = ManyShotData("SetFit/TREC-QC", None, "label_coarse")  # 6 labels; 5452 examples, 500 questions
+trec_fine = ManyShotData("SetFit/TREC-QC", None, "label_fine", "label")  # 50 labels
+banking77 = ManyShotData("mteb/banking77", None, "label")  # MTEB's copy of PolyAI/banking77, without some duplicates
+clinc150 = ManyShotData("clinc/clinc_oos", "plus", "intent", questions="validation")  # 151 labels, HELMET's split
 
 
 def documents_of(examples: list[tuple], questions: list[tuple], shots: list[int] | tuple[int, ...]) -> list[dict]:

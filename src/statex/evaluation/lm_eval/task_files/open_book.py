@@ -19,7 +19,7 @@ ROOM = 50
 """Tokens of a length that are left for the answer."""
 
 
-class Source:
+class OpenBookData:
     """A data set on the hub with `context`, `question` and `answers`, which lm-eval calls for its documents."""
 
     def __init__(self, path: str):
@@ -38,9 +38,9 @@ class Source:
         return {"test": datasets.Dataset.from_list(documents)}
 
 
-triviaqa = Source("hazyresearch/based_triviaqa")
-nq = Source("hazyresearch/based_nq_2048")
-drop = Source("hazyresearch/based_drop")
+triviaqa = OpenBookData("hazyresearch/based_triviaqa")
+nq = OpenBookData("hazyresearch/based_nq_2048")
+drop = OpenBookData("hazyresearch/based_drop")
 
 
 def documents_of(row: dict[str, Any], tokenizer: Any, lengths: Any) -> Iterator[dict[str, Any]]:
