@@ -72,12 +72,11 @@ def test_symbols_in_lm_eval(which, text, request):
     assert found[4, "unseen"].value < 1.0
 
 
-def many_shot(name="documents_of"):
-    """A function of the module beside the task's file."""
+def documents_of(*arguments):
+    """The function of that name in the module beside the many-shot tasks' files."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    module = load_yaml(TASKS_FOLDER / "statex_trec_fine.yaml")["custom_dataset"].__globals__
-    return module[name]
+    return load_yaml(TASKS_FOLDER / "statex_trec_fine.yaml")["process_results"].__globals__["documents_of"](*arguments)
 
 
 @pytest.mark.parametrize("count", [3, 8, 20])
@@ -85,7 +84,7 @@ def test_every_many_shot_question_can_be_answered(count):
     """Labels are numbers that only the examples tell, and the question's own is always among them."""
     examples = [(f"{label}-{i}", label) for label in "pqrstuvw" for i in range(5)]
     questions = [(f"{label}-new", label) for label in "pqrstuvw"]
-    for document, (text, label) in zip(many_shot()(examples, questions, [count]), questions, strict=True):
+    for document, (text, label) in zip(documents_of(examples, questions, [count]), questions, strict=True):
         *shown, question = document["input"].split("\n\n")
         numbers = {}
         for one in shown:

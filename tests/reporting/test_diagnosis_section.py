@@ -72,7 +72,7 @@ def test_without_failures_the_smallest_detectable_one_is_stated(tmp_path):
 def test_a_run_that_was_not_diagnosed_says_how_it_can_be(tmp_path):
     fabricated_run(tmp_path, models=("gla",), without=("diagnostics", "passkey", "cost"))
     html = write_report(tmp_path)[0].read_text(encoding="utf-8")
-    assert "Not run. statex run with the same recipe adds it" in section(html, "Diagnosis")
+    assert "Not run. Repeat statex run with the same recipe to add it" in section(html, "Diagnosis")
     assert "signs of failure" not in section(html, "Verdict")
 
 

@@ -158,7 +158,7 @@ def test_evaluations_of_the_same_name(tmp_path):
     with pytest.raises(UserError, match="run = 'same, same': has a name twice"):
         write_comparison(folders, tmp_path / "both")
     (folders[0] / "results.jsonl").unlink()
-    with pytest.raises(UserError, match=re.escape("has no results.jsonl; let the evaluation end")):
+    with pytest.raises(UserError, match=re.escape("has no results.jsonl; let the evaluation finish")):
         write_report(folders[0])
 
 
