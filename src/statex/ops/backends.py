@@ -35,11 +35,10 @@ TORCH: dict[str, Callable] = {
     "short_convolution_step": step_convolution,
     "gated_rms_norm": plain_gated_rms_norm,
 }
-TRITON = {  # module and function, imported when first asked for; of `generalized_delta` there is none
+TRITON = {  # module and function, imported when first asked for; PyTorch's runs where there is none
     "gated_delta": ("statex.ops.gated_delta.triton", "triton_gated_delta"),
     "gla": ("statex.ops.gla.triton", "triton_gla"),
     "ssd": ("statex.ops.ssd.triton", "triton_ssd"),
-    "gated_delta_step": ("statex.ops.gated_delta.triton", "triton_gated_delta_step"),
     "gla_step": ("statex.ops.gla.triton", "triton_gla_step"),
     "ssd_step": ("statex.ops.ssd.triton", "triton_ssd_step"),
     "short_convolution": ("statex.ops.triton_convolution", "triton_short_convolution"),
@@ -157,7 +156,7 @@ def _import_triton(op: str) -> Exception | None:
     module, function = TRITON[op]
     try:
         _triton_functions[op] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
         return error
     return None
 
