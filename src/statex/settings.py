@@ -80,7 +80,7 @@ class TextSource(Section):
 
     `files` are paths or globs; relative ones are looked up from the folder of the recipe. The ending of a file,
     whatever its case, says what it is: .jsonl (or .ndjson), .json, .csv, .tsv and .parquet are tables, of which only
-    the column `field` is read; .txt, .md, .py and their like are plain text, one document a file. All but parquet may
+    the column `field` is read; .txt, .md, .py and their like are plain text, one document per file. All but parquet may
     be compressed (.gz, .bz2, .xz, .zst). A file of any other ending needs `format`.
     """
 

@@ -2,7 +2,7 @@
 
 A folder of prepared tokens, named by everything that its tokens depend on (`tokens_key`):
     index.json         its files with their sizes and hashes, and whether they hold the whole text
-    <number>.tokens    token documents end to end, 16 or 32 bits a token
+    <number>.tokens    token documents end to end, 16 or 32 bits per token
     <number>.ends      where each document ends, counted from the beginning of that file, 64 bits
 
 Documents are in the shuffled order of `data.seed`. A file is written under another name and renamed, the index after

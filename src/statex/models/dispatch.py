@@ -80,7 +80,7 @@ def mamba2_selective_state_update(
 ) -> torch.Tensor:
     """transformers' function of that name, one token: state [B,H,P,N] in place, hidden_states and dt [B,H,P].
 
-    dt, A [H,P,N], D and dt_bias [H,P] are broadcast by the caller along P and N; ours takes one number a head.
+    dt, A [H,P,N], D and dt_bias [H,P] are broadcast by the caller along P and N; ours takes one number per head.
     """
     dt, bias = dt[..., 0], dt_bias[..., 0] if dt_bias is not None else None
     if not (dt_softplus and bias is not None):  # else the step does both

@@ -42,5 +42,5 @@ def absent(like: Tensor) -> Tensor:
 
 
 def num_states(tokens: Tensor, cu_seqlens: Tensor | None) -> int:
-    """The number of states of [B, T, ...]: one a row, or one a segment. It may be a symbol."""
+    """The number of states of [B, T, ...]: one per row, or one per segment. It may be a symbol."""
     return tokens.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1

@@ -195,7 +195,7 @@ def parallel_short_convolution(
     if reach == 0:
         return run(x, weight, bias, left_context=None, seq_idx=seq_idx)
     if x.shape[1] < reach:
-        refuse(f"x has {x.shape[1]} tokens a rank, fewer than the {reach} that the convolution reaches back")
+        refuse(f"x has {x.shape[1]} tokens per rank, fewer than the {reach} that the convolution reaches back")
     context = carried(x[:, -reach:], x.new_zeros(()), here.group)
     if seq_idx is None:
         if left_context is not None:
@@ -246,7 +246,7 @@ class _Rows:
         return kept if self.reached is None else kept * _broadcast(self.reached, kept.ndim)
 
     def last(self, states: Tensor) -> Tensor:
-        """[B, ...]: the state at the end of each row, of one state a segment."""
+        """[B, ...]: the state at the end of each row, of one state per segment."""
         return states if self.first_segments is None else states[self.last_segments]
 
     def final(self, states: Tensor, kept: Tensor, begin: Tensor) -> Tensor:

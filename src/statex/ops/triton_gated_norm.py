@@ -64,7 +64,7 @@ def gated_norm_gradient_kernel(
     D: tl.constexpr, SIZE: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, TILES: tl.constexpr,
     HAS_GATE: tl.constexpr, HAS_WEIGHT: tl.constexpr, GATE_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """TILES times BR rows of one group; d_weight [programs a group, D] fp32 gets the sums over them. GATE_FIRST only
+    """TILES times BR rows of one group; d_weight [programs per group, D] fp32 gets the sums over them. GATE_FIRST only
     with a gate."""
     groups: tl.constexpr = D // SIZE
     group, part = tl.program_id(0) % groups, tl.program_id(0) // groups

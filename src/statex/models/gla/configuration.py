@@ -99,7 +99,7 @@ class GLAConfig(FoundThroughShim, PreTrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """One entry a layer: transformers' caches read it."""
+        """One entry per layer: transformers' caches read it."""
         return ["linear_attention"] * self.num_hidden_layers
 
     @property

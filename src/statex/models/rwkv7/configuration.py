@@ -109,7 +109,7 @@ class RWKV7Config(FoundThroughShim, PreTrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """One entry a layer: transformers' caches read it."""
+        """One entry per layer: transformers' caches read it."""
         return ["linear_attention"] * self.num_hidden_layers
 
     @property

@@ -19,7 +19,7 @@ def step_kernel(
 ):  # fmt: skip
     """BV value channels of one head of one sequence: the whole key dim, BK channels at a time.
 
-    The state is used once a token and there is much of it: it is not to push anything else out of the caches.
+    The state is used once per token and there is much of it: it should not evict anything else from the caches.
     """
     cols_v = tl.program_id(0) * BV + tl.arange(0, BV)
     row = tl.program_id(1).to(tl.int64)

@@ -43,7 +43,7 @@ class Tiles:
     keys: tuple[int, int, int, int]  # tokens, state channels, warps, stages
     near: tuple[int, int, int]  # gradient of the scores inside blocks: warps, stages, registers
     far: tuple[int, int, int]  # and between blocks
-    others: int  # tokens a step of the scores' part in the gradients of B and C
+    others: int  # tokens per step of the scores' part in the gradients of B and C
 
 
 @lru_cache
