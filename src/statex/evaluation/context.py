@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from statex.errors import UserError
 from statex.settings import Recall, TextSource
+from statex.utils.environment import device_name, source_commit
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,10 @@ class Request:
     @property
     def held_out_text(self) -> TextSource:
         return self.text or self.evaluation.text or TextSource(standard_library=True)
+
+    def facts(self, reader: Reader) -> dict[str, Any]:
+        """The fields that all of a model's results share."""
+        return {"device": device_name(reader.device), "commit": source_commit()} | self.identity
 
     def context(self, reader: Reader, tokenizer: Any) -> Context:
         """What the suites get to measure one model."""

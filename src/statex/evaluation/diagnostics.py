@@ -24,7 +24,6 @@ from statex.results import Result
 from statex.results.claims import RECALL_MARGIN, claim
 from statex.results.statistics import NORMAL_QUANTILE, Estimate, Sums, bootstrap_difference, combine
 from statex.results.suites import HARNESS_GROUPS, split_names
-from statex.utils.environment import device_name, source_commit
 
 SUITE_NAME = "diagnostics"
 NUM_SEQUENCES = 64
@@ -56,7 +55,7 @@ def diagnose(
     reader = Reader(model)
     with statex_ops():
         context = request.context(reader, tokenizer)
-    facts = {"device": device_name(reader.device), "commit": source_commit()} | request.identity
+    facts = request.facts(reader)
     results = weight_changes(plan, model.state_dict(), start, facts) if start is not None else []
     if plan.kind != "expand":
         return results

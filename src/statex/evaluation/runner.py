@@ -22,7 +22,6 @@ from statex.recipe import Evaluation
 from statex.results import Result
 from statex.results.suites import HARNESS_GROUPS, SUITES, known_names, split_names, suite_groups, task_name
 from statex.settings import Recall, TextSource
-from statex.utils.environment import device_name, source_commit
 
 
 def measure_model(model: torch.nn.Module, tokenizer: Any, request: Request) -> Measured:
@@ -63,7 +62,7 @@ def evaluate(model: torch.nn.Module, tokenizer: Any, request: Request) -> list[R
         suite.check(context)
     if request.output is not None:
         claim_folder(request.output, settings_of(context))
-    facts = {"device": device_name(reader.device), "commit": source_commit()} | request.identity
+    facts = request.facts(reader)
     results = []
     with statex_ops():
         for suite in suites:

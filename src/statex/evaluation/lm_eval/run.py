@@ -39,7 +39,6 @@ from statex.results import Result
 from statex.results.record import NOT_RUN_FILE, SETTINGS_FILES
 from statex.results.suites import HARNESS_GROUPS, result_name
 from statex.utils.atomic import write_text_atomic
-from statex.utils.environment import device_name, source_commit
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ def run_harness(
         identity = {"text": request.held_out_text.identity()}
         kept = {"limit": settings.limit, "metadata": meta | identity, "model": fingerprint(model)}
         claim_folder(output, kept, name=SETTINGS_FILES[1])
-    facts = {"device": device_name(state_model.reader.device), "commit": source_commit()} | request.identity
+    facts = request.facts(state_model.reader)
     measured = Measured([], [])
     with statex_ops(), offline(), quiet(), local_data(data):
         for task in wanted:
