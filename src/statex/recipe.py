@@ -271,7 +271,7 @@ class Recipe(Section):
     output: Text = Field(default="runs", description="the folder that runs are written to")
     seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
     workers: int = Field(
-        default=1, ge=1, le=1024, description="models and seeds worked on at once, each with its share of cores"
+        default=1, ge=1, le=1024, description="models, seeds and arms worked on at once, each with its share of cores"
     )
     models: dict[Name, Model] = Field(min_length=1)
     arms: dict[Name, Arm] = Field(min_length=1)
