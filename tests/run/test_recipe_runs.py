@@ -216,7 +216,7 @@ def test_a_run_of_another_recipe_is_refused(finished, folder, override, key):
 
 @pytest.mark.slow
 def test_two_workers_give_what_one_gives_and_report_what_goes_wrong(finished, folder, tmp_path):
-    """Three chains: the last one's checkpoint is damaged, which is reported once the others have ended."""
+    """Three chains: the last one's checkpoint is damaged, which is reported once what had begun has ended."""
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(folder / "mamba2" / "pretrained-seed0" / "trained", checkpoint)
     values = changed(finished[0], f'output="{tmp_path}"', "workers=2", f'models.other.checkpoint="{checkpoint}"')
@@ -229,7 +229,7 @@ def test_two_workers_give_what_one_gives_and_report_what_goes_wrong(finished, fo
         run_recipe(recipe)
     assert f"model = '{checkpoint / 'model.safetensors'}': is truncated or damaged" in str(caught.value)
     run = tmp_path / "tiny"
-    assert {path.parents[1].name for path in run.glob("*/preserve-seed0/results.jsonl")} == set(MODELS)
+    assert {path.parents[1].name for path in run.glob("*/pretrained-seed0/training.json")} == set(MODELS)
     assert not (run / "results.jsonl").exists()
     before = times(run)
 
@@ -284,7 +284,7 @@ def test_a_worker_that_was_killed_is_a_failure_of_the_machine():
     future: Future = Future()
     future.set_exception(BrokenProcessPool())
     with pytest.raises(OSError, match=r"a worker was killed, perhaps for want of memory; the same command resumes"):
-        wait_for([future])
+        wait_for({future: ()}, pytest.fail)
 
 
 @pytest.mark.slow

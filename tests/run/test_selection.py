@@ -21,6 +21,13 @@ def recipe():
 ALL = ("lpt", "reinit", "preserve", "control")
 
 
+def test_the_arms_of_a_chain_are_done_by_several_processes(recipe):
+    start, arms = chains_of(recipe, Selection(models=["gla"], seeds=[5]))[0].parts()
+    assert (start.arms, str(start)) == ((), "gla seed 5")
+    assert [arm.arms for arm in arms] == [("lpt",), ("reinit",), ("preserve",)]
+    assert str(arms[1]) == "gla seed 5 reinit"
+
+
 @pytest.mark.parametrize(
     ("selection", "chains"),
     [

@@ -274,7 +274,7 @@ class Recipe(Section):
         default=1,
         ge=1,
         le=1024,
-        description="models and seeds to work on in parallel, each with its share of the cores",
+        description="models, seeds and arms to work on in parallel, each with its share of the cores",
     )
     models: dict[Name, Model] = Field(min_length=1)
     arms: dict[Name, Arm] = Field(min_length=1)
