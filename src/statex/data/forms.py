@@ -5,9 +5,10 @@ others out (weight 0), and the suite `recall_forms` measures whether recall carr
 """
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -148,6 +149,7 @@ class FormBuilder:
         if form not in FORMS:
             raise UserError("form", form, "is unknown", f"use one of {', '.join(FORMS)}")
         self.tokenizer, self.name, self.form, self.num_questions = tokenizer, form, FORMS[form], num_questions
+        self._least, self._tokens_of_least, self._tokens_per_unit = self._estimate()
 
     def build(self, generator: np.random.Generator, length: int) -> FormItem:
         """A text that nearly fills `length` tokens.
@@ -155,27 +157,39 @@ class FormBuilder:
         Raises:
             UserError: the length has no room for one statement and its question.
         """
-        most = self.form.num_facts
-        facts = self._distinct(generator, most if most is not None else 1 + length // 4)
+        low = 0 if self.form.has_filler else 1
+        if (room := length - self._tokens_of_least) > 0:
+            amount = self._least + math.ceil(1.05 * room / self._tokens_per_unit)
+        else:  # with fewer statements there are fewer questions
+            amount = max(low, math.ceil(1.05 * self._least * length / self._tokens_of_least))
+        facts = self._distinct(generator, self.form.num_facts or amount)
         seed = int(generator.integers(2**63))  # places and questions are drawn alike for every amount that is tried
-        low, high = (0, 1 + length // 3) if self.form.has_filler else (1, len(facts))
-        least = self._written(facts, low, seed)
-        tokens = self._num_tokens(least)
-        if tokens > length:
-            problem = f"has no room for a text of the form {self.name}, which takes {tokens} tokens"
-            raise UserError("length", length, problem, "ask for longer texts, or leave the form out")
-        some = min(high, low + 8)
-        per_unit = max(1.0, (self._num_tokens(self._written(facts, some, seed)) - tokens) / max(1, some - low))
-        amount = min(high, low + int((length - tokens) / per_unit))
+        amount = amount if self.form.has_filler else min(amount, len(facts))
         while True:
             written = self._written(facts, amount, seed)
-            excess = self._num_tokens(written) - length
-            if excess <= 0 or amount == low:
-                return self._item(written, length)
-            amount = max(low, amount - max(1, int(excess / per_unit)))
+            encoded = self._encoded(written)
+            excess = len(encoded["input_ids"]) - length
+            if excess <= 0:
+                return self._item(written, encoded, length)
+            if amount == low:
+                problem = f"has no room for a text of the form {self.name}, which takes {length + excess} tokens"
+                raise UserError("length", length, problem, "ask for longer texts, or leave the form out")
+            amount = max(low, amount - max(1, int(excess / self._tokens_per_unit)))
 
-    def _num_tokens(self, written: "_Written") -> int:
-        return len(self.tokenizer(written.text, verbose=False)["input_ids"])
+    def _estimate(self) -> tuple[int, int, float]:
+        """So many statements (or sentences of filler), their tokens with all questions, and the tokens of one more.
+
+        Of one sample for all texts: a text must follow from its generator alone.
+        """
+        least, more = 0 if self.form.has_filler else self.num_questions, 16
+        facts = self._distinct(np.random.default_rng(0), self.form.num_facts or least + more)
+        tokens, of_more = (
+            len(self._encoded(self._written(facts, amount, 0))["input_ids"]) for amount in (least, least + more)
+        )
+        return least, tokens, max(1.0, (of_more - tokens) / more)
+
+    def _encoded(self, written: "_Written") -> Any:
+        return self.tokenizer(written.text, return_offsets_mapping=True, verbose=False)
 
     def _distinct(self, generator: np.random.Generator, count: int) -> list[Fact]:
         """`count` facts with different questions, or as many as a few extra draws find."""
@@ -205,8 +219,7 @@ class FormBuilder:
             text += f"{stated[number].answer}."
         return _Written(text, spans, len(stated))
 
-    def _item(self, written: "_Written", length: int) -> FormItem:
-        encoded = self.tokenizer(written.text, return_offsets_mapping=True, verbose=False)
+    def _item(self, written: "_Written", encoded: Any, length: int) -> FormItem:
         ids = encoded["input_ids"]
         firsts, lasts = np.array(encoded["offset_mapping"]).T
         question = np.full(length, -1)
