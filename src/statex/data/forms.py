@@ -177,9 +177,9 @@ class FormBuilder:
             amount = max(low, amount - max(1, int(excess / self._tokens_per_unit)))
 
     def _estimate(self) -> tuple[int, int, float]:
-        """So many statements (or sentences of filler), their tokens with all questions, and the tokens of one more.
+        """A number of statements (or sentences of filler), their tokens with all questions, and the tokens of one more.
 
-        Of one sample for all texts: a text must follow from its generator alone.
+        Measured on one sample for all texts: a text must follow from its generator alone.
         """
         least, more = 0 if self.form.has_filler else self.num_questions, 16
         facts = self._distinct(np.random.default_rng(0), self.form.num_facts or least + more)
