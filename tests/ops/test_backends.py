@@ -29,9 +29,9 @@ def fresh_choices():
 
 @pytest.fixture
 def triton_gla(monkeypatch):
-    """A module that offers a Triton gla and nothing else."""
+    """A module that offers Triton functions of gla."""
     module = ModuleType("statex.ops.gla.triton")
-    module.triton_gla = lambda *args, **options: "triton"
+    module.triton_gla = module.triton_gla_step = lambda *args, **options: "triton"
     monkeypatch.setitem(sys.modules, "statex.ops.gla.triton", module)
     return module.triton_gla
 
@@ -195,6 +195,12 @@ def test_triton_that_is_not_offered_is_refused_with_the_reason(monkeypatch):
     with pytest.raises(ValueError, match=r"not available for gla: No module named .*nowhere.*install statex"):
         backends.choose("gla", "triton", ON_GPU)
     assert backends.choose("gla", "auto", ON_GPU) is chunk_gla
+
+
+def test_all_kernels_that_are_offered_exist():
+    """None is left out in silence because its name was mistyped."""
+    pytest.importorskip("triton")
+    assert [op for op in backends.TRITON if backends._import_triton(op) is not None] == []
 
 
 def test_the_backend_is_logged_once(caplog):

@@ -255,7 +255,7 @@ class StatexTrainer(Trainer):
                 hook.remove()
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """6 operations a parameter and token, as transformers counts, which walks over all modules in each step for it."""
+        """6 operations a parameter and token; transformers walks over all modules in each step to say the same."""
         if self._operations_of_token is None:
             model: Any = self.model
             self._operations_of_token = 6 * model.num_parameters(exclude_embeddings=True)
