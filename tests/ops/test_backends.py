@@ -11,6 +11,7 @@ from recurrence_inputs import delta_inputs, gla_inputs, kda_inputs, ssd_inputs
 
 from statex.ops import backends, gated_delta, gated_delta_step, gla, gla_step, ssd, ssd_step, use_backend
 from statex.ops.gated_delta import chunk_gated_delta, step_gated_delta
+from statex.ops.generalized_delta import chunk_generalized_delta
 from statex.ops.gla import chunk_gla, step_gla
 from statex.ops.ssd import chunk_ssd, step_ssd
 
@@ -176,7 +177,7 @@ def test_contexts_nest_and_end():
 
 def test_auto_takes_triton_on_a_gpu_where_it_is_offered(triton_gla):
     assert backends.choose("gla", "auto", ON_GPU) is triton_gla
-    assert backends.choose("gla_step", "auto", ON_GPU) is step_gla  # the module does not offer it
+    assert backends.choose("generalized_delta", "auto", ON_GPU) is chunk_generalized_delta  # it has no kernel
     fp64 = SimpleNamespace(device=ON_GPU.device, dtype=torch.float64)
     assert backends.choose("gla", "auto", fp64) is chunk_gla
     assert backends.choose("gla", "auto", torch.zeros(1)) is chunk_gla
