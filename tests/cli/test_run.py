@@ -139,7 +139,7 @@ def test_a_part_of_a_recipe_is_run_and_the_last_part_writes_the_report(call, rec
     assert not (folder / "gla" / "again-seed0").exists()
     status, output, errors = call("run", recipe, "--arm", "x")
     assert (status, output) == (2, "")
-    assert errors.splitlines()[-1] == "statex: --arm = 'x': is no arm of this recipe; known: again, base."
+    assert errors.splitlines()[-1] == "statex: --arm = 'x': is not one of this recipe; known: again, base."
     status, output, _ = call("run", recipe, "--arm", "again")
     assert output.startswith(f"report: {folder / 'report.html'}\n")
     assert status == 0

@@ -283,7 +283,7 @@ def test_training_alone_then_the_rest(with_checkpoint):
 def test_a_worker_that_was_killed_is_a_failure_of_the_machine():
     future: Future = Future()
     future.set_exception(BrokenProcessPool())
-    with pytest.raises(OSError, match=r"a worker was killed, perhaps for want of memory; the same command resumes"):
+    with pytest.raises(OSError, match=r"a worker was killed, perhaps because memory ran out; the same command resumes"):
         wait_for({future: ()}, pytest.fail)
 
 
