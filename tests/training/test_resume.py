@@ -175,7 +175,7 @@ def test_checkpoints_that_are_all_damaged_are_refused(stopped):
     flip_a_bit(checkpoints / "checkpoint-2" / "model.safetensors")
     with pytest.raises(UserError) as caught:
         resume()
-    message = f"checkpoint = '{checkpoints / 'checkpoint-4'}': its file files.json is missing, and there is no other"
+    message = f"checkpoint = '{checkpoints / 'checkpoint-4'}': its file files.json is missing, and no other one"
     assert message in str(caught.value)
     assert f"remove {checkpoints} to train this stage from its beginning" in str(caught.value)
 
