@@ -183,10 +183,12 @@ class Case:
     init: str
     factor: int | None = None
     rank: int | None = None
+    method: str | None = None
 
     def __str__(self):
         rank = f"-rank{self.rank}" if self.rank else ""
-        return f"{self.family}-{self.configuration}-{self.init}{rank}"
+        method = f"-{self.method}" if self.method else ""
+        return f"{self.family}-{self.configuration}-{self.init}{rank}{method}"
 
     def model(self, **changes):
         maker, configurations = MAKERS[self.family]
@@ -202,7 +204,9 @@ class Case:
 
     @property
     def expansion(self):
-        return statex.ExpansionConfig(layers=[EXPANDED], factor=self.factor, init=self.init, rank=self.rank, seed=3)
+        return statex.ExpansionConfig(
+            layers=[EXPANDED], factor=self.factor, method=self.method, init=self.init, rank=self.rank, seed=3
+        )
 
 
 def _gla_cases():

@@ -81,12 +81,12 @@ class DeltaCase(Case):
 
 CASES = [
     DeltaCase("qwen3_next", "grouped", "inherit", factor=3),
-    DeltaCase("qwen3_next", "equal-heads", "reinit"),
+    DeltaCase("qwen3_next", "equal-heads", "reinit", method="merge"),
     DeltaCase("qwen3_next", "experts", "preserve"),
     DeltaCase("qwen3_5_text", "grouped", "reinit"),
     DeltaCase("qwen3_5_text", "tied", "preserve", factor=2),
     DeltaCase("olmo_hybrid", "grouped", "inherit"),
-    DeltaCase("olmo_hybrid", "beta-to-1", "reinit", factor=2),
+    DeltaCase("olmo_hybrid", "beta-to-1", "reinit", factor=2, method="merge"),
     DeltaCase("olmo_hybrid", "no-rope", "preserve", factor=2),
     DeltaCase("kimi_linear", "grouped", "reinit"),
     DeltaCase("kimi_linear", "tied", "reinit", factor=2),
@@ -118,7 +118,8 @@ def delta_mixer(tensors, x, config, state):
     """x [T, D] to [T, D], one token at a time; `state` is (H, K, V) of this layer."""
     tensors, x = {name: tensor.double() for name, tensor in tensors.items()}, x.double()
     H, K, V = state
-    G, old = config.linear_num_key_heads, config.linear_key_head_dim
+    G = config.linear_num_key_heads * H // config.linear_num_value_heads
+    old = config.linear_key_head_dim * V // config.linear_value_head_dim  # all channels of a merged head
     q, k, v, z, b, a = in_parts(tensors, x, (G, H, K, V))
     q = q / (q[..., :old].square().sum(-1, keepdim=True) + 1e-6).sqrt() / old**0.5
     k = k / (k.square().sum(-1, keepdim=True) + 1e-6).sqrt()

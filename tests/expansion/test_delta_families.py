@@ -11,7 +11,7 @@ from test_expanded_function import dead_rows, gradients_after
 from test_expanded_running import GENERATING
 
 import statex
-from common import EXPANDED, distance, logits, mixer, tokens
+from common import EXPANDED, distance, logits, make_gla, make_mamba2, mixer, tokens
 from delta_models import CASES, MODELS, DeltaCase, delta_mixer, make_delta
 from statex.families import FAMILIES, StateGeometry
 
@@ -175,3 +175,38 @@ def test_an_unexpanded_kimi_is_on_our_op_within_statex_ops():
     with statex.statex_ops():
         found = logits(model, ids)
     assert 0 < distance(found, wanted) < 1e-5
+
+
+@every_family
+def test_a_merged_layer_can_grow_and_a_grown_one_be_merged(family):
+    model, ids = make_delta(family).double(), tokens()
+    statex.expand(model, layers=[EXPANDED], method="merge", factor=2)
+    before = logits(model, ids)
+    statex.expand(model, layers=[EXPANDED], factor=3, init="preserve")
+    assert (mixer(model).head_k_dim, mixer(model).head_v_dim, mixer(model).num_v_heads) == (48, 24, 2)
+    assert distance(logits(model, ids), before) < 1e-10
+    statex.expand(model, layers=[1], factor=2)
+    plan = statex.expand(model, layers=[1], method="merge")
+    assert (plan.factor, plan.layers[0].after) == (2, StateGeometry(2, 32, 24))
+    logits(model, ids)
+
+
+@every_family
+def test_merging_that_cannot_be_is_refused(family):
+    model = make_delta(family)
+    for init in ("inherit", "preserve"):
+        with pytest.raises(statex.UserError, match=r'one decay rate .*use init = "reinit", or method = "grow"'):
+            statex.expand(model, layers=[EXPANDED], init=init, method="merge")
+    with pytest.raises(statex.UserError, match=r"factor = 4.* the 2 heads of a layer.*use one of \[2\]"):
+        statex.expand(model, layers=[EXPANDED], method="merge", factor=4)
+
+
+@pytest.mark.parametrize(("make", "init", "method", "words"), [
+    (make_mamba2, "reinit", "merge", "is not how a layer of mamba2 is enlarged"),
+    (make_gla, "reinit", "grow", 'with init = \'reinit\'; use "merge"'),
+    (make_gla, "preserve", "merge", 'use init = "reinit" or "inherit", or method = "grow"'),
+])  # fmt: skip
+def test_a_method_that_a_family_lacks_is_refused(make, init, method, words):
+    with pytest.raises(statex.UserError) as caught:
+        statex.expand(make(), layers=[EXPANDED], init=init, method=method)
+    assert words in str(caught.value)

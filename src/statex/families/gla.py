@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from statex.errors import UserError
-from statex.families.base import Family, Segment, StateGeometry, TensorRows
+from statex.families.base import GROW, MERGE, Family, Segment, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Share, Size
 
 # Feature maps with f(0) = 0 and f'(0) != 0: zero query rows then add nothing at step 0 and still learn
@@ -44,6 +44,8 @@ class GLAFamily(Family):
     model_class = "statex.models.gla.modeling.GLAModel"
     causal_lm_class = "statex.models.gla.modeling.GLAForCausalLM"
     holds_plan = True
+    methods: ClassVar = {"reinit": (MERGE,), "inherit": (MERGE,), "preserve": (GROW,)}
+    merging_needs = "would need queries that read no other head's keys"
     grows = "heads are merged; with `preserve`, the key dimension"
     factors = "divisors of the number of heads, all heads where none is given; with `preserve`, 2 and more"
     measured = (
@@ -59,14 +61,10 @@ class GLAFamily(Family):
         H = config.num_heads
         return StateGeometry(H, config.key_dim // H, config.value_dim // H)
 
-    def default_factor(self, config: Any, before: StateGeometry) -> int:
+    def default_factor(self, config: Any, before: StateGeometry, method: str = MERGE) -> int:
         return num_kv_heads(config, before)
 
-    def expanded_geometry(self, config: Any, before: StateGeometry, factor: int, init: str) -> StateGeometry:
-        if init == "preserve":
-            if factor < 2:  # the default of a model with one key head
-                raise UserError("factor", factor, "does not enlarge the state", "use 2 or more")
-            return StateGeometry(before.num_heads, factor * before.key_dim, before.value_dim)
+    def merged_geometry(self, config: Any, before: StateGeometry, factor: int) -> StateGeometry:
         heads = "num_heads" if config.num_kv_heads == config.num_heads else "num_kv_heads"
         H_kv = num_kv_heads(config, before)
         if H_kv == 1:
