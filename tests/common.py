@@ -284,7 +284,7 @@ def distance(a, b):
 
 def state_after(model, ids):
     """Elements of each layer's recurrent state for one sequence, as the model's own cache holds it."""
-    with torch.no_grad():
+    with torch.no_grad(), statex.statex_ops():  # transformers' own cache of MiniMax has no such layers
         cache = cache_of(model(ids[:1], use_cache=True))
     return [cache.layers[index].recurrent_states[0].numel() for index in recurrent_layers(model)]
 

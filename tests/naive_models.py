@@ -205,7 +205,7 @@ def naive_logits(model, ids, states):
         return gla_logits(tensors, config, ids, states)
     if config["model_type"] == "statex_rwkv7":
         return rwkv7_logits(tensors, config, ids, states)
-    if {"linear_key_head_dim", "linear_head_dim"} & set(config):
+    if {"linear_key_head_dim", "linear_head_dim", "block_size"} & set(config):
         from delta_models import delta_logits
 
         return delta_logits(model, ids, states)

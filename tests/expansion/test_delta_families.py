@@ -16,7 +16,7 @@ from delta_models import CASES, MODELS, DeltaCase, delta_mixer, make_delta
 from statex.families import FAMILIES, StateGeometry
 
 OTHERS = ("gla", "mamba2")
-SOME = [CASES[0], CASES[2], CASES[4], CASES[6], CASES[8]]
+SOME = [CASES[0], CASES[2], CASES[6], CASES[8], CASES[9]]
 EXCEPTIONS = {
     ("test_dtype_survives", CASES[6]),  # transformers loads OLMo's A_log in fp32, whatever the others are
     ("test_dtype_survives", CASES[8]),  # and Kimi's dt_bias

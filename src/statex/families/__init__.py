@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import transformers
+
 from statex.errors import UserError
+from statex.families.bailing_hybrid import BailingHybridFamily
 from statex.families.bamba import BambaFamily
 from statex.families.base import Family, LayerShape, Segment, StateGeometry, TensorRows
 from statex.families.falcon_h1 import FalconH1Family
@@ -13,6 +16,7 @@ from statex.families.jamba import JambaFamily
 from statex.families.kimi_linear import KimiLinearFamily
 from statex.families.mamba import MambaFamily
 from statex.families.mamba2 import Mamba2Family
+from statex.families.minimax import MiniMaxFamily
 from statex.families.nemotron_h import NemotronHFamily
 from statex.families.olmo_hybrid import OlmoHybridFamily
 from statex.families.qwen3_5 import Qwen35Family
@@ -20,7 +24,7 @@ from statex.families.qwen3_next import Qwen3NextFamily
 from statex.families.rwkv7 import RWKV7Family
 from statex.families.zamba2 import Zamba2Family
 
-FAMILIES: dict[str, Family] = {
+ALL_FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         GLAFamily(),
@@ -34,13 +38,16 @@ FAMILIES: dict[str, Family] = {
         Qwen35Family(),
         OlmoHybridFamily(),
         KimiLinearFamily(),
+        BailingHybridFamily(),
+        MiniMaxFamily(),
         MambaFamily(),
         FalconMambaFamily(),
         JambaFamily(),
         RWKV7Family(),
     )
 }
-
+FAMILIES = {name: family for name, family in ALL_FAMILIES.items() if family.is_available}
+"""Those that the installed transformers has."""
 
 NOT_EXPANDABLE = {
     "recurrent_gemma": "its recurrence keeps one number a channel: there are no keys to add",
@@ -66,6 +73,9 @@ def family_of(config: Any) -> Family:
 
 def unknown_family(model_type: object) -> UserError:
     """The error that says why a model cannot be expanded and names the known families."""
+    if model_type in ALL_FAMILIES and model_type not in FAMILIES:
+        problem = f"is not in transformers {transformers.__version__}, by which statex would read and expand it"
+        return UserError("model_type", model_type, problem, "install a newer transformers (docs/families.md)")
     problem, known = "is not a family that statex can expand", f"known families: {', '.join(FAMILIES)}"
     if (reason := NOT_EXPANDABLE.get(str(model_type))) is not None:
         problem = f"{problem}: {reason}"
@@ -75,6 +85,7 @@ def unknown_family(model_type: object) -> UserError:
 
 
 __all__ = [
+    "ALL_FAMILIES",
     "FAMILIES",
     "NOT_EXPANDABLE",
     "Family",

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -109,7 +110,7 @@ class Family(ABC):
     """Whether these are statex's own and replay a stored plan; for transformers' classes, such ones are derived."""
     mixer_class: str = ""
     """Of its token mixer, which runs on statex's ops in the derived model; empty: it stays as it is."""
-    recurrence: Literal["mamba2", "gated_delta", "kimi_delta"] = "mamba2"
+    recurrence: Literal["mamba2", "gated_delta", "kimi_delta", "lightning"] = "mamba2"
     """What kind of mixer that is, hence which functions of its module statex's ops replace (`models/dispatch.py`)."""
     continues_states: bool = True
     """Whether its scan begins with a given state, or afresh within a row of packed documents; transformers' own for the
@@ -133,6 +134,11 @@ class Family(ABC):
     """Whether torch.compile takes each of its blocks as one graph."""
     kept_by_reinit: tuple[str, ...] = ()
     """Tensors of the mixer that a re-initialisation leaves alone."""
+
+    @property
+    def is_available(self) -> bool:
+        """Whether the installed transformers has its classes."""
+        return find_spec(self.config_class.rpartition(".")[0].rpartition(".")[0]) is not None
 
     @property
     def module_classes(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from statex.errors import UserError
-from statex.families import FAMILIES, NOT_EXPANDABLE, Family
+from statex.families import ALL_FAMILIES, NOT_EXPANDABLE, Family
 from statex.families.base import GROW
 
 HEAD = """# Families
@@ -33,11 +33,11 @@ token by token.
 def families_page() -> str:
     """The text of docs/families.md."""
     header = ("model_type", "what it is", "what grows", "factors", "initialisations", "runs on", "measured")
-    rows = [header, ("---",) * len(header), *map(_row, FAMILIES.values())]
+    rows = [header, ("---",) * len(header), *map(_row, ALL_FAMILIES.values())]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     refused = [
         f"- `{name}`, `{init}` with `{method}`: {problem}."
-        for name, family in FAMILIES.items()
+        for name, family in ALL_FAMILIES.items()
         for init, method, problem in _refused(family)
     ]
     cannot = [f"- `{name}`: {reason}." for name, reason in NOT_EXPANDABLE.items()]

@@ -20,6 +20,7 @@ from statex.families.shared import (
     ONE_RATE,
     layers_of_types,
     refuse_rank,
+    require_a_type_each,
     require_silu,
 )
 
@@ -51,9 +52,7 @@ class GatedDeltaFields(ConfigFields):
         if H is not None and G is not None and H % G:
             problem = f"does not divide linear_num_value_heads = {H}"
             raise UserError("linear_num_key_heads", G, problem, "use a divisor")
-        if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
-            problem = f"is not one type for each of num_hidden_layers = {self.num_hidden_layers} layers"
-            raise UserError("layer_types", self.layer_types, problem, "list as many")
+        require_a_type_each(self)
         return self
 
 

@@ -11,9 +11,10 @@ from torch import nn
 from statex.errors import UserError
 from statex.families.base import GROW, MERGE, Family, Segment, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Share, Size
+from statex.families.shared import ZERO_AT_ZERO
 
-# Feature maps with f(0) = 0 and f'(0) != 0: zero query rows then add nothing at step 0 and still learn
-PRESERVABLE_FEATURE_MAPS = (None, "silu", "swish", "gelu")
+PRESERVABLE_FEATURE_MAPS = (None, *ZERO_AT_ZERO)
+"""Zero query rows then add nothing at step 0 and still learn."""
 
 
 class GLAFields(ConfigFields):

@@ -39,7 +39,7 @@ class KimiLinearFamily(Family):
     """
 
     model_type = "kimi_linear"
-    fields = KimiLinearFields
+    fields: type[ConfigFields] = KimiLinearFields
     recurrence = "kimi_delta"
     whole_sequences = NO_STATE_PASSED
     mixer_path = "model.layers.{}.self_attn"

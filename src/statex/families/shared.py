@@ -20,6 +20,17 @@ RECURRENT_TYPES = ("linear_attention", "hybrid")
 """transformers' names for a layer with a recurrent state, alone or beside attention."""
 
 
+ZERO_AT_ZERO = ("silu", "swish", "gelu")
+"""Activations with f(0) = 0 and f'(0) != 0: rows of zeros before them add nothing and still learn."""
+
+
+def require_a_type_each(fields: Any) -> None:
+    """Raise UserError where `layer_types` are not as many as the layers."""
+    if fields.layer_types is not None and len(fields.layer_types) != fields.num_hidden_layers:
+        problem = f"is not one type for each of num_hidden_layers = {fields.num_hidden_layers} layers"
+        raise UserError("layer_types", fields.layer_types, problem, "list as many")
+
+
 def layers_of_types(config: Any, *types: str) -> list[int]:
     """The layers whose entry in the configuration's `layer_types` is one of `types`."""
     return [index for index, kind in enumerate(config.layer_types) if kind in types]
