@@ -132,6 +132,8 @@ class Family(ABC):
     """What was measured on models of some size, with links from docs/."""
     blocks_compile: bool = False
     """Whether torch.compile takes each of its blocks as one graph."""
+    compiled_by_default: bool = False
+    """Whether training on a GPU compiles them where nothing is said: where that was tried on one, and is faster."""
     kept_by_reinit: tuple[str, ...] = ()
     """Tensors of the mixer that a re-initialisation leaves alone."""
 

@@ -54,6 +54,7 @@ class GLAFamily(Family):
         "[generation](results/generation.md) and [kernels](results/kernels.md) on an H200"
     )
     blocks_compile = True
+    compiled_by_default = True
 
     def recurrent_layers(self, config: Any) -> list[int]:
         return list(range(config.num_hidden_layers))

@@ -35,6 +35,7 @@ class OlmoHybridFamily(GatedDeltaFamily):
     causal_lm_class = f"{MODELING}.OlmoHybridForCausalLM"
     mixer_class = f"{MODELING}.OlmoHybridGatedDeltaNet"
     norm_classes = (f"{MODELING}.OlmoHybridRMSNormGated",)
+    blocks_compile = True
 
     def _projections(
         self, config: Any, before: StateGeometry, after: StateGeometry, queries: Fill, keys: Fill, noise: float

@@ -25,6 +25,7 @@ class Qwen35Family(GatedDeltaFamily):
     causal_lm_class = f"{MODELING}.Qwen3_5ForCausalLM"
     mixer_class = f"{MODELING}.Qwen3_5GatedDeltaNet"
     norm_classes = (f"{MODELING}.Qwen3_5RMSNormGated",)
+    blocks_compile = True
 
     def _projections(
         self, config: Any, before: StateGeometry, after: StateGeometry, queries: Fill, keys: Fill, noise: float
