@@ -34,6 +34,7 @@ GENERATING = [
     Case("mamba2", "bias", "inherit"),
     Case("rwkv7", "plain", "inherit"),
     Case("rwkv7", "plain", "preserve", factor=3),
+    Case("xlstm", "plain", "inherit"),
     *(case for case in HYBRID_CASES if case.init == "inherit" and case.configuration != "tied"),
 ]
 generating = pytest.mark.parametrize("case", GENERATING, ids=str)

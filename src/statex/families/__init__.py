@@ -22,6 +22,7 @@ from statex.families.olmo_hybrid import OlmoHybridFamily
 from statex.families.qwen3_5 import Qwen35Family
 from statex.families.qwen3_next import Qwen3NextFamily
 from statex.families.rwkv7 import RWKV7Family
+from statex.families.xlstm import XLSTMFamily
 from statex.families.zamba2 import Zamba2Family
 
 ALL_FAMILIES: dict[str, Family] = {
@@ -44,10 +45,14 @@ ALL_FAMILIES: dict[str, Family] = {
         FalconMambaFamily(),
         JambaFamily(),
         RWKV7Family(),
+        XLSTMFamily(),
     )
 }
 FAMILIES = {name: family for name, family in ALL_FAMILIES.items() if family.is_available}
 """Those that the installed transformers has."""
+
+OURS_ONLY = {"xlstm": "statex_xlstm"}
+"""Model types of transformers that are families in a form of statex's own, which `statex.load` makes of a folder."""
 
 NOT_EXPANDABLE = {
     "recurrent_gemma": "its recurrence keeps one number a channel: there are no keys to add",
@@ -76,6 +81,9 @@ def unknown_family(model_type: object) -> UserError:
     if model_type in ALL_FAMILIES and model_type not in FAMILIES:
         problem = f"is not in transformers {transformers.__version__}, by which statex would read and expand it"
         return UserError("model_type", model_type, problem, "install a newer transformers (docs/families.md)")
+    if model_type in OURS_ONLY:
+        problem = f"is transformers' own model, which takes no expanded state; statex's is {OURS_ONLY[str(model_type)]}"
+        return UserError("model_type", model_type, problem, "load its folder with statex.load")
     problem, known = "is not a family that statex can expand", f"known families: {', '.join(FAMILIES)}"
     if (reason := NOT_EXPANDABLE.get(str(model_type))) is not None:
         problem = f"{problem}: {reason}"
