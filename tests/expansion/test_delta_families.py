@@ -8,12 +8,13 @@ import test_expanded_running
 import test_persistence
 import torch
 from test_expanded_function import dead_rows, gradients_after
-from test_expanded_running import GENERATING
+from test_expanded_running import DOCUMENTS, GENERATING, document_by_document
 
 import statex
 from common import EXPANDED, distance, logits, make_gla, make_mamba2, mixer, tokens
-from delta_models import CASES, MODELS, DeltaCase, delta_mixer, make_delta
+from delta_models import ALL_MODELS, CASES, MODELS, DeltaCase, delta_mixer, make_delta
 from statex.families import FAMILIES, StateGeometry
+from statex.models.documents import document_arguments
 
 OTHERS = ("gla", "mamba2")
 SOME = [CASES[0], CASES[2], CASES[6], CASES[8], CASES[9]]
@@ -210,3 +211,13 @@ def test_a_method_that_a_family_lacks_is_refused(make, init, method, words):
     with pytest.raises(statex.UserError) as caught:
         statex.expand(make(), layers=[EXPANDED], init=init, method=method)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ALL_MODELS)
+def test_packed_documents_of_an_unexpanded_model(family):
+    """Through the base model, as the Trainer does: transformers' language-model classes do not pass them on."""
+    model, ids = make_delta(family), tokens(batch=3)
+    with statex.statex_ops(), torch.no_grad():
+        given = {"use_cache": False} | document_arguments(model.model, ids, DOCUMENTS)
+        packed = model.lm_head(model.model(ids, **given).last_hidden_state)
+        assert distance(packed, document_by_document(model, ids)) < 1e-5

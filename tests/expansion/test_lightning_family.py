@@ -3,13 +3,12 @@
 import pytest
 import torch
 from test_expanded_function import dead_rows, gradients_after
-from test_expanded_running import DOCUMENTS, document_by_document, greedy
+from test_expanded_running import greedy
 
 import statex
 from common import EXPANDED, distance, logits, mixer, tokens
 from delta_models import DeltaCase, delta_logits, make_delta
 from statex.models.caches import cache_argument, cache_of
-from statex.models.documents import document_arguments
 
 
 def parts(rows, heads, key_dim):
@@ -67,11 +66,6 @@ def test_an_unexpanded_model_is_on_our_op_within_statex_ops():
     wanted = logits(model, ids)
     with statex.statex_ops():
         assert 0 < distance(logits(model, ids), wanted) < 1e-5
-        with torch.no_grad():
-            ids = tokens(batch=3)
-            given = {"use_cache": False} | document_arguments(model.model, ids, DOCUMENTS)
-            packed = model.lm_head(model.model(ids, **given).last_hidden_state)
-        assert distance(packed, document_by_document(model, ids)) < 1e-5
     assert torch.equal(logits(model, tokens()), wanted)
 
 

@@ -78,14 +78,15 @@ def family_of(config: Any) -> Family:
 
 def unknown_family(model_type: object) -> UserError:
     """The error that says why a model cannot be expanded and names the known families."""
-    if model_type in ALL_FAMILIES and model_type not in FAMILIES:
+    name = str(model_type)  # it may be anything yet
+    if name in ALL_FAMILIES and name not in FAMILIES:
         problem = f"is not in transformers {transformers.__version__}, by which statex would read and expand it"
         return UserError("model_type", model_type, problem, "install a newer transformers (docs/families.md)")
-    if model_type in OURS_ONLY:
-        problem = f"is transformers' own model, which takes no expanded state; statex's is {OURS_ONLY[str(model_type)]}"
+    if name in OURS_ONLY:
+        problem = f"is transformers' own model, which takes no expanded state; statex's is {OURS_ONLY[name]}"
         return UserError("model_type", model_type, problem, "load its folder with statex.load")
     problem, known = "is not a family that statex can expand", f"known families: {', '.join(FAMILIES)}"
-    if (reason := NOT_EXPANDABLE.get(str(model_type))) is not None:
+    if (reason := NOT_EXPANDABLE.get(name)) is not None:
         problem = f"{problem}: {reason}"
     else:
         known = f"{known}; a model of attention alone has no recurrent state to enlarge"

@@ -160,9 +160,7 @@ class Recurrence(NamedTuple):
     norm_forward: Callable
     """Of the norms."""
     around_mixer: Callable[[Callable], Callable]
-    """What an expanded mixer's forward gets besides."""
-    mixer: str = ""
-    """The mixer's class where it calls no functions for its recurrence: its forward is what `around_mixer` makes."""
+    """What a mixer's forward gets besides, or what takes its place where it calls no functions for its recurrence."""
     cache: str = ""
     """Full name of the cache that takes the place of transformers' own, which it is derived from; empty: none does."""
 
@@ -175,7 +173,6 @@ RECURRENCES = {
         {},
         norm_forward,
         lightning_attention,
-        mixer="MiniMaxLightningAttention",
         cache="statex.models.lightning_cache.LightningCache",
     ),
 }
@@ -240,9 +237,10 @@ def _replacements(path: str, recurrence: str, norms: tuple[str, ...]) -> Iterato
         yield module, name, function
     for name in norms:
         yield find_member(module, name), "forward", RECURRENCES[recurrence].norm_forward
-    if RECURRENCES[recurrence].mixer:
-        mixer = find_member(module, RECURRENCES[recurrence].mixer)
-        yield mixer, "forward", RECURRENCES[recurrence].around_mixer(mixer.forward)
+    for family in FAMILIES.values() if recurrence != "mamba2" else ():  # whose mixers `zero_padding` sees to
+        if family.mixer_class.rpartition(".")[0] == path:
+            mixer = imported(family.mixer_class)
+            yield mixer, "forward", RECURRENCES[recurrence].around_mixer(mixer.forward)
     if RECURRENCES[recurrence].cache:
         cache = imported(RECURRENCES[recurrence].cache)
         yield module, cache.__base__.__name__, cache
