@@ -109,8 +109,8 @@ class Training(Section):
     )
     compile: Literal["auto"] | bool = Field(
         default="auto",
-        description="compile the blocks of the model; auto: on a GPU, where the family can be, without "
-        "sequence_parallel",
+        description="compile the blocks of the model; auto: on a GPU, of the families that were tried "
+        "on one, without sequence_parallel",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="compute in bf16 over fp32 master weights; auto: bf16 where the device has it"

@@ -62,6 +62,8 @@ NOT_EXPANDABLE = {
     "lfm3": "its convolutions keep the last few inputs and have no recurrent state",
 }
 """Recurrent models, or such as are taken for them, whose state cannot be enlarged, and why not."""
+OF_FLA = "it is flash-linear-attention's, of whose models statex reads and expands `gla` and `rwkv7` alone"
+NOT_EXPANDABLE |= dict.fromkeys(("gsa", "hgrn2", "retnet", "delta_net", "gated_deltanet", "kda"), OF_FLA)
 
 
 def family_of(config: Any) -> Family:
