@@ -278,6 +278,24 @@ HYBRID_CASES = [
 """The first configuration of a family with each initialisation, the others with one: what is special in them (biases,
 norms) is Mamba2's, too, which has all of them."""
 CASES = DEFINED + HYBRID_CASES
+SAME_MIXERS = ("tied", "dense")
+"""Configurations whose recurrent layers run as another one's of their family do."""
+GENERATING = [
+    Case("gla", "2-heads", "inherit"),
+    Case("gla", "conv-kv-heads", "preserve", factor=2, rank=3),
+    Case("gla", "everything", "preserve", factor=3),
+    Case("gla", "everything", "inherit"),
+    Case("mamba2", "1-group", "reinit"),
+    Case("mamba2", "2-groups", "inherit"),
+    Case("mamba2", "no-conv-bias", "preserve"),
+    Case("mamba2", "bias", "inherit"),
+    Case("rwkv7", "plain", "inherit"),
+    Case("rwkv7", "plain", "preserve", factor=3),
+    Case("xlstm", "plain", "inherit"),
+    *(case for case in HYBRID_CASES if case.init == "inherit" and case.configuration not in SAME_MIXERS),
+]
+"""Cases that are run token by token, generate and train: a few of each family."""
+ON_OUR_OPS = [case for case in GENERATING if case.family not in ("mamba", "falcon_mamba", "jamba")]
 
 
 def _spread():

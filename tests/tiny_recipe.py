@@ -101,6 +101,21 @@ def write_recipe(path: Path, values: dict[str, Any]) -> Path:
     return path
 
 
+def changed(values: dict[str, Any], *overrides: str) -> dict[str, Any]:
+    """A copy of a recipe's values with `section.key=value` overrides."""
+    from statex.recipe import apply_override
+
+    values = deepcopy(values)
+    for override in overrides:
+        apply_override(values, override)
+    return values
+
+
+def times(folder: Path) -> dict[str, int]:
+    """When each file in a folder was last written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
 def environment(**changes: str) -> dict[str, str]:
     """The environment of a subprocess: one thread, no hub."""
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | changes

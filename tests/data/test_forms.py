@@ -54,7 +54,7 @@ def test_the_length_is_met_and_answers_are_marked(name, length, any_tokenizer):
     item = FormBuilder(any_tokenizer, name, 2).build(np.random.default_rng(0), length)
     assert item.ids.shape == item.question.shape == (length,)
     used = length - np.argmax(item.ids[::-1] != any_tokenizer.eos_token_id)
-    assert used > 0.6 * length
+    assert used > 0.9 * length
     assert set(item.question.tolist()) == {-1, *range(min(2, item.num_facts))}
     if name == "phone_book" and length == 1000:
         assert item.num_facts > FormBuilder(any_tokenizer, name, 2).build(np.random.default_rng(0), 400).num_facts

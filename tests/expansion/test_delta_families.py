@@ -5,13 +5,14 @@ import inspect
 import pytest
 import test_expanded_function
 import test_expanded_running
+import test_packed_documents
 import test_persistence
 import torch
 from test_expanded_function import dead_rows, gradients_after
-from test_expanded_running import DOCUMENTS, GENERATING, document_by_document
+from test_packed_documents import DOCUMENTS, document_by_document
 
 import statex
-from common import EXPANDED, distance, logits, make_gla, make_mamba2, mixer, tokens
+from common import EXPANDED, GENERATING, distance, logits, make_gla, make_mamba2, mixer, tokens
 from delta_models import ALL_MODELS, CASES, MODELS, DeltaCase, delta_mixer, make_delta
 from statex.families import FAMILIES, StateGeometry
 from statex.models.documents import document_arguments
@@ -29,7 +30,7 @@ every_family = pytest.mark.parametrize("family", MODELS)
 
 def matrix():
     """Every test of the behaviour matrix that runs over cases: those over all on all of these, the others on some."""
-    for module in (test_expanded_function, test_expanded_running, test_persistence):
+    for module in (test_expanded_function, test_expanded_running, test_packed_documents, test_persistence):
         for name, test in vars(module).items():
             arguments = set(inspect.signature(test).parameters) if name.startswith("test_") else set()
             if "case" not in arguments or any(other in name for other in OTHERS):
@@ -156,7 +157,7 @@ def test_what_cannot_be_is_refused(family):
         statex.expand(make_delta(family, hidden_act="gelu"), layers=[EXPANDED])
 
 
-def test_interleaved_rows_are_told_once():
+def test_interleaved_rows_are_listed_once():
     plan = statex.expand(make_delta("qwen3_next"), layers=[EXPANDED], factor=2, init="preserve")
     assert "q: 16 new rows, fresh; k: 16 new rows, zero\n" in str(plan)
 

@@ -90,7 +90,7 @@ def test_a_keyword_that_it_does_not_know_is_a_type_error(make, name):
 
 @ours
 @pytest.mark.parametrize("name", ["cu_seqlen", "num_items_in_batch", "labels"])
-def test_so_it_is_for_the_base_model(make, name):
+def test_the_same_holds_for_the_base_model(make, name):
     with pytest.raises(TypeError, match=name):
         make().base_model(tokens(), **{name: tokens()})
 

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -27,7 +29,8 @@ if __name__ == "__main__":
     try:
         with launch.stop_signals():
             show = lambda *event: print(*event, file=sys.stderr, flush=True)
-            launch.run_in_processes(work, [("a",), ("b",), ("c",)], 2, 1, show)
+            calls = [((name,), []) for name in "abc"]
+            launch.run_in_processes(work, calls, 2, 1, show)
     except KeyboardInterrupt:
         sys.exit(1)
 """
@@ -72,17 +75,45 @@ def work(name, report):
     report(os.environ.get("CUDA_VISIBLE_DEVICES", "unset"), name, 0, 1)
 
 if __name__ == "__main__":
-    launch.run_in_processes(work, [("a",), ("b",), ("c",)], 3, 1, lambda *event: print(*event), sys.argv[2:])
+    calls = [(("a",), []), (("b",), [("c",), ("d",)])]
+    launch.run_in_processes(work, calls, 3, 1, lambda *event: print(*event), sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize(("gpus", "seen"), [(["3", "GPU-5"], ["3", "3", "GPU-5"]), ([], ["unset"] * 3)])
+@pytest.mark.parametrize(("gpus", "seen"), [(["3", "GPU-5"], {"3", "GPU-5"}), ([], {"unset"})])
 def test_each_worker_sees_a_gpu_of_its_own(tmp_path, monkeypatch, gpus, seen):
     (tmp_path / "work.py").write_text(PLACES)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     command = [sys.executable, str(tmp_path / "work.py"), launch.__file__, *gpus]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert sorted(line.split()[0] for line in done.stdout.splitlines()) == seen, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert {gpu for gpu, *_ in lines} == seen, done.stderr
+    assert sorted(name for _, name, *_ in lines) == ["a", "b", "c", "d"]
+
+
+def test_what_follows_a_call_begins_once_it_is_done():
+    begun = []
+
+    def work(name, seconds):
+        begun.append(name)
+        time.sleep(seconds)
+
+    with ThreadPoolExecutor(2) as pool:
+        following = {pool.submit(work, "slow", 0.2): [("after slow", 0)], pool.submit(work, "quick", 0): [("next", 0)]}
+        launch.wait_for(following, lambda call: pool.submit(work, *call))
+    assert begun == ["slow", "quick", "next", "after slow"]
+
+
+def test_after_a_failure_nothing_more_begins():
+    begun = []
+
+    def work(name):
+        begun.append(name)
+        raise FloatingPointError(name)
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(FloatingPointError, match="first"):
+        launch.wait_for({pool.submit(work, "first"): [("second",)]}, lambda call: pool.submit(work, *call))
+    assert begun == ["first"]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,13 @@ def recipe():
 ALL = ("lpt", "reinit", "preserve", "control")
 
 
+def test_the_arms_of_a_chain_are_done_by_several_processes(recipe):
+    start, arms = chains_of(recipe, Selection(models=["gla"], seeds=[5]))[0].parts()
+    assert (start.arms, str(start)) == ((), "gla seed 5")
+    assert [arm.arms for arm in arms] == [("lpt",), ("reinit",), ("preserve",)]
+    assert str(arms[1]) == "gla seed 5 reinit"
+
+
 @pytest.mark.parametrize(
     ("selection", "chains"),
     [
@@ -40,12 +47,12 @@ def test_what_a_selection_runs(recipe, selection, chains):
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        (Selection(models=["x"]), "--model = 'x': is no model of this recipe; known: gla, mamba2."),
+        (Selection(models=["x"]), "--model = 'x': is not one of this recipe; known: gla, mamba2."),
         (
             Selection(arms=["lpt", "x"]),
-            "--arm = 'x': is no arm of this recipe; known: lpt, reinit, preserve, control.",
+            "--arm = 'x': is not one of this recipe; known: lpt, reinit, preserve, control.",
         ),
-        (Selection(seeds=[0]), "--seed = 0: is no seed of this recipe; known: 3, 5."),
+        (Selection(seeds=[0]), "--seed = 0: is not one of this recipe; known: 3, 5."),
         (Selection(models=["gla"], arms=["lpt", "control"]), "--arm = 'control': is not run on gla; it is for mamba2."),
     ],
 )

@@ -135,13 +135,13 @@ def test_sizes_of_memory(settings, value, wanted):
 
 
 @pytest.mark.parametrize("value", ["60 Gb", "much", 0, -1, 1.5, True, "1e9GiB", "nan"])
-def test_sizes_that_are_none(settings, value):
+def test_sizes_that_are_invalid(settings, value):
     with pytest.raises((UserError, ValueError), match="activation_memory"):
         settings(gradient_checkpointing=True, activation_memory=value)
 
 
 def test_activation_memory_alone_is_refused(settings):
-    with pytest.raises(ValueError, match=r"activation_memory = 'most': is about gradient_checkpointing, which is off"):
+    with pytest.raises(ValueError, match=r"activation_memory = 'most': has no effect without gradient_checkpointing"):
         settings(activation_memory="most")
 
 

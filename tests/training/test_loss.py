@@ -28,11 +28,14 @@ def torch_loss(hidden, weight, targets):
     return F.cross_entropy((hidden @ weight.T).flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="sum")
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("chunk", [1, 7, N, 4 * N])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
-def test_value_and_gradients_are_torch_s(dtype, tolerance, chunk):
+def test_value_and_gradients_are_torch_s(dtype, tolerance, chunk, masked):
     hidden, weight, targets = problem(dtype)
-    loss, expected = linear_cross_entropy(hidden, weight, targets, chunk=chunk), torch_loss(hidden, weight, targets)
+    loss, expected = (
+        linear_cross_entropy(hidden, weight, targets, chunk=chunk, masked=masked), torch_loss(hidden, weight, targets)
+    )  # fmt: skip
     assert loss.dtype == dtype
     gradients = torch.autograd.grad(3 * loss, (hidden, weight))
     for ours, theirs in zip(gradients, torch.autograd.grad(3 * expected, (hidden, weight)), strict=True):

@@ -171,7 +171,7 @@ def test_a_family_is_refused_beforehand(values, tokenizer, tmp_path, monkeypatch
         check_recipe(parse_recipe(values))
 
 
-def test_blocks_are_not_compiled_and_that_is_said(make, family, settings, caplog):
+def test_blocks_are_not_compiled_with_a_warning(make, family, settings, caplog):
     PartialState(cpu=True)
     config, gpu = make(family).config, torch.device("cuda")
     assert compiles(config, settings(), gpu)

@@ -36,10 +36,10 @@ def export_fla(model: PreTrainedModel, out: str | os.PathLike) -> None:
     """Write an un-expanded GLA as a `gla` folder that flash-linear-attention loads.
 
     Raises:
-        UserError: the model is no GLA, is expanded (FLA's configuration cannot say so), or `out` exists.
+        UserError: the model is not a GLA, is expanded (FLA's configuration cannot express that), or `out` exists.
     """
     if not isinstance(model.config, GLAConfig):
-        raise UserError("model", model.config.model_type, "is no GLA", "FLA's format is for statex_gla models only")
+        raise UserError("model", model.config.model_type, "is not a GLA", "FLA's format is for statex_gla models only")
     plan = stored_plan(model.config)
     if plan is not None and plan.kind == "expand":
         raise UserError(

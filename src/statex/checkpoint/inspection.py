@@ -17,7 +17,7 @@ from statex.families import Family, StateGeometry, family_of
 
 @dataclass(frozen=True)
 class Possibility:
-    """What an expansion of every 6th recurrent layer by the default factor would be, or why there is none."""
+    """What expanding every 6th recurrent layer by the default factor would do, or why it is impossible."""
 
     init: Initialization
     problem: str | None

@@ -27,12 +27,12 @@ def load(
     Args:
         folder: a model folder, or a name on the hub.
         dtype: of the model; "auto" takes the one that the folder names.
-        check_finite: False loads weights that are infinite or NaN too, for looking into what became of them.
-        kwargs: go to `from_pretrained`.
+        check_finite: False also loads infinite or NaN weights, for finding out what went wrong.
+        kwargs: passed to `from_pretrained`.
 
     Raises:
-        UserError: no such folder, an unknown family, a configuration that makes no model, weights that are not
-            safetensors or not floating-point or not finite, a truncated file, or a tensor that is missing, unexpected
+        UserError: no such folder, an unknown family, a configuration that describes no model, weights that are not
+            safetensors, not floating-point or not finite, a truncated file, or a tensor that is missing, unexpected
             or of another shape.
     """
     if isinstance(dtype, str) and dtype not in DTYPES:
@@ -81,7 +81,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Any:
     tokenizer = read_tokenizer(folder)
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= vocabulary:
-        problem = f"its tokenizer has ids up to {highest}, the model only {vocabulary} embeddings"
+        problem = f"its tokenizer has ids up to {highest}, but the model has only {vocabulary} embeddings"
         remedy = "save the tokenizer that the model was trained with, or resize the model's embeddings and train them"
         raise UserError("model", str(folder), problem, remedy)
     return tokenizer

@@ -20,7 +20,7 @@ class ExpansionConfig(BaseModel):
     them the paper's choice for its two model families, every 6th, is taken.
 
     Args:
-        layers: indices of the layers to expand, as the model counts its layers; a list, a tuple or a range.
+        layers: indices of the layers to expand, in the model's own numbering; a list, a tuple or a range.
         every: expand every k-th recurrent layer, beginning with the first.
         num_layers: expand n of the L recurrent layers, at floor(i L / n).
         factor: by how much each layer's state grows; the default is the paper's (GLA: all heads into one,

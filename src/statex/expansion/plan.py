@@ -20,7 +20,7 @@ from statex.families import Family, LayerShape, family_of
 def plan_expansion(model_or_config: nn.Module | PreTrainedConfig, expansion: ExpansionConfig) -> ExpansionPlan:
     """Work out an expansion without touching anything; a configuration suffices, weights are not needed.
 
-    A model that was expanded before is expanded further from what it is now.
+    A model that was expanded before is expanded further from its present state.
 
     Raises:
         UserError: unknown family, layer out of range, factor that does not fit, or a layer that was expanded before
@@ -96,14 +96,14 @@ def _default_factor(family: Family, config: PreTrainedConfig, layers: list[int],
 
 @contextmanager
 def _expanded_before(config: PreTrainedConfig, index: int) -> Iterator[None]:
-    """Say of an error that a layer cannot be expanded as it is since an earlier expansion, where there was one."""
+    """Where there was an earlier expansion, report errors as a layer that cannot be expanded again after it."""
     try:
         yield
     except UserError as error:
         stored = stored_plan(config)
         if stored is None or index not in (layer.index for layer in stored.layers):
             raise
-        problem = f"was expanded before and cannot be so again: {error.field} = {error.value!r} {error.problem}"
+        problem = f"was expanded before and cannot be expanded again: {error.field} = {error.value!r} {error.problem}"
         raise UserError(
             "layers", index, problem, f"{error.remedy}, or start from the checkpoint before that"
         ) from error
@@ -113,7 +113,7 @@ def model_of(model_or_config: nn.Module | PreTrainedConfig) -> Any:
     """The model itself, or one on the meta device made from a configuration.
 
     Raises:
-        UserError: a model that cannot be changed in place as it stands, or something that is no model.
+        UserError: a model that cannot be changed in place as it stands, or something that is not a model.
     """
     if isinstance(model_or_config, nn.Module):
         require_expandable(model_or_config)

@@ -1,4 +1,4 @@
-"""The plan in a model's configuration: read strictly, checked against the model, and what it makes of each layer."""
+"""The plan in a model's configuration: read strictly, checked against the model, and the shapes it gives each layer."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -39,7 +39,7 @@ def stored_plan(config: PreTrainedConfig) -> StoredPlan | None:
 
 
 def layer_shapes(config: PreTrainedConfig) -> dict[int, LayerShape]:
-    """What each recurrent layer's mixer is built with, as the configuration and its stored plan say."""
+    """The shape of each recurrent layer's mixer, by the configuration and its stored plan."""
     plan, shapes = stored_plan(config), _original_shapes(family_of(config), config)
     for step in plan.steps if plan else ():
         shapes |= _shapes_after(step, shapes)
@@ -47,7 +47,7 @@ def layer_shapes(config: PreTrainedConfig) -> dict[int, LayerShape]:
 
 
 def layer_geometry(config: PreTrainedConfig) -> dict[int, StateGeometry]:
-    """State of each recurrent layer, as the configuration and its stored plan say."""
+    """State of each recurrent layer, by the configuration and its stored plan."""
     return {index: shape.geometry for index, shape in layer_shapes(config).items()}
 
 
@@ -63,7 +63,7 @@ def _shapes_after(step: ExpansionPlan, shapes: dict[int, LayerShape]) -> dict[in
 
 
 def _check_step(plan: ExpansionPlan, family: Family, config: PreTrainedConfig, shapes: dict[int, LayerShape]) -> None:
-    """Raise UserError unless the plan says what an expansion of layers of these shapes would."""
+    """Raise UserError unless the plan is what an expansion of layers of these shapes would be."""
     if plan.model_type != family.model_type:
         raise UserError("expansion.model_type", plan.model_type, f"is not {family.model_type}, the model's", RESTORE)
     indices = [layer.index for layer in plan.layers]

@@ -1,4 +1,4 @@
-"""What a family of recurrent models has to tell: where its mixers are, how big their states, whose rows are whose."""
+"""What a family of recurrent models defines: where its mixers are, how big their states, whose rows are whose."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

@@ -39,7 +39,7 @@ def layers_of_types(config: Any, *types: str) -> list[int]:
 def require_silu(config: Any, field: str) -> None:
     """Raise UserError where the convolution's activation is another than the one that statex's ops have."""
     if getattr(config, field) not in ACTIVATIONS:
-        problem = "is an activation that statex's convolution lacks, which has SiLU only"
+        problem = "is not supported by statex's convolution, which has SiLU only"
         raise UserError(field, getattr(config, field), problem, f"use one of {', '.join(ACTIVATIONS)}")
 
 

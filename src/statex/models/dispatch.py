@@ -44,8 +44,8 @@ def mamba2_chunk_scan(
     """transformers' function of that name: hidden_states [B,T,H,P], dt [B,T,H], A [H], B and C [B,T,G,N].
 
     Returns the output [B,T,H,P], with the final state [B,H,P,N] where asked. `seq_idx` [B,T] starts a fresh state at
-    each document; `cu_seqlens`, what `cu_seqlens_of` makes of it, spares finding the borders again. `chunk_size` is the
-    caller's hint, which ours does not need.
+    each document; `cu_seqlens`, what `cu_seqlens_of` makes of it, saves computing the borders again. `chunk_size` is
+    the caller's hint, which ours does not need.
 
     Raises:
         ValueError: packed documents with a cache.
@@ -81,7 +81,7 @@ def mamba2_selective_state_update(
 ) -> torch.Tensor:
     """transformers' function of that name, one token: state [B,H,P,N] in place, hidden_states and dt [B,H,P].
 
-    dt, A [H,P,N], D and dt_bias [H,P] are broadcast by the caller along P and N; ours takes one number a head.
+    dt, A [H,P,N], D and dt_bias [H,P] are broadcast by the caller along P and N; ours takes one number per head.
     """
     dt, bias = dt[..., 0], dt_bias[..., 0] if dt_bias is not None else None
     if not (dt_softplus and bias is not None):  # else the step does both
@@ -153,7 +153,7 @@ REPLACEMENTS = CONVOLUTION | {
 
 
 class Recurrence(NamedTuple):
-    """What statex's ops take the place of in transformers' modules whose mixers are of one kind."""
+    """What statex's ops replace in transformers' modules whose mixers are of one kind."""
 
     functions: dict[str, Callable]
     """Of the module, by name."""
@@ -176,15 +176,15 @@ RECURRENCES = {
         cache="statex.models.lightning_cache.LightningCache",
     ),
 }
-"""By the name that families have them under."""
+"""By the name that families use for them."""
 ONLY_DISPATCHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen3_5_moe": ("gated_delta", ("Qwen3_5MoeRMSNormGated",)),
     "lara_mini": ("gated_delta", ()),
     "qwen4_exp": ("gated_delta", ()),
     "glm5_next": ("kimi_delta", ()),
 }
-"""Models of transformers (some only in newer versions) that are no families: their recurrence, and those of their norms
-that ours can take the place of."""
+"""Models of transformers (some only in newer versions) that are not families of statex: their recurrence, and those of
+their norms that ours can replace."""
 
 
 @contextmanager
@@ -216,7 +216,7 @@ def replaced_modules() -> dict[str, tuple[str, tuple[str, ...]]]:
     """The modules of transformers in which something is replaced, by full name: the recurrence of their mixers, and the
     norms in them that are replaced.
 
-    They are those of the families that run on statex's ops, and those of models that are no families.
+    These belong to the families that run on statex's ops, and to the models that are not families.
     """
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
     for family in FAMILIES.values():

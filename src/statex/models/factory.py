@@ -1,8 +1,8 @@
 """One factory for the expanded classes of every family: transformers' own, with a stored plan replayed, on our ops.
 
 A family names transformers' classes; they are imported when first needed. Saved folders name ours by this module, as
-`StatexMamba2ForCausalLM` for `Mamba2ForCausalLM`. A family of our own classes, which hold a plan themselves, has
-nothing made.
+`StatexMamba2ForCausalLM` for `Mamba2ForCausalLM`. For a family of our own
+classes, which hold a plan themselves, nothing is made.
 """
 
 import functools
@@ -59,7 +59,7 @@ def _derived(path: str, *mixins: type, **members: Any) -> Any:
 
 
 class ExpandedConfig(FoundThroughShim):
-    """What our configuration has beside transformers': the plan (statex.expansion.edits), and what the mixer lacks."""
+    """What our configuration adds to transformers': the plan (statex.expansion.edits), and the limits of our mixer."""
 
     def validate_architecture(self) -> None:
         """Refuse what our mixer cannot compute; called by transformers whenever a configuration is made."""
@@ -84,10 +84,10 @@ def expanded_config_class(family: Family) -> Any:
 
 
 class ExpandedModel(ReplayExpansion):
-    """What our model classes do beside transformers'."""
+    """What our model classes add to transformers'."""
 
     exchanged: ClassVar[dict[type, type]]
-    """Ours, by the class of transformers whose place they take."""
+    """Ours, by the transformers class that they replace."""
 
     def __init__(self, config: Any):
         super().__init__(config)  # type: ignore[call-arg]
@@ -102,7 +102,7 @@ class ExpandedModel(ReplayExpansion):
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
-        """As transformers', and the buffers of a mixer, which it makes for un-expanded ones alone."""
+        """As transformers does, and fill the buffers of a mixer, which it makes for un-expanded ones alone."""
         super()._init_weights(module)  # type: ignore[misc]
         family_of(self.config).fill_buffers(self.config, module)  # type: ignore[attr-defined]
 
@@ -146,7 +146,7 @@ def _on_statex_ops(family: Family) -> dict[type, type]:
 
 
 def _convert_checkpoints_alike(family: Family) -> None:
-    """Have checkpoints of our model type renamed as transformers renames those of the family's own."""
+    """Register for our model type the renaming that transformers applies to the family's own checkpoints."""
     from transformers.conversion_mapping import (
         get_checkpoint_conversion_mapping,
         register_checkpoint_conversion_mapping,
@@ -231,7 +231,7 @@ def _makes_cache(model: Any, given: dict[str, Any]) -> bool:
 
 
 def _causal_lm_forward(base: Any, model: Any) -> Callable:
-    """The forward of a language model, which hands on to its base model what it does not read."""
+    """The forward of a language model, which passes what it does not read to its base model."""
     known, attends = {*_known_keywords(base), *_known_keywords(model), *LOSS_KEYWORDS}, has_attention(base)
 
     @with_arguments_of(base.forward)

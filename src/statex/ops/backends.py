@@ -35,11 +35,10 @@ TORCH: dict[str, Callable] = {
     "short_convolution_step": step_convolution,
     "gated_rms_norm": plain_gated_rms_norm,
 }
-TRITON = {  # module and function, imported when first asked for; of `generalized_delta` there is none
+TRITON = {  # module and function, imported when first asked for; PyTorch's runs where there is none
     "gated_delta": ("statex.ops.gated_delta.triton", "triton_gated_delta"),
     "gla": ("statex.ops.gla.triton", "triton_gla"),
     "ssd": ("statex.ops.ssd.triton", "triton_ssd"),
-    "gated_delta_step": ("statex.ops.gated_delta.triton", "triton_gated_delta_step"),
     "gla_step": ("statex.ops.gla.triton", "triton_gla_step"),
     "ssd_step": ("statex.ops.ssd.triton", "triton_ssd_step"),
     "short_convolution": ("statex.ops.triton_convolution", "triton_short_convolution"),
@@ -72,7 +71,7 @@ _default = "auto"  # what `use_backend` says
 def use_backend(name: str) -> Iterator[None]:
     """What `backend="auto"` means inside this context: "torch", "triton", or "auto" for the choice by device.
 
-    It holds for all threads of the process: gradient checkpointing computes again in a thread of autograd's own.
+    It applies to all threads of the process: gradient checkpointing recomputes in one of autograd's own threads.
 
     Raises:
         ValueError: the name is unknown.
@@ -104,7 +103,7 @@ def choose(op: str, backend: str, like: Tensor) -> Callable:
 
 
 def _choose_compiled(op: str, name: str) -> Callable:
-    """What torch.compile is to take into its graph: an operator, or PyTorch's code to fuse."""
+    """What torch.compile takes into its graph: an operator, or PyTorch code to fuse."""
     fused = op in FUSED_BY_COMPILER and not (op in FUSED_WITHOUT_GRADIENTS and torch.is_grad_enabled())
     if name == "triton" and not fused:
         return _triton_functions[op]
@@ -151,13 +150,13 @@ def _require_triton(op: str, device: torch.device) -> None:
 
 @functools.cache
 def _import_triton(op: str) -> Exception | None:
-    """Put the Triton version of `op` into `_triton_functions`; or say why there is none."""
+    """Put the Triton version of `op` into `_triton_functions`, or return the reason why there is none."""
     if op not in TRITON:
         return LookupError("it has no Triton version")
     module, function = TRITON[op]
     try:
         _triton_functions[op] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
         return error
     return None
 

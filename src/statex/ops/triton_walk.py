@@ -1,6 +1,6 @@
 """The walk over time that carries a large state in registers; the kernels of both recurrences share it.
 
-Shape letters: T time, H heads, K rows and V columns of a head's state, C tokens a chunk (a state is kept for each),
+Shape letters: T time, H heads, K rows and V columns of a head's state, C tokens per chunk (a state is kept for each),
 N chunks of all segments together, S segments; a block is 64 tokens. For `ssd` a "head" is a group, whose K rows are
 the channels of all its heads.
 """
@@ -76,14 +76,14 @@ def walk_kernel(
     decays = block_decay + (first_chunk * blocks).to(tl.int64) * decays_a_block
     decays += head * (K // DECAY_ROWS) + cols_k // DECAY_ROWS
     # Decays are loaded two steps ahead by hand: the pipeliner does not see them, and a step is shorter than a load.
-    any_block = (cols_k < K) & (num_blocks > 0)
+    any_block = cols_k < tl.where(num_blocks > 0, K, 0)
     last_block = tl.maximum(num_blocks - 1, 0)
     factor = tl.exp(tl.load(decays + _at_step(0, last_block, REVERSE) * decays_a_block, mask=any_block, other=0.0))
     decay = tl.load(decays + _at_step(1, last_block, REVERSE) * decays_a_block, mask=any_block, other=0.0)
     if REVERSE:
         overlap += (tile_v * NUM_CHUNKS).to(tl.int64) * H * K + cols_k
         at_last = ((first_chunk + last_block // blocks) * H + head).to(tl.int64) * K
-        other = tl.load(other_states + at_last * V + in_state, mask=inside & (num_blocks > 0), other=0.0)
+        other = tl.load(other_states + at_last * V + in_state, mask=inside & any_block[:, None], other=0.0)
         tl.store(overlap + at_last, tl.sum(other.to(tl.float32) * state, 1), mask=any_block)
     for step in range(num_blocks):
         block = num_blocks - 1 - step if REVERSE else step

@@ -6,7 +6,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 ProgressCallback = Callable[[str, str, int, int], None]
 """Called with chain, stage, done, total."""
 
-KEEP_FREED_MEMORY = {  # glibc would give each step's tensors back and have them zeroed anew: up to a quarter of a step
+KEEP_FREED_MEMORY = {  # glibc would give each step's tensors back and zero them again: up to a quarter of a step
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "67108864",
@@ -78,15 +78,21 @@ def visible_gpus() -> list[str]:
     return [name.strip() for name in named.split(",")][:count] if named else [str(number) for number in range(count)]
 
 
+Call = tuple[Any, ...]
+"""Arguments of one call."""
+
+
 def run_in_processes(
     work: Callable[..., None],
-    calls: Sequence[tuple[Any, ...]],
+    calls: Sequence[tuple[Call, Sequence[Call]]],
     workers: int,
     threads: int,
     report: ProgressCallback,
     gpus: Sequence[str] = (),
 ) -> None:
     """Do `work(*call, report)` for each call, in `workers` processes of `threads` threads each.
+
+    With each call stand those that are begun once it is done. They wait behind nothing but those already waiting.
 
     Each process sees one of `gpus`, in turn, so that they share them evenly; where there are none, what it would see.
     At the first failure, calls not yet started are dropped; it is raised once the running ones have ended. Where this
@@ -96,31 +102,39 @@ def run_in_processes(
     others = set(multiprocessing.active_children())
     with _environment(KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(threads)}):
         with _blocked(signal.SIGINT, signal.SIGHUP):  # processes inherit it: what stops us is for us to tell them
-            workers = min(workers, len(calls))
+            workers = min(workers, sum(max(1, len(later)) for _, later in calls))
             events, places = context.Queue(), context.Queue()
             for number in range(workers):
                 places.put(gpus[number % len(gpus)] if gpus else None)
             pool = ProcessPoolExecutor(workers, context, _begin_worker, (events, places))
-            futures = [pool.submit(_work, work, call) for call in calls]
+            following = {pool.submit(_work, work, call): later for call, later in calls}
         with _shown(events, report), pool:
             try:
-                wait_for(futures)
+                wait_for(following, lambda call: pool.submit(_work, work, call))
             except KeyboardInterrupt:
                 for process in set(multiprocessing.active_children()) - others:
                     process.terminate()
                 raise
 
 
-def wait_for(futures: list[Future]) -> None:
-    """Wait until all are done; at the first failure drop the calls not yet started, and raise it."""
-    done, pending = wait(futures, return_when=FIRST_EXCEPTION)
-    for future in pending:
-        future.cancel()
-    try:
+def wait_for(following: dict[Future, Sequence[Call]], submit: Callable[[Call], Future]) -> None:
+    """Wait until all are done, and those that follow them; at the first failure drop what is not yet started, and
+    raise it."""
+    pending = dict(following)
+    while pending:
+        done, _ = wait(pending, return_when=FIRST_COMPLETED)
+        try:
+            for future in done:
+                future.result()
+        except BrokenProcessPool:
+            problem = "a worker was killed, perhaps because memory ran out; the same command resumes"
+            raise ChildProcessError(problem) from None
+        except BaseException:
+            for future in pending:
+                future.cancel()
+            raise
         for future in done:
-            future.result()
-    except BrokenProcessPool:
-        raise ChildProcessError("a worker was killed, perhaps for want of memory; the same command resumes") from None
+            pending |= {submit(call): () for call in pending.pop(future)}
 
 
 _events: Any = None

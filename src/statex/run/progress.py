@@ -24,7 +24,7 @@ class Display:
     def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=True)
         self.bars = Progress(
-            TextColumn("{task.fields[chain]:<16}"),
+            TextColumn("{task.fields[chain]:<24}"),
             TextColumn("{task.description:<32}"),
             BarColumn(),
             MofNCompleteColumn(),

@@ -1,7 +1,7 @@
 """Which part of a recipe one call works on, so that the jobs of a cluster can share a run."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from statex.errors import UserError
@@ -21,14 +21,24 @@ class Selection:
 
 @dataclass(frozen=True)
 class Chain:
-    """One model with one seed, and the arms that are run on it: what one process does, stage after stage."""
+    """One model with one seed, and the arms that are run on it: what one process does, stage after stage.
+
+    Args:
+        arms: none: the model is pre-trained.
+        is_part: of what is done of this model and seed at the same time.
+    """
 
     model: str
     seed: int
     arms: tuple[str, ...]
+    is_part: bool = False
 
     def __str__(self) -> str:
-        return f"{self.model} seed {self.seed}"
+        return " ".join([f"{self.model} seed {self.seed}", *(self.arms if self.is_part else ())])
+
+    def parts(self) -> tuple["Chain", list["Chain"]]:
+        """What all of its arms start from, and the arms, which several processes can share."""
+        return replace(self, arms=()), [replace(self, arms=(arm,), is_part=True) for arm in self.arms]
 
 
 def chains_of(recipe: Recipe, selection: Selection | None = None) -> list[Chain]:
@@ -59,6 +69,6 @@ def _chosen(option: str, asked: Sequence[Key], known: Iterable[Key]) -> list[Key
     known = list(known)
     for name in asked:
         if name not in known:
-            problem = f"is no {option.removeprefix('--')} of this recipe"
+            problem = "is not one of this recipe"
             raise UserError(option, name, problem, f"known: {', '.join(map(str, known))}")
     return [name for name in known if name in asked] if asked else known

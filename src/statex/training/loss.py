@@ -12,21 +12,33 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from statex.data.recall import IGNORED
 from statex.errors import UserError
 
 
-def _entropies(logits: torch.Tensor, targets: torch.Tensor, with_gradient: bool) -> tuple:
-    """The sum of the cross-entropies of logits [chunk, V] at targets [chunk, 1], and its gradient in their dtype."""
+def _entropies(logits: torch.Tensor, targets: torch.Tensor, with_gradient: bool, some_ignored: bool) -> tuple:
+    """The sum of the cross-entropies of logits [chunk, V] at targets [chunk, 1], and its gradient in their dtype.
+
+    Args:
+        some_ignored: whether targets may be -100.
+    """
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_normalizer = precise.logsumexp(-1, keepdim=True)
-    total = (log_normalizer - precise.gather(-1, targets)).sum()
+    if some_ignored:
+        is_scored, targets = targets != IGNORED, targets.clamp_min(0)
+        total = torch.where(is_scored, log_normalizer - precise.gather(-1, targets), 0).sum()
+    else:
+        total = (log_normalizer - precise.gather(-1, targets)).sum()
     if not with_gradient:
         return total, None
     if torch.compiler.is_compiling():  # in the same pass over the logits; by itself it would take two of its own
         is_target = torch.arange(logits.shape[-1], device=logits.device) == targets
-        return total, ((precise - log_normalizer).exp() - is_target.to(precise.dtype)).to(logits.dtype)
-    difference = precise.sub_(log_normalizer).exp_()
-    difference.scatter_add_(-1, targets, difference.new_full(targets.shape, -1.0))
+        difference = (precise - log_normalizer).exp() - is_target.to(precise.dtype)
+    else:
+        difference = precise.sub_(log_normalizer).exp_()
+        difference.scatter_add_(-1, targets, difference.new_full(targets.shape, -1.0))
+    if some_ignored:
+        difference = torch.where(is_scored, difference, 0)
     return total, difference.to(logits.dtype)
 
 
@@ -40,7 +52,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropy of `hidden @ weight.T`; its gradients are formed in the forward pass, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, chunk, entropies):
+    def forward(ctx, hidden, weight, targets, chunk, entropies, some_ignored):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         precise = torch.promote_types(hidden.dtype, torch.float32)
@@ -49,7 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             logits = hidden[rows] @ weight.T  # [chunk, V]
-            loss, difference = entropies(logits, targets[rows, None], needs_hidden or needs_weight)
+            loss, difference = entropies(logits, targets[rows, None], needs_hidden or needs_weight, some_ignored)
             total += loss
             if difference is None:
                 continue
@@ -64,11 +76,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_total):
         grad_hidden, grad_weight = ctx.saved_tensors
         scaled = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in (grad_hidden, grad_weight)]
-        return *scaled, None, None, None
+        return *scaled, None, None, None, None
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, chunk: int = 4096, compiled: bool = False
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    chunk: int = 4096,
+    compiled: bool = False,
+    masked: bool = False,
 ) -> torch.Tensor:
     """Sum over tokens of the cross-entropy of `hidden @ weight.T` against `targets`, in nats.
 
@@ -78,19 +96,23 @@ def linear_cross_entropy(
         targets: [...] int64; -100 is ignored.
         chunk: tokens whose logits, [chunk, V] in fp32 (fp64 of fp64 inputs), exist at one time.
         compiled: whether torch.compile fuses what is done to the logits.
+        masked: compute the logits of ignored tokens too. Nothing then depends on how many are scored, for which the
+            host would wait, and a CUDA graph cannot.
     """
-    scored = targets.reshape(-1) != -100
-    rows = hidden.reshape(-1, hidden.shape[-1])[scored]
+    rows, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    if not masked:
+        scored = targets != IGNORED
+        rows, targets = rows[scored], targets[scored]
     if torch.is_autocast_enabled(rows.device.type):
         dtype = torch.get_autocast_dtype(rows.device.type)
         rows, weight = rows.to(dtype), weight.to(dtype)
     with torch.autocast(rows.device.type, enabled=False):
         entropies = _compiled_entropies() if compiled else _entropies
-        return _LinearCrossEntropy.apply(rows, weight.to(rows.dtype), targets.reshape(-1)[scored], chunk, entropies)
+        return _LinearCrossEntropy.apply(rows, weight.to(rows.dtype), targets, chunk, entropies, masked)
 
 
 @contextmanager
-def chunked_loss(model: Any, chunk: int, compiled: bool = False) -> Iterator[None]:
+def chunked_loss(model: Any, chunk: int, compiled: bool = False, masked: bool = False) -> Iterator[None]:
     """Inside this context, `model(input_ids, labels=...)` computes its loss by `linear_cross_entropy`, for any family.
 
     The head hands the hidden states through, and the loss function, which gets them for logits, does the head's work;
@@ -108,9 +130,9 @@ def chunked_loss(model: Any, chunk: int, compiled: bool = False) -> Iterator[Non
     def loss_function(logits, labels, vocab_size=None, num_items_in_batch=None, shift_labels=None, **kwargs):
         targets = shift_labels
         if targets is None:
-            targets = F.pad(labels[:, 1:], (0, 1), value=-100)  # position t predicts token t + 1
-        total = linear_cross_entropy(logits, head.weight, targets, chunk=chunk, compiled=compiled)
-        count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # position t predicts token t + 1
+        total = linear_cross_entropy(logits, head.weight, targets, chunk=chunk, compiled=compiled, masked=masked)
+        count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return total / count
 
     had_own = "forward" in head.__dict__

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from statex.training.activations import KeepActivations
 from statex.training.arguments import training_arguments
 from statex.training.bad_steps import BadSteps
 from statex.training.blocks import TrainingBlocks, compiles
+from statex.training.captured import CapturedSteps, captures
 from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loader import WORKERS, TimedLoader
 from statex.training.loss import chunked_loss
@@ -131,12 +133,14 @@ class StatexTrainer(Trainer):
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = str(output / "logs")
         self._last_log: tuple[int, Stopwatch, float] | None = None
+        self._operations_of_token: int | None = None  # by one token
         training, device = self.training, self.args.device
         self.blocks = TrainingBlocks(
             kwargs["model"],
             compiled=compiles(kwargs["model"].config, training, device),
             recomputed=training.gradient_checkpointing,
         )
+        self.captured: CapturedSteps | None = None  # while it trains, where steps are captured
         if training.activation_memory != "least":
             self.add_callback(KeepActivations(self.blocks, training.activation_memory, device))
         self.bad_steps = BadSteps(training, device, self.describe_batch)
@@ -187,7 +191,7 @@ class StatexTrainer(Trainer):
             return "", "given"
         return batches.kind_of_step(step), batches.name_of_step(step)
 
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """A micro-batch forward and backward; its loss is also for `BadSteps`."""
         step = self.state.global_step
         if self.batches is not None and self.watch_state.is_due(step):
@@ -195,7 +199,10 @@ class StatexTrainer(Trainer):
             with on_slices(self.group, None), self.blocks.plain():
                 self.log(self.watch_state.measure(self.accelerator.unwrap_model(model), ids, step, self.group))
         with on_slices(self.group, inputs.get("seq_idx")):
-            loss = super().training_step(model, inputs, *args, **kwargs)
+            if self.captured is not None:
+                loss = self.captured(partial(super().training_step, model), inputs, num_items_in_batch)
+            else:
+                loss = super().training_step(model, inputs, num_items_in_batch)
         return self.bad_steps.add(loss, step)
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -241,11 +248,18 @@ class StatexTrainer(Trainer):
                 lambda module, args, kwargs: (args, kwargs | apart), with_kwargs=True
             )
         try:
-            with chunked_loss(unwrapped, self.training.loss_chunk, self.blocks.compiled):
+            with chunked_loss(unwrapped, self.training.loss_chunk, self.blocks.compiled, self.captured is not None):
                 return super().compute_loss(model, inputs, *args, **kwargs)
         finally:
             if hook is not None:
                 hook.remove()
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """6 operations a parameter and token; transformers walks over all modules in each step to say the same."""
+        if self._operations_of_token is None:
+            model: Any = self.model
+            self._operations_of_token = 6 * model.num_parameters(exclude_embeddings=True)
+        return self._operations_of_token * inputs["input_ids"].numel()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to what is logged tokens per second (of all ranks, since the last log), the share of that time that this
@@ -269,10 +283,14 @@ class StatexTrainer(Trainer):
         device, resume_from = self.args.device, self.checkpoint_to_resume()
         self.start_step = step_of(resume_from) if resume_from else 0
         reset_peak_memory(device)
+        model: Any = self.model
+        if captures(model.config, self.training, self.data, device, self.args.world_size):
+            self.captured = CapturedSteps(model)
         with statex_ops(), self.blocks.running(), groups_of_ranks(self.training, self.args) as self.group:
             watch = Stopwatch(device)
             self.train(resume_from_checkpoint=resume_from)
             seconds = watch.seconds()
+        self.captured = None
         steps = self.training.steps - self.start_step
         tokens = steps * self.training.tokens_per_step
         return TrainingSummary(

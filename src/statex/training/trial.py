@@ -23,8 +23,8 @@ from statex.training.weights import freeze_all_but_expanded
 NUM_TOKENS = 8
 MINIATURE: dict[str, Any] = {
     "steps": 1, "warmup_steps": 0, "decay_steps": None, "sequence_length": NUM_TOKENS, "sequences_per_device": None,
-    "save_every": None, "report_to": [], "compile": False, "activation_memory": "least", "sequence_parallel": 1,
-    "watch_state_every": None,
+    "save_every": None, "report_to": [], "compile": False, "cuda_graphs": False, "activation_memory": "least",
+    "sequence_parallel": 1, "watch_state_every": None,
 }  # fmt: skip
 """What a trial changes in a training section: its length, who shares it, and who reports it."""
 

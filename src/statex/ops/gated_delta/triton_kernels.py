@@ -57,9 +57,9 @@ def walk_kernel(
             old = old.to(removal.dtype)
             write -= tl.dot(removal, old, input_precision=PRECISION)
             output = tl.dot(query, old, output, input_precision=PRECISION)
-        at = chunk * C * V + tokens[:, None] * V + columns[None, :]
-        tl.store(written + at, write, mask=(columns < V)[None, :])
-        tl.store(outputs + at, output, mask=(columns < V)[None, :])
+        at_tokens = chunk * C * V + tokens[:, None] * V + columns[None, :]
+        tl.store(written + at_tokens, write, mask=(columns < V)[None, :])
+        tl.store(outputs + at_tokens, output, mask=(columns < V)[None, :])
         write = (write * tl.load(after + chunk * C + tokens)[:, None]).to(keys.dtype.element_ty)
         for start in range(0, K, BK):
             channels = start + tl.arange(0, BK)
@@ -100,8 +100,8 @@ def walk_back_kernel(
             d_write = tl.dot(key, later.to(key.dtype), d_write, input_precision=PRECISION)
         d_write *= tl.load(after + chunk * C + tokens)[:, None]
         d_write += _tile(d_written + chunk * C * V, tokens, columns, V, V, False)
-        at = chunk * C * V + tokens[:, None] * V + columns[None, :]
-        tl.store(d_values + at, d_write, mask=(columns < V)[None, :])
+        at_tokens = chunk * C * V + tokens[:, None] * V + columns[None, :]
+        tl.store(d_values + at_tokens, d_write, mask=(columns < V)[None, :])
         d_write = d_write.to(keys.dtype.element_ty)
         for start in range(0, K, BK):
             channels = start + tl.arange(0, BK)

@@ -1,10 +1,10 @@
-"""Which settings of the demo make its pre-training learn recall, over many seeds: the trials behind recipes/demo.toml.
+"""Which settings make pre-training learn recall, over many seeds: the trials behind the recipes' own settings.
 
-Each trial is a run of the demo's recipe with one model, one seed and some changed keys, in a process of its own with
-one thread. `--pretraining` stops after it and measures recall of the pre-trained model; without it all arms are
-post-trained too. A table goes to standard output, all numbers as JSON lines to `--out`.
+Each trial is a run of a recipe with one model, one seed and some changed keys, in a process of its own with one thread.
+`--pretraining` stops after it and measures recall of the pre-trained model; without it all arms are post-trained too. A
+table goes to standard output, all numbers as JSON lines to `--out`.
 
-    python benchmarks/demo_settings.py --seeds 100-109 --processes 2 --pretraining --variant "mamba2" \
+    python benchmarks/recipe_settings.py --seeds 100-109 --processes 2 --pretraining --variant "mamba2" \
         --variant "mamba2 models.mamba2.config.initializer_range=0.2"
 """
 
@@ -23,9 +23,9 @@ from pathlib import Path
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.toml"
 
 
-def trial(variant: str, seed: int, pretraining: bool, folder: str) -> dict:
-    """Run the demo's recipe with one model and seed; recall by arm and number of pairs, text NLL, and seconds."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def trial(path: Path, variant: str, seed: int, pretraining: bool, folder: str) -> dict:
+    """Run a recipe with one model and seed; recall by arm and number of pairs, text NLL, and seconds."""
+    os.environ |= {"OMP_NUM_THREADS": "1"}
     import torch
 
     from statex.recipe import apply_override, parse_recipe
@@ -35,7 +35,9 @@ def trial(variant: str, seed: int, pretraining: bool, folder: str) -> dict:
 
     torch.set_num_threads(1)
     model, *changes = variant.split()
-    values = tomllib.loads(RECIPE.read_text(encoding="utf-8"))
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    if files := values.get("data", {}).get("text", {}).get("files"):
+        values["data"]["text"]["files"] = [str(path.parent.absolute() / name) for name in files]
     values |= {"seeds": [seed], "workers": 1, "output": tempfile.mkdtemp(dir=folder), "name": "trial"}
     values["models"] = {model: copy.deepcopy(values["models"][model])}
     values["evaluation"] |= {"suites": ["mqar", "nll_by_position"]}
@@ -76,11 +78,12 @@ def show(trials: list[dict]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="default: the demo's")
     parser.add_argument("--variant", action="append", required=True, help="a model and changed keys, key=value")
     parser.add_argument("--seeds", default="100-109", help="first-last")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--pretraining", action="store_true", help="no arms: the pre-trained model alone")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo-settings.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("runs/settings.jsonl"))
     options = parser.parse_args()
     first, last = map(int, options.seeds.split("-"))
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +94,7 @@ def main() -> None:
         options.out.open("a", encoding="utf-8") as out,
     ):
         waiting = [
-            pool.submit(trial, variant, seed, options.pretraining, folder)
+            pool.submit(trial, options.recipe, variant, seed, options.pretraining, folder)
             for variant in options.variant
             for seed in range(first, last + 1)
         ]
