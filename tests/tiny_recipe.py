@@ -26,6 +26,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+_ATTENTION = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "intermediate_size": 16,
+}  # fmt: skip
+HYBRIDS: dict[str, dict[str, Any]] = {  # whose second layer is recurrent
+    "bamba": _ATTENTION | {
+        "attn_layer_indices": [0], "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 2,
+        "mamba_expand": 2, "mamba_chunk_size": 16,
+    },
+    "olmo_hybrid": _ATTENTION | {
+        "layer_types": ["full_attention", "linear_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    },
+}  # fmt: skip
+
 DATA = {
     "text": {"held_out": 0.3},
     "tokenizer": {"vocab_size": 300, "training_bytes": 20_000},

@@ -119,7 +119,7 @@ def refused(match, call, *args, **kwargs):
         ({"rank": 0, "init": "preserve"}, "rank = 0"),
         ({"seed": -1}, "seed = -1"),
         ({"seed": 2**32}, "seed = 4294967296"),
-        ({"method": "merge"}, "method = 'merge': is not a known key"),
+        ({"how": "merge"}, "how = 'merge': is not a known key"),
     ],
 )
 def test_bad_configurations(fields, match):

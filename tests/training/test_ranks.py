@@ -16,7 +16,7 @@ from statex.data.tokens import prepare_tokens
 from statex.errors import UserError
 from statex.recipe import load_recipe, parse_recipe
 from statex.run import run_recipe
-from tiny_recipe import CONFIGS, EVALUATION, data_values, environment, write_recipe
+from tiny_recipe import CONFIGS, EVALUATION, HYBRIDS, data_values, environment, write_recipe
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "statex"]
 
@@ -76,15 +76,16 @@ def test_two_ranks_train_what_one_does(values, tokenizer, tmp_path):
 @pytest.mark.slow
 def test_sharded_ranks_resume_and_train_what_one_process_does(make, tokenizer, data, settings, tmp_path):
     """FSDP2 with a multiplier for fresh tensors and activation checkpointing, both ranks killed and started again."""
+    models = (*CONFIGS, *HYBRIDS)
     values = {
-        "models": {family: {"checkpoint": str(tmp_path / family)} for family in CONFIGS}, "output": str(tmp_path),
+        "models": {family: {"checkpoint": str(tmp_path / family)} for family in models}, "output": str(tmp_path),
         "arms": {"preserve": {"kind": "statex", "expansion": {"layers": [1], "init": "preserve"}}},
         "data": data_values(data.text.files[0]), "evaluation": EVALUATION,
     }  # fmt: skip
-    for family in CONFIGS:
+    for family in models:
         make(family).save_pretrained(tmp_path / family)
         tokenizer.save_pretrained(tmp_path / family)
-    section = settings(steps=5, sequences_per_device=1, fresh_learning_rate_multiplier=3.0, gradient_checkpointing=True)
+    section = settings(steps=4, sequences_per_device=1, fresh_learning_rate_multiplier=3.0, gradient_checkpointing=True)
     sharded = section.model_copy(update={"trainer": {"fsdp": "full_shard"}})
     killed_model = {"mamba2": values["models"]["mamba2"]}
     recipes = [
@@ -102,16 +103,18 @@ def test_sharded_ranks_resume_and_train_what_one_process_does(make, tokenizer, d
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout) == len(killed_model)
-    for family in CONFIGS:
+    for family in models:
         whole, killed, alone = (tmp_path / path.stem / family / "preserve-seed0" for path in recipes)
         assert json.loads((whole / "training.json").read_text())["num_processes"] == 2
         assert files(whole / "trained") == files(alone / "trained")
         ours, theirs = (load_file(each / "trained" / "model.safetensors") for each in (whole, alone))
         assert ours.keys() == theirs.keys()
         for name in theirs:
-            assert (ours[name] - theirs[name]).norm() <= 1e-5 * theirs[name].norm(), name
+            # AdamW takes whole steps by what rounding leaves of the gradients of vectors that are normalised
+            tolerance = 1e-4 if family == "olmo_hybrid" else 1e-5
+            assert (ours[name] - theirs[name]).norm() <= tolerance * theirs[name].norm(), name
         if family in killed_model:
-            assert json.loads((killed / "training.json").read_text())["steps"] == 3  # after the checkpoint of step 2
+            assert json.loads((killed / "training.json").read_text())["steps"] == 2  # after the checkpoint of step 2
             resumed = load_file(killed / "trained" / "model.safetensors")
             assert all(torch.equal(ours[name], resumed[name]) for name in ours)
 

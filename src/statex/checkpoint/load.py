@@ -18,7 +18,8 @@ DTYPES = ("auto", "float16", "bfloat16", "float32", "float64")
 def load(
     folder: str | os.PathLike, *, dtype: torch.dtype | str = "auto", check_finite: bool = True, **kwargs: Any
 ) -> PreTrainedModel:
-    """Load a recurrent model from a folder in Hugging Face format, or in FLA's format of `gla` or `rwkv7`.
+    """Load a recurrent model from a folder in Hugging Face format, or in FLA's format of `gla` or `rwkv7`;
+    transformers' `xlstm` becomes statex's own model.
 
     Unlike `from_pretrained`, which makes a missing tensor random, it refuses a folder whose tensors are not exactly
     the model's. No code of the folder is run.

@@ -58,6 +58,10 @@ def expand(
     factor: Annotated[
         int | None, typer.Option(help="Factor of a layer's state. Default: all heads (GLA) or 4 (all others).")
     ] = None,
+    method: Annotated[
+        Literal["grow", "merge"] | None,
+        typer.Option(help="grow: more keys in each head. merge: one head of several. Default: the family's own."),
+    ] = None,
     init: Annotated[
         Literal["reinit", "inherit", "preserve"] | None,
         typer.Option(help="reinit: fresh mixers (the paper). inherit: old weights. preserve: the same function."),
@@ -83,7 +87,7 @@ def expand(
 
     fields = {
         "every": every, "layers": parse_numbers("--layers", layers), "num_layers": num_layers, "factor": factor,
-        "init": init, "rank": rank, "seed": seed,
+        "method": method, "init": init, "rank": rank, "seed": seed,
     }  # fmt: skip
     config = expansion_config(preset, {name: value for name, value in fields.items() if value is not None})
     check_new_folder(out)

@@ -31,7 +31,8 @@ def plan_expansion(model_or_config: nn.Module | PreTrainedConfig, expansion: Exp
     family.check(model.config)
     shapes = layer_shapes(model.config)
     layers = select_layers(family.recurrent_layers(model.config), expansion)
-    factor = expansion.factor if expansion.factor is not None else _default_factor(family, model.config, layers)
+    method = family.method_of(expansion.init, expansion.method)
+    factor = expansion.factor if expansion.factor is not None else _default_factor(family, model.config, layers, method)
     edits = []
     for index in layers:
         before, rank = shapes[index]
@@ -39,7 +40,7 @@ def plan_expansion(model_or_config: nn.Module | PreTrainedConfig, expansion: Exp
             if rank is not None:
                 problem = "gave its key dimensions low-rank projections, which cannot grow"
                 raise UserError("rank", rank, problem, "leave the layer as it is")
-            geometry = family.expanded_geometry(model.config, before, factor, expansion.init)
+            geometry = family.expanded_geometry(model.config, before, factor, expansion.init, method)
             after = LayerShape(geometry, expansion.rank)
             edits.append(_plan_layer(model, family, index, shapes[index], after, expansion.init))
     return ExpansionPlan("expand", family.model_type, expansion.init, factor, expansion.rank, expansion.seed, edits)
@@ -84,9 +85,9 @@ def select_layers(recurrent: list[int], expansion: ExpansionConfig) -> list[int]
     return recurrent[:: expansion.every or 6]
 
 
-def _default_factor(family: Family, config: PreTrainedConfig, layers: list[int]) -> int:
+def _default_factor(family: Family, config: PreTrainedConfig, layers: list[int], method: str) -> int:
     shapes = layer_shapes(config)
-    factors = {family.default_factor(config, shapes[index].geometry) for index in layers}
+    factors = {family.default_factor(config, shapes[index].geometry, method) for index in layers}
     if len(factors) > 1:
         problem = f"has no default: since an earlier expansion it would be one of {sorted(factors)}, layer by layer"
         raise UserError("factor", None, problem, "give a factor")

@@ -8,10 +8,11 @@ import torch
 from transformers import PreTrainedConfig
 
 from statex.errors import UserError
-from statex.expansion.edits import RESTORE, ExpansionPlan, StoredPlan
+from statex.expansion.edits import RESTORE, ExpansionPlan, LayerEdit, StoredPlan
 from statex.expansion.initializers import RESETS_PRE_NORM
 from statex.expansion.version1 import read_version_1
 from statex.families import Family, LayerShape, StateGeometry, family_of
+from statex.families.base import GROW, MERGE
 
 
 def stored_plan(config: PreTrainedConfig) -> StoredPlan | None:
@@ -79,11 +80,17 @@ def _check_step(plan: ExpansionPlan, family: Family, config: PreTrainedConfig, s
         if plan.kind == "expand":
             if (rank := shapes[layer.index].rank) is not None:
                 raise UserError("expansion.layers", layer.index, f"was expanded with rank {rank} already", RESTORE)
-            after = family.expanded_geometry(config, before, plan.factor, plan.init)
+            after = family.expanded_geometry(config, before, plan.factor, plan.init, _method(layer, plan, family))
         for name, geometry in (("before", before), ("after", after)):
             if (stored := getattr(layer, name)) != geometry:
                 field = f"expansion.layers.{layer.index}.{name}"
                 raise UserError(field, asdict(stored), f"is not the model's, {asdict(geometry)}", RESTORE)
+
+
+def _method(layer: LayerEdit, plan: ExpansionPlan, family: Family) -> str | None:
+    """How a layer was enlarged, which its heads tell; None where the family does not do so with this initialisation."""
+    method = MERGE if layer.after.num_heads < layer.before.num_heads else GROW
+    return method if method in family.methods.get(plan.init, ()) else None
 
 
 def check_plan_tensors(model: Any, plan: StoredPlan) -> None:

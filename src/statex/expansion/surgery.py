@@ -150,7 +150,18 @@ def _edited_mixer(model: Any, family: Family, layer: LayerEdit, shape: LayerShap
             value = source.detach().clone()
         _set_parameter(new, name, value.to(device=device, dtype=dtype))
     family.fill_buffers(model.config, new)
+    _take_buffers(old, new)
     return new.to(device=device)
+
+
+def _take_buffers(old: nn.Module, new: nn.Module) -> None:
+    """Keep the buffers that a checkpoint holds, and give those that have another shape the old ones' dtype."""
+    saved = old.state_dict()
+    for name, fresh in list(new.named_buffers()):
+        if name in saved:
+            path, _, leaf = name.rpartition(".")
+            value = saved[name].clone() if saved[name].shape == fresh.shape else fresh.to(saved[name].dtype)
+            setattr(new.get_submodule(path), leaf, value)
 
 
 def _set_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:

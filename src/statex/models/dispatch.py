@@ -16,6 +16,7 @@ import transformers
 from statex.errors import UserError
 from statex.families import FAMILIES
 from statex.models.delta_rule import GATED_DELTA, KIMI_DELTA, NO_PACKED_CACHE, gated_norm_forward, with_query_channels
+from statex.models.lightning import lightning_attention
 from statex.models.padding import padding_stays_zero, zero_padding
 from statex.ops import gated_rms_norm, short_convolution, short_convolution_step, ssd, ssd_step
 from statex.ops.segments import cu_seqlens_of
@@ -159,20 +160,27 @@ class Recurrence(NamedTuple):
     norm_forward: Callable
     """Of the norms."""
     around_mixer: Callable[[Callable], Callable]
-    """What an expanded mixer's forward gets besides."""
+    """What a mixer's forward gets besides, or what takes its place where it calls no functions for its recurrence."""
+    cache: str = ""
+    """Full name of the cache that takes the place of transformers' own, which it is derived from; empty: none does."""
 
 
 RECURRENCES = {
     "mamba2": Recurrence(REPLACEMENTS, norm_forward, padding_stays_zero),
     "gated_delta": Recurrence(CONVOLUTION | GATED_DELTA, gated_norm_forward, with_query_channels),
     "kimi_delta": Recurrence(CONVOLUTION | KIMI_DELTA, gated_norm_forward, with_query_channels),
+    "lightning": Recurrence(
+        {},
+        norm_forward,
+        lightning_attention,
+        cache="statex.models.lightning_cache.LightningCache",
+    ),
 }
 """By the name that families use for them."""
 ONLY_DISPATCHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen3_5_moe": ("gated_delta", ("Qwen3_5MoeRMSNormGated",)),
     "lara_mini": ("gated_delta", ()),
     "qwen4_exp": ("gated_delta", ()),
-    "bailing_hybrid": ("kimi_delta", ()),
     "glm5_next": ("kimi_delta", ()),
 }
 """Models of transformers (some only in newer versions) that are not families of statex: their recurrence, and those of
@@ -229,6 +237,19 @@ def _replacements(path: str, recurrence: str, norms: tuple[str, ...]) -> Iterato
         yield module, name, function
     for name in norms:
         yield find_member(module, name), "forward", RECURRENCES[recurrence].norm_forward
+    for family in FAMILIES.values() if recurrence != "mamba2" else ():  # whose mixers `zero_padding` sees to
+        if family.mixer_class.rpartition(".")[0] == path:
+            mixer = imported(family.mixer_class)
+            yield mixer, "forward", RECURRENCES[recurrence].around_mixer(mixer.forward)
+    if RECURRENCES[recurrence].cache:
+        cache = imported(RECURRENCES[recurrence].cache)
+        yield module, cache.__base__.__name__, cache
+
+
+def imported(path: str) -> Any:
+    """The class of that full name, under its present or an earlier name."""
+    module, _, name = path.rpartition(".")
+    return find_member(import_module(module), name)
 
 
 def find_member(module: Any, name: str) -> Any:

@@ -107,8 +107,8 @@ class Training(Section):
     )
     compile: Literal["auto"] | bool = Field(
         default="auto",
-        description="compile the blocks of the model; auto: on a GPU, where the family can be compiled, without "
-        "sequence_parallel",
+        description="compile the blocks of the model; auto: on a GPU, of the families that were tried "
+        "on one, without sequence_parallel",
     )
     cuda_graphs: Literal["auto"] | bool = Field(
         default="auto",
