@@ -1,5 +1,7 @@
 """When the steps of a training are captured; tests/gpu has what capturing does."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -16,16 +18,27 @@ CUDA = torch.device("cuda")
         ({"gradient_checkpointing": True}, {}, "gradient_checkpointing"),
         ({}, {"reset_state_at_documents": True}, "reset_state_at_documents"),
         ({"sequence_parallel": 2}, {}, "sequence_parallel"),
-        ({}, {}, "CUDA"),
+        ({"trainer": {"torch_empty_cache_steps": 2}}, {}, "torch_empty_cache_steps"),
+        ({"trainer": {"optim": "lomo"}}, {}, "lomo"),
+        ({}, {}, "a CPU"),
     ],
 )
 def test_what_cannot_be_captured_is_refused_where_it_is_asked_for(settings, changes, data, named):
     data = Data.model_validate(data)
     with pytest.raises(UserError, match=named) as error:
-        check_capture("training", settings(cuda_graphs=True, **changes), data)
+        check_capture("training", settings(cuda_graphs=True, **changes), data, device=torch.device("cpu"))
     assert error.value.field == "training.cuda_graphs"
     for value in ("auto", False):
         check_capture("training", settings(cuda_graphs=value, **changes), data)
+
+
+def test_neither_several_processes_nor_other_families_are_captured(settings, make):
+    asked = settings(cuda_graphs=True)
+    with pytest.raises(UserError, match="2 processes"):
+        captures(make("statex_gla").config, asked, Data(), CUDA, 2)
+    with pytest.raises(UserError, match="qwen3_next, in whose steps"):
+        captures(SimpleNamespace(model_type="qwen3_next"), asked, Data(), CUDA, 1)
+    assert captures(make("mamba2").config, asked, Data(), CUDA, 1)
 
 
 def test_by_default_one_gpu_captures(settings, make, family):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from common import HYBRIDS, VOCABULARY, make_hybrid
+from common import HYBRIDS, VOCABULARY, make_hybrid, make_xlstm
 from statex.errors import UserError
 from statex.training.loss import chunked_loss, linear_cross_entropy
 
@@ -140,6 +140,30 @@ def test_the_loss_of_other_families_stays_what_it_was(family):
     expected = model(**inputs).loss
     with chunked_loss(model, chunk=16):
         torch.testing.assert_close(model(**inputs).loss, expected)
+
+
+def test_a_soft_cap_on_logits_is_part_of_the_loss_and_its_gradients():
+    model, inputs = make_xlstm(output_logit_soft_cap=2.0), batch(VOCABULARY)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(20)
+    expected = model(**inputs).loss
+    expected.backward()
+    theirs = gradients(model)
+    model.zero_grad(set_to_none=True)
+    with chunked_loss(model, chunk=16):
+        loss = model(**inputs).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    for name, ours in gradients(model).items():
+        assert (ours - theirs[name]).norm() <= 1e-5 * theirs[name].norm(), name
+
+
+def test_a_head_that_is_not_linear_is_refused():
+    model = make_hybrid("bamba")
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, VOCABULARY)
+    with pytest.raises(UserError, match="the head Linear.*is not a linear layer without a bias"):
+        with chunked_loss(model, chunk=16):
+            pass
 
 
 def test_a_loss_made_from_all_logits_is_refused():

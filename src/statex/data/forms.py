@@ -152,10 +152,10 @@ class FormBuilder:
         self._least, self._tokens_of_least, self._tokens_per_unit = self._estimate()
 
     def build(self, generator: np.random.Generator, length: int) -> FormItem:
-        """A text that nearly fills `length` tokens.
+        """A text that nearly fills `length` tokens, as far as there are different facts.
 
         Raises:
-            UserError: the length has no room for one statement and its question.
+            UserError: the length has no room for the fewest statements and their questions.
         """
         low = 0 if self.form.has_filler else 1
         if (room := length - self._tokens_of_least) > 0:
@@ -174,7 +174,10 @@ class FormBuilder:
             if amount == low:
                 problem = f"has no room for a text of the form {self.name}, which takes {length + excess} tokens"
                 raise UserError("length", length, problem, "ask for longer texts, or leave the form out")
-            amount = max(low, amount - max(1, int(excess / self._tokens_per_unit)))
+            per_unit = self._tokens_per_unit
+            if amount <= self._least:  # each of these statements has its question
+                per_unit = self._tokens_of_least / self._least
+            amount = max(low, amount - max(1, int(excess / per_unit)))
 
     def _estimate(self) -> tuple[int, int, float]:
         """A number of statements (or sentences of filler), their tokens with all questions, and the tokens of one more.
@@ -251,7 +254,7 @@ def form_batch(
         input_ids and labels, (num_sequences, length) int64, labels -100 outside the answers and not shifted.
 
     Raises:
-        UserError: the length has no room for one statement and its question.
+        UserError: as `FormBuilder.build`.
     """
     items = [builder.build(generator, length) for _ in range(num_sequences)]
     ids = np.stack([item.ids for item in items])

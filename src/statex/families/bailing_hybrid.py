@@ -1,8 +1,8 @@
 """Bailing hybrid, the architecture of Ling 3.0: Kimi Delta Attention among attention layers; heads are merged."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from statex.families.fields import ConfigFields, PositiveFloat, Size
+from statex.families.fields import ConfigFields, NegativeFloat, PositiveFloat, Size
 from statex.families.gated_delta import LayerType
 from statex.families.kimi_linear import KimiLinearFamily
 
@@ -20,7 +20,7 @@ class BailingHybridFields(ConfigFields):
     intermediate_size: Size
     moe_intermediate_size: Size
     layer_group_size: Size
-    kda_lower_bound: Any
+    kda_lower_bound: NegativeFloat
     rms_norm_eps: PositiveFloat
     layer_types: list[LayerType] | None
 

@@ -8,6 +8,7 @@ from statex.errors import UserError
 
 Size = Annotated[int, Field(ge=1, lt=2**31)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+NegativeFloat = Annotated[float, Field(lt=0)]
 Share = Annotated[float, Field(gt=0, le=1024)]
 DTypeName = Literal["float16", "bfloat16", "float32", "float64"]
 MOST_LABELS = 100_000  # transformers makes two dictionaries of them, though a language model has none

@@ -38,6 +38,8 @@ def lightning_attention(forward: Callable) -> Callable:
         cache = one_cache(cache, past_key_values)
         if cache is not None and cu_seqlens is not None:
             raise ValueError(NO_PACKED_CACHE)
+        if cu_seqlens is None and kwargs.get("seq_idx") is not None:
+            raise ValueError("seq_idx: lightning attention takes the borders of documents; give cu_seqlens too.")
         qkv = self.act_fn(self.qkv_proj(hidden_states))
         if attention_mask is not None:
             qkv = qkv * attention_mask[..., None].to(qkv.dtype)

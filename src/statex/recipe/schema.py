@@ -113,8 +113,8 @@ class Training(Section):
     cuda_graphs: Literal["auto"] | bool = Field(
         default="auto",
         description="run forward and backward of a micro-batch as one CUDA graph, so that a small model does not wait "
-        "for the host; auto: on one GPU, where the family can be compiled, without gradient_checkpointing, "
-        "sequence_parallel and data.reset_state_at_documents",
+        "for the host; auto: on one GPU, for GLA and Mamba2, without gradient_checkpointing, sequence_parallel and "
+        "data.reset_state_at_documents",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="compute in bf16 over fp32 master weights; auto: bf16 where the device has it"

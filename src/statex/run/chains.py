@@ -131,12 +131,12 @@ def _run_chains(recipe: Recipe, chains: list[Chain], evaluation: bool, report: P
         torch.distributed.destroy_process_group()
         for chain in chains if evaluation and is_main_process() else []:  # no other waits, and runs out of time
             measure_chain(recipe, chain, report)
-    elif recipe.workers > 1:
+    elif (workers := min(recipe.workers, sum(max(1, len(chain.arms)) for chain in chains))) > 1:
         calls = []
         for start, arms in map(Chain.parts, chains):
             calls.append(((recipe, start, evaluation), [(recipe, arm, evaluation) for arm in arms]))
-        threads = max(1, torch.get_num_threads() // recipe.workers)
-        run_in_processes(run_chain, calls, recipe.workers, threads, report, visible_gpus())
+        threads = max(1, torch.get_num_threads() // workers)
+        run_in_processes(run_chain, calls, workers, threads, report, visible_gpus())
     else:
         for chain in chains:
             run_chain(recipe, chain, evaluation, report)

@@ -112,10 +112,16 @@ class Inputs:
 
     def check_training(self, section: str, training: Training) -> None:
         """Raise what a stage of training would raise about its settings; `section` is their name in the recipe."""
+        import torch
+
         from statex.training.captured import check_capture
         from statex.training.trial import try_training
 
-        check_capture(section, training, self.recipe.data, with_device=self.is_started)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        check_capture(
+            section, training, self.recipe.data,
+            device=device if self.is_started else None, world_size=world_size() if self.is_started else 1,
+        )  # fmt: skip
         if not self.is_started:
             training = training.model_copy(update={"sequence_parallel": 1})
         if self.is_new("training", training.model_dump_json()):

@@ -1,9 +1,11 @@
 """The processes of a run: those that torchrun started, the workers that share its chains, and signals that stop it."""
 
+import gc
 import multiprocessing
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -92,7 +94,7 @@ def run_in_processes(
 ) -> None:
     """Do `work(*call, report)` for each call, in `workers` processes of `threads` threads each.
 
-    With each call stand those that are begun once it is done. They wait behind nothing but those already waiting.
+    With each call stand those that begin once it is done.
 
     Each process sees one of `gpus`, in turn, so that they share them evenly; where there are none, what it would see.
     At the first failure, calls not yet started are dropped; it is raised once the running ones have ended. Where this
@@ -102,7 +104,6 @@ def run_in_processes(
     others = set(multiprocessing.active_children())
     with _environment(KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(threads)}):
         with _blocked(signal.SIGINT, signal.SIGHUP):  # processes inherit it: what stops us is for us to tell them
-            workers = min(workers, sum(max(1, len(later)) for _, later in calls))
             events, places = context.Queue(), context.Queue()
             for number in range(workers):
                 places.put(gpus[number % len(gpus)] if gpus else None)
@@ -126,6 +127,7 @@ def wait_for(following: dict[Future, Sequence[Call]], submit: Callable[[Call], F
         try:
             for future in done:
                 future.result()
+                pending |= {submit(call): () for call in pending.pop(future)}
         except BrokenProcessPool:
             problem = "a worker was killed, perhaps because memory ran out; the same command resumes"
             raise ChildProcessError(problem) from None
@@ -133,8 +135,6 @@ def wait_for(following: dict[Future, Sequence[Call]], submit: Callable[[Call], F
             for future in pending:
                 future.cancel()
             raise
-        for future in done:
-            pending |= {submit(call): () for call in pending.pop(future)}
 
 
 _events: Any = None
@@ -157,8 +157,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(work: Callable[..., None], call: tuple[Any, ...]) -> None:
+def _work(work: Callable[..., None], call: Call) -> None:
     work(*call, lambda *event: _events.put(event))
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        gc.collect()
+        sys.modules["torch"].cuda.empty_cache()  # for the others, which may have the same GPU
 
 
 @contextmanager

@@ -120,10 +120,10 @@ def refuse_other_recipe(made_by: Recipe, recipe: Recipe) -> None:
     """Raise UserError unless both are the same run.
 
     A run stays the same if it or its tokens are moved, if another number of processes shares the work or a sequence, if
-    its models are measured or watched differently, or if unusable records or steps are now skipped: until now none
-    was.
+    its models are measured or watched differently, if steps are captured or no longer, or if unusable records or steps
+    are now skipped: until now none was.
     """
-    free: Any = {"bad_steps", "most_bad_steps", "spike", "sequence_parallel", "watch_state_every"}
+    free: Any = {"bad_steps", "most_bad_steps", "spike", "sequence_parallel", "watch_state_every", "cuda_graphs"}
     excluded: Any = {
         "workers": True,
         "output": True,

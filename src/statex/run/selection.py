@@ -24,8 +24,8 @@ class Chain:
     """One model with one seed, and the arms that are run on it: what one process does, stage after stage.
 
     Args:
-        arms: none: the model is pre-trained.
-        is_part: of what is done of this model and seed at the same time.
+        arms: their names; without any, only what all arms start from is made.
+        is_part: whether other processes do other arms of this model and seed.
     """
 
     model: str

@@ -16,13 +16,19 @@ from statex.data.recall import IGNORED
 from statex.errors import UserError
 
 
-def _entropies(logits: torch.Tensor, targets: torch.Tensor, with_gradient: bool, some_ignored: bool) -> tuple:
+def _entropies(
+    logits: torch.Tensor, targets: torch.Tensor, with_gradient: bool, some_ignored: bool, soft_cap: float | None
+) -> tuple:
     """The sum of the cross-entropies of logits [chunk, V] at targets [chunk, 1], and its gradient in their dtype.
 
     Args:
         some_ignored: whether targets may be -100.
+        soft_cap: c, where the model's logits are c tanh(logits / c).
     """
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if soft_cap is not None:
+        tanh = torch.tanh(precise / soft_cap)
+        precise = soft_cap * tanh
     log_normalizer = precise.logsumexp(-1, keepdim=True)
     if some_ignored:
         is_scored, targets = targets != IGNORED, targets.clamp_min(0)
@@ -39,6 +45,8 @@ def _entropies(logits: torch.Tensor, targets: torch.Tensor, with_gradient: bool,
         difference.scatter_add_(-1, targets, difference.new_full(targets.shape, -1.0))
     if some_ignored:
         difference = torch.where(is_scored, difference, 0)
+    if soft_cap is not None:
+        difference = difference * (1 - tanh.square())
     return total, difference.to(logits.dtype)
 
 
@@ -52,7 +60,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropy of `hidden @ weight.T`; its gradients are formed in the forward pass, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, chunk, entropies, some_ignored):
+    def forward(ctx, hidden, weight, targets, chunk, entropies, *options):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         precise = torch.promote_types(hidden.dtype, torch.float32)
@@ -61,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             logits = hidden[rows] @ weight.T  # [chunk, V]
-            loss, difference = entropies(logits, targets[rows, None], needs_hidden or needs_weight, some_ignored)
+            loss, difference = entropies(logits, targets[rows, None], needs_hidden or needs_weight, *options)
             total += loss
             if difference is None:
                 continue
@@ -76,7 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_total):
         grad_hidden, grad_weight = ctx.saved_tensors
         scaled = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in (grad_hidden, grad_weight)]
-        return *scaled, None, None, None, None
+        return *scaled, None, None, None, None, None
 
 
 def linear_cross_entropy(
@@ -87,6 +95,7 @@ def linear_cross_entropy(
     chunk: int = 4096,
     compiled: bool = False,
     masked: bool = False,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """Sum over tokens of the cross-entropy of `hidden @ weight.T` against `targets`, in nats.
 
@@ -98,6 +107,7 @@ def linear_cross_entropy(
         compiled: whether torch.compile fuses what is done to the logits.
         masked: compute the logits of ignored tokens too. Nothing then depends on how many are scored, for which the
             host would wait, and a CUDA graph cannot.
+        soft_cap: c, of a head whose logits are c tanh(hidden @ weight.T / c).
     """
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if not masked:
@@ -108,7 +118,7 @@ def linear_cross_entropy(
         rows, weight = rows.to(dtype), weight.to(dtype)
     with torch.autocast(rows.device.type, enabled=False):
         entropies = _compiled_entropies() if compiled else _entropies
-        return _LinearCrossEntropy.apply(rows, weight.to(rows.dtype), targets, chunk, entropies, masked)
+        return _LinearCrossEntropy.apply(rows, weight.to(rows.dtype), targets, chunk, entropies, masked, soft_cap)
 
 
 @contextmanager
@@ -116,22 +126,29 @@ def chunked_loss(model: Any, chunk: int, compiled: bool = False, masked: bool = 
     """Inside this context, `model(input_ids, labels=...)` computes its loss by `linear_cross_entropy`, for any family.
 
     The head hands the hidden states through, and the loss function, which gets them for logits, does the head's work;
-    so data-parallel wrappers around the model's forward see nothing unusual. Heads with a bias or a soft cap are not
-    linear in this sense; no family of statex has one. Factors on logits may stand before the head as well as behind it.
+    so data-parallel wrappers around the model's forward see nothing unusual. A head may have a `soft_cap`. Factors on
+    logits may stand before the head as well as behind it.
 
     Raises:
-        UserError: the model's own loss has a part that is made from its logits.
+        UserError: the model's own loss has a part that is made from its logits, or its head is not a linear layer
+            without a bias.
     """
     if coefficient := getattr(model.config, "z_loss_coefficient", 0):
         problem = "adds a loss that is made from all logits, which are never there at once"
         raise UserError("z_loss_coefficient", coefficient, problem, "set it to 0 in the model's config.json")
     head = model.get_output_embeddings()
+    soft_cap = getattr(head, "soft_cap", None)
+    if head.bias is not None or (type(head).forward is not nn.Linear.forward and soft_cap is None):
+        problem = "is not a linear layer without a bias, so that its loss cannot be computed in chunks"
+        raise UserError("model", f"the head {type(head).__name__}", problem, "use a model with such a head")
 
     def loss_function(logits, labels, vocab_size=None, num_items_in_batch=None, shift_labels=None, **kwargs):
         targets = shift_labels
         if targets is None:
             targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)  # position t predicts token t + 1
-        total = linear_cross_entropy(logits, head.weight, targets, chunk=chunk, compiled=compiled, masked=masked)
+        total = linear_cross_entropy(
+            logits, head.weight, targets, chunk=chunk, compiled=compiled, masked=masked, soft_cap=soft_cap
+        )
         count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return total / count
 

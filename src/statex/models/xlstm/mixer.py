@@ -83,6 +83,8 @@ class MLSTM(nn.Module):
         before = _held(states)
         largest = running_maximum(write, log_forget, before[1][..., -1] if before else None, seq_idx)
 
+        if k.dtype == torch.float16:  # which ends before exp(15), the largest that is written
+            q, k, v = q.float(), k.float(), v.float()
         written = (k * write.exp()[..., None]).to(k.dtype)
         values_and_one = torch.cat([v, v.new_ones((*v.shape[:-1], 1))], dim=-1)  # [B, T, H, V + 1]
         tokens = q, written, values_and_one, log_forget[..., None].expand(*log_forget.shape, self.key_dim)
@@ -93,7 +95,7 @@ class MLSTM(nn.Module):
         values, normaliser = read.to(write.dtype).split([v.shape[-1], 1], dim=-1)
         output = values / (normaliser.abs().clamp_min(1.0) + self.eps * largest.exp()[..., None])
         gate = torch.sigmoid(self.ogate_preact(hidden_states))
-        return self.out_proj(gate * self.multihead_norm(output.to(v.dtype)))
+        return self.out_proj(gate * self.multihead_norm(output.to(hidden_states.dtype)))
 
     def _capped(self, gate: Tensor) -> Tensor:
         gate = gate.to(compute_dtype(gate))

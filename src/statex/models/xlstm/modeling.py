@@ -101,9 +101,9 @@ class CappedHead(nn.Linear):
 
     def __init__(self, config: StatexXLSTMConfig):
         super().__init__(config.hidden_size, config.vocab_size, bias=False)
-        self.cap = config.output_logit_soft_cap
+        self.soft_cap = config.output_logit_soft_cap
 
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return self.cap * torch.tanh(logits / self.cap)
+        return self.soft_cap * torch.tanh(logits / self.soft_cap)
