@@ -74,7 +74,7 @@ class Inputs:
     def _make_outline(self, name: str) -> Outline:
         from statex.models.trial import model_without_memory, try_model
         from statex.training.blocks import check_compile
-        from statex.training.memory import require_memory, size_of
+        from statex.training.memory import size_of
         from statex.training.slices import check_slices
 
         model = self.recipe.models[name]
@@ -89,7 +89,7 @@ class Inputs:
             check_compile(section, model.pretraining, config)
             with errors_in(section):
                 check_slices(model.pretraining, self.recipe.data, network)
-            require_memory(field, value, size, section, model.pretraining, self.recipe.data.recall)
+            self.require_memory(field, value, size, section, model.pretraining)
         try_model(field, value, config, size.weights + size.state)
         return Outline(field, value, config, tokenizer, network, size)
 
@@ -110,17 +110,22 @@ class Inputs:
             )
         return config, tokenizer
 
+    def require_memory(self, field: str, value: Any, size: Any, section: str, training: Training) -> None:
+        """Raise UserError where a stage of training needs more memory than there is (`statex.training.memory`)."""
+        from statex.training.memory import require_memory
+
+        if self.is_started:
+            require_memory(field, value, size, section, training, self.recipe.data.recall)
+
     def check_training(self, section: str, training: Training) -> None:
         """Raise what a stage of training would of its settings; `section` is the recipe's name of them."""
         from statex.training.captured import check_capture
         from statex.training.trial import try_training
 
         check_capture(section, training, self.recipe.data, with_device=self.is_started)
-        if not self.is_started:
-            training = training.model_copy(update={"sequence_parallel": 1})
         if self.is_new("training", training.model_dump_json()):
             with errors_in(section):
-                try_training(training, self.recipe.data.reset_state_at_documents)
+                try_training(training, self.recipe.data.reset_state_at_documents, self.is_started)
 
     def check_batches(self, section: str, training: Training, model: str) -> None:
         """Raise what a stage of training would of its data."""
