@@ -192,9 +192,9 @@ def _check_processes(training: Training, is_started: bool) -> None:
         problem = f"cannot be used: {NO_DEEPSPEED}"
         raise UserError("ACCELERATE_USE_DEEPSPEED", os.environ["ACCELERATE_USE_DEEPSPEED"], problem, "use torchrun")
     fsdp, fsdp_config = (training.trainer.get(field) for field in ("fsdp", "fsdp_config"))
-    if is_started and fsdp and _world_size() == 1:
+    if is_started and fsdp and "WORLD_SIZE" not in os.environ:
         problem = "shares a model among several processes, and there is one"
-        remedy = "start it by torchrun --nproc-per-node N, or leave it out"
+        remedy = "start it by torchrun --nproc-per-node N, with N = 1 too to resume what more began, or leave it out"
         raise UserError("training.trainer.fsdp", fsdp, problem, remedy)
     if is_started and fsdp and not torch.cuda.is_available():
         logger.warning("training.trainer.fsdp: accelerate shards nothing on a CPU; each process holds the whole model")

@@ -33,23 +33,21 @@ def try_training(training: Training, with_documents: bool, is_started: bool = Tr
     """Build transformers.TrainingArguments, the Trainer and its optimizer, and make one step of a few tokens.
 
     It writes nothing but to a folder of its own, which goes at the end. No step is made among several processes, which
-    would have to take part.
+    would have to take part; in one, nothing is shared.
 
     Args:
         training: the section.
         with_documents: whether batches tell documents apart (`data.reset_state_at_documents`).
-        is_started: whether the processes that would train are those that there are; else what they would share, a
-            sequence or a model, is whole in the step, whose section is checked all the same.
+        is_started: whether the processes that would train are those that there are.
 
     Raises:
         UserError: a value that transformers, accelerate or torch refuse, or a step that leaves non-finite weights.
     """
     with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), _kept_environment():
         training_arguments(training, Path(folder), seed=0, is_started=is_started)
-        fields = training.trainer
-        if not is_started:
+        fields, processes = training.trainer, int(os.environ.get("WORLD_SIZE", "1"))
+        if processes == 1:
             fields = {name: value for name, value in fields.items() if name not in ("fsdp", "fsdp_config")}
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
         miniature = training.model_copy(
             update=MINIATURE | {"tokens_per_step": NUM_TOKENS * processes, "trainer": fields}
         )
