@@ -16,6 +16,8 @@ from statex.models.gla.configuration import GLAConfig
 from statex.models.gla.modeling import GLAForCausalLM
 from statex.models.rwkv7.configuration import RWKV7Config
 from statex.models.rwkv7.modeling import RWKV7ForCausalLM
+from statex.models.xlstm.configuration import StatexXLSTMConfig
+from statex.models.xlstm.modeling import StatexXLSTMForCausalLM
 
 VOCABULARY = 48
 EXPANDED = 0
@@ -61,6 +63,7 @@ RWKV7 = {
     "tied": {"tie_word_embeddings": True, "value_dim": [64, 64]},
     "no-pre-norm": {"norm_first": False, "norm_bias": False, "value_dim": 16},
 }
+XLSTM = {"plain": {}, "tied": {"tie_word_embeddings": True, "v_dim_factor": 2.0}}
 LINEAR, FULL = "linear_attention", "full_attention"
 MULTIPLIERS = {
     "ssm_multipliers": [0.5, 0.7, 0.9, 1.1, 1.3], "ssm_in_multiplier": 0.8, "attention_in_multiplier": 1.2,
@@ -153,6 +156,25 @@ def make_rwkv7(seed=0, **changes):
     return settled(model, seed + 1)
 
 
+def make_xlstm(seed=0, **changes):
+    """A model whose gates are open and differ from token to token; those of a fresh one are closed."""
+    torch.manual_seed(seed)
+    config = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_heads": 2, "ffn_proj_factor": 1.0,
+        "ffn_round_up_to_multiple_of": 8, "pad_token_id": None, "bos_token_id": None,
+        "eos_token_id": None,
+    }  # fmt: skip
+    model = StatexXLSTMForCausalLM(StatexXLSTMConfig(**config | changes))
+    generator = torch.Generator().manual_seed(seed + 2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator).to(parameter)
+            elif "igate" in name:
+                parameter.fill_(-3.0)  # larger ones are divided out again, and with them what gradients have in common
+    return settled(model, seed + 1)
+
+
 def make_hybrid(model_type, seed=0, **changes):
     torch.manual_seed(seed)
     sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "initializer_range": 0.2}
@@ -169,9 +191,12 @@ def with_eager_experts(model):
     return model
 
 
-MAKERS = {"gla": (make_gla, GLA), "mamba2": (make_mamba2, MAMBA2), "rwkv7": (make_rwkv7, RWKV7)} | {
-    name: (partial(make_hybrid, name), configurations) for name, (_, configurations) in HYBRIDS.items()
-}
+MAKERS = {
+    "gla": (make_gla, GLA),
+    "mamba2": (make_mamba2, MAMBA2),
+    "rwkv7": (make_rwkv7, RWKV7),
+    "xlstm": (make_xlstm, XLSTM),
+} | {name: (partial(make_hybrid, name), configurations) for name, (_, configurations) in HYBRIDS.items()}
 
 
 @dataclass(frozen=True)
@@ -183,10 +208,12 @@ class Case:
     init: str
     factor: int | None = None
     rank: int | None = None
+    method: str | None = None
 
     def __str__(self):
         rank = f"-rank{self.rank}" if self.rank else ""
-        return f"{self.family}-{self.configuration}-{self.init}{rank}"
+        method = f"-{self.method}" if self.method else ""
+        return f"{self.family}-{self.configuration}-{self.init}{rank}{method}"
 
     def model(self, **changes):
         maker, configurations = MAKERS[self.family]
@@ -202,7 +229,9 @@ class Case:
 
     @property
     def expansion(self):
-        return statex.ExpansionConfig(layers=[EXPANDED], factor=self.factor, init=self.init, rank=self.rank, seed=3)
+        return statex.ExpansionConfig(
+            layers=[EXPANDED], factor=self.factor, method=self.method, init=self.init, rank=self.rank, seed=3
+        )
 
 
 def _gla_cases():
@@ -231,16 +260,42 @@ RWKV7_CASES = [
     Case("rwkv7", "tied", "preserve"),
     Case("rwkv7", "no-pre-norm", "inherit", factor=2),
 ]
-DEFINED = [*_gla_cases(), *_mamba2_cases(), *RWKV7_CASES]
+XLSTM_CASES = [
+    Case("xlstm", "plain", "reinit"),
+    Case("xlstm", "plain", "inherit"),
+    Case("xlstm", "tied", "preserve", factor=3),
+]
+DEFINED = [*_gla_cases(), *_mamba2_cases(), *RWKV7_CASES, *XLSTM_CASES]
 """Cases whose whole model is written out in naive_models.py."""
+INITS = ("reinit", "inherit", "preserve")
 HYBRID_CASES = [
     Case(family, name, init, factor=3 if init == "preserve" else None)
     for family, (_, configurations) in HYBRIDS.items()
-    for name in configurations
-    for init in ("reinit", "inherit", "preserve")
+    for place, name in enumerate(configurations)
+    for init in (INITS if place == 0 else INITS[place : place + 1])
     if (family, init) != ("falcon_mamba", "preserve")  # which is refused
 ]
+"""The first configuration of a family with each initialisation, the others with one: what is special in them (biases,
+norms) is Mamba2's, too, which has all of them."""
 CASES = DEFINED + HYBRID_CASES
+SAME_MIXERS = ("tied", "dense")
+"""Configurations whose recurrent layers run as another one's of their family do."""
+GENERATING = [
+    Case("gla", "2-heads", "inherit"),
+    Case("gla", "conv-kv-heads", "preserve", factor=2, rank=3),
+    Case("gla", "everything", "preserve", factor=3),
+    Case("gla", "everything", "inherit"),
+    Case("mamba2", "1-group", "reinit"),
+    Case("mamba2", "2-groups", "inherit"),
+    Case("mamba2", "no-conv-bias", "preserve"),
+    Case("mamba2", "bias", "inherit"),
+    Case("rwkv7", "plain", "inherit"),
+    Case("rwkv7", "plain", "preserve", factor=3),
+    Case("xlstm", "plain", "inherit"),
+    *(case for case in HYBRID_CASES if case.init == "inherit" and case.configuration not in SAME_MIXERS),
+]
+"""Cases that are run token by token, generate and train: a few of each family."""
+ON_OUR_OPS = [case for case in GENERATING if case.family not in ("mamba", "falcon_mamba", "jamba")]
 
 
 def _spread():
@@ -252,7 +307,7 @@ def _spread():
 
 SPREAD = _spread()
 """Each configuration with one of its initialisations, in turn."""
-UNEXPANDED = [(family, name) for family in ("gla", "mamba2", "rwkv7") for name in MAKERS[family][1]]
+UNEXPANDED = [(family, name) for family in ("gla", "mamba2", "rwkv7", "xlstm") for name in MAKERS[family][1]]
 
 
 def mixer(model, index=EXPANDED):
@@ -280,7 +335,7 @@ def distance(a, b):
 
 def state_after(model, ids):
     """Elements of each layer's recurrent state for one sequence, as the model's own cache holds it."""
-    with torch.no_grad():
+    with torch.no_grad(), statex.statex_ops():  # transformers' own cache of MiniMax has no such layers
         cache = cache_of(model(ids[:1], use_cache=True))
     return [cache.layers[index].recurrent_states[0].numel() for index in recurrent_layers(model)]
 

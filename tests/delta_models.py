@@ -1,4 +1,5 @@
-"""Tiny models of the gated delta rule among attention layers, their expansions, and their mixers written out.
+"""Tiny models of the gated delta rule, or of lightning attention, among attention layers, their expansions, and their
+mixers written out.
 
 Shape letters: T time, D width of the residual stream, G key heads, H value heads, K key dim, V value dim.
 """
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from transformers import (
     KimiLinearConfig,
     KimiLinearForCausalLM,
+    MiniMaxConfig,
+    MiniMaxForCausalLM,
     OlmoHybridConfig,
     OlmoHybridForCausalLM,
     Qwen3_5ForCausalLM,
@@ -42,7 +45,21 @@ KIMI = {
     "linear_num_heads": 4, "linear_head_dim": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
     "qk_nope_head_dim": 8, "num_key_value_heads": 2, "mlp_layer_types": ["dense"] * 3, "bos_token_id": None,
 }  # fmt: skip
-ALL_MODELS = MODELS | {"kimi_linear": (KimiLinearForCausalLM, KimiLinearConfig, {})}  # whose heads are merged
+BAILING = {
+    "head_dim": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "qk_nope_head_dim": 8,
+    "num_key_value_heads": 4, "num_attention_heads": 4, "mlp_layer_types": ["dense", "sparse", "dense"],
+    "num_local_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16,
+    "rope_theta": 10_000.0,
+}  # fmt: skip
+MINIMAX = {"num_attention_heads": 4, "head_dim": 8, "num_local_experts": 3, "num_experts_per_tok": 2, "block_size": 16}
+ALL_MODELS = MODELS | {
+    "kimi_linear": (KimiLinearForCausalLM, KimiLinearConfig, KIMI),
+    "minimax": (MiniMaxForCausalLM, MiniMaxConfig, MINIMAX),
+}
+if "bailing_hybrid" in statex.FAMILIES:  # older transformers have none
+    from transformers import BailingHybridConfig, BailingHybridForCausalLM
+
+    ALL_MODELS["bailing_hybrid"] = BailingHybridForCausalLM, BailingHybridConfig, BAILING
 CONFIGURATIONS = {
     "grouped": {},
     "experts": EXPERTS,
@@ -58,10 +75,10 @@ def make_delta(family, seed=0, **changes):
     torch.manual_seed(seed)
     model_class, config_class, own = ALL_MODELS[family]
     sizes = SIZES
-    if family == "kimi_linear":
-        own, sizes = KIMI | own, {name: size for name, size in SIZES.items() if not name.startswith("linear_")}
+    if family not in MODELS:
+        sizes = {name: size for name, size in SIZES.items() if not name.startswith("linear_")}
     model = model_class(config_class(**sizes | own | changes))
-    if config_class is Qwen3NextConfig:
+    if hasattr(model.config, "num_experts_per_tok"):
         model.set_experts_implementation("eager")  # the others have no fp64
     if model.device.type != "meta":
         with torch.no_grad():
@@ -81,16 +98,18 @@ class DeltaCase(Case):
 
 CASES = [
     DeltaCase("qwen3_next", "grouped", "inherit", factor=3),
-    DeltaCase("qwen3_next", "equal-heads", "reinit"),
+    DeltaCase("qwen3_next", "equal-heads", "reinit", method="merge"),
     DeltaCase("qwen3_next", "experts", "preserve"),
     DeltaCase("qwen3_5_text", "grouped", "reinit"),
     DeltaCase("qwen3_5_text", "tied", "preserve", factor=2),
     DeltaCase("olmo_hybrid", "grouped", "inherit"),
-    DeltaCase("olmo_hybrid", "beta-to-1", "reinit", factor=2),
+    DeltaCase("olmo_hybrid", "beta-to-1", "reinit", factor=2, method="merge"),
     DeltaCase("olmo_hybrid", "no-rope", "preserve", factor=2),
     DeltaCase("kimi_linear", "grouped", "reinit"),
-    DeltaCase("kimi_linear", "tied", "reinit", factor=2),
+    DeltaCase("minimax", "grouped", "preserve", factor=3),
+    DeltaCase("minimax", "tied", "reinit", method="merge"),
 ]
+CASES += [DeltaCase("bailing_hybrid", "tied", "reinit", factor=2)] if "bailing_hybrid" in ALL_MODELS else []
 
 
 def in_parts(tensors, x, sizes):
@@ -118,7 +137,8 @@ def delta_mixer(tensors, x, config, state):
     """x [T, D] to [T, D], one token at a time; `state` is (H, K, V) of this layer."""
     tensors, x = {name: tensor.double() for name, tensor in tensors.items()}, x.double()
     H, K, V = state
-    G, old = config.linear_num_key_heads, config.linear_key_head_dim
+    G = config.linear_num_key_heads * H // config.linear_num_value_heads
+    old = config.linear_key_head_dim * V // config.linear_value_head_dim  # all channels of a merged head
     q, k, v, z, b, a = in_parts(tensors, x, (G, H, K, V))
     q = q / (q[..., :old].square().sum(-1, keepdim=True) + 1e-6).sqrt() / old**0.5
     k = k / (k.square().sum(-1, keepdim=True) + 1e-6).sqrt()
@@ -152,9 +172,13 @@ def kimi_mixer(tensors, x, config, state):
     mixed = torch.cat([projected(f"{name}_proj") for name in "qkv"], dim=1)
     q, k, v = convolution(mixed, tensors["conv1d.weight"]).view(-1, 3, H, K).unbind(1)
     q, k = (each / (each.square().sum(-1, keepdim=True) + 1e-6).sqrt() for each in (q, k))
-    gate = (projected("forget_gate.f_a_proj", "forget_gate.f_b_proj") + tensors["forget_gate.dt_bias"]).view(-1, H, K)
-    decay = (-tensors["forget_gate.A_log"].exp().view(H, 1) * F.softplus(gate)).exp()
-    beta, z = projected("b_proj").sigmoid(), projected("g_a_proj", "g_b_proj").view(-1, H, V).sigmoid()
+    is_low_rank = "g_a_proj.weight" in tensors  # Kimi's; in Bailing's, the decay has a lower bound
+    forgets = ("forget_gate.f_a_proj", "forget_gate.f_b_proj") if is_low_rank else ("forget_gate.f_proj",)
+    gate = (projected(*forgets) + tensors["forget_gate.dt_bias"]).view(-1, H, K)
+    rate = tensors["forget_gate.A_log"].exp().view(H, 1)
+    decay = -rate * F.softplus(gate) if is_low_rank else config.kda_lower_bound * (rate * gate).sigmoid()
+    decay, gates = decay.exp(), ("g_a_proj", "g_b_proj") if is_low_rank else ("g_proj",)
+    beta, z = projected("b_proj").sigmoid(), projected(*gates).view(-1, H, V).sigmoid()
     S, outputs = x.new_zeros(H, K, V), []
     for t in range(len(x)):
         heads = []
@@ -166,6 +190,20 @@ def kimi_mixer(tensors, x, config, state):
     return torch.stack(outputs) @ tensors["o_proj.weight"].T
 
 
+def lightning_mixer(tensors, x, config, state, layer_idx):
+    """The same of MiniMax's lightning attention: a decay that is fixed, and one norm of all heads."""
+    tensors, x = {name: tensor.double() for name, tensor in tensors.items()}, x.double()
+    H, K, V = state
+    q, k, v = F.silu(x @ tensors["qkv_proj.weight"].T).view(len(x), H, -1).split([K, K, V], dim=-1)
+    slope = 2.0 ** (-8 / H * torch.arange(1, H + 1)) * (1 - layer_idx / (config.num_hidden_layers - 1 + 1e-5) + 1e-5)
+    S, outputs = x.new_zeros(H, K, V), []
+    for t in range(len(x)):
+        S = S * (-slope).exp()[:, None, None] + k[t, :, :, None] * v[t, :, None, :]
+        outputs.append(torch.einsum("hk,hkv->hv", q[t], S).flatten())
+    output = rms_norm(torch.stack(outputs), tensors["norm.weight"], 1e-6)
+    return (output * (x @ tensors["output_gate.weight"].T).sigmoid()) @ tensors["out_proj.weight"].T
+
+
 @torch.no_grad()
 def delta_logits(model, ids, states):
     """Logits of ids [T] with all mixers written out, and transformers' own code around them."""
@@ -175,9 +213,12 @@ def delta_logits(model, ids, states):
         mixer = model.get_submodule(family.mixer_path.format(index))
 
         def forward(hidden_states, *, given, **kwargs):
-            tensors, state = given
+            tensors, state, index = given
+            if "qkv_proj.weight" in tensors:
+                output = lightning_mixer(tensors, hidden_states[0], model.config, state, index)
+                return output.to(hidden_states)[None], None
             written_out = kimi_mixer if "forget_gate.A_log" in tensors else delta_mixer
             return written_out(tensors, hidden_states[0], model.config, state).to(hidden_states)[None]
 
-        mixer.forward = partial(forward, given=(mixer.state_dict(), state))
+        mixer.forward = partial(forward, given=(mixer.state_dict(), state, index))
     return model(ids[None], use_cache=False).logits[0]

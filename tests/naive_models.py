@@ -1,4 +1,5 @@
-"""GLA, Mamba2 and RWKV-7 written out from their papers, token by token, in fp64; nothing of statex or transformers.
+"""GLA, Mamba2, RWKV-7 and xLSTM written out from their papers, token by token, in fp64; nothing of statex or of
+transformers.
 
 Shape letters: T time, D width of the residual stream, H heads, K key dim, V value dim, N state size, P head dim,
 G groups. Tensors come as a dictionary of names as in a checkpoint.
@@ -198,6 +199,45 @@ def rwkv7_logits(tensors, config, ids, states):
     return norm("model.norm", x) @ tensors.get("lm_head.weight", tensors["model.embeddings.weight"]).T
 
 
+def mlstm_mixer(tensors, x, config, state):
+    """x [T, D] to [T, D]; `state` is (H, K, V) of this layer. The gates and sums of the paper, stabilised by m."""
+    H, K, V = state
+    scale = int(config["hidden_size"] * config["qk_dim_factor"]) // H
+    q, k, v = ((x @ tensors[f"{name}.weight"].T).view(len(x), H, -1) for name in "qkv")
+    cap, eps = config["gate_soft_cap"], config["eps"]
+    i, f = (x @ tensors[f"{name}gate_preact.weight"].T + tensors[f"{name}gate_preact.bias"] for name in "if")
+    i, f = cap * (i / cap).tanh(), F.logsigmoid(cap * (f / cap).tanh())
+    S, n, m, outputs = x.new_zeros(H, V, K), x.new_zeros(H, K), x.new_zeros(H), []
+    for t in range(len(x)):
+        largest = torch.maximum(f[t] + m, i[t])
+        keep, write, m = (f[t] + m - largest).exp(), (i[t] - largest).exp(), largest
+        S = keep[:, None, None] * S + write[:, None, None] * v[t, :, :, None] * k[t, :, None, :]
+        n = keep[:, None] * n + write[:, None] * k[t]
+        query = q[t] / scale**0.5
+        normaliser = torch.maximum((n * query).sum(-1).abs(), (-m).exp()) + eps
+        h = torch.einsum("hvk,hk->hv", S, query) / normaliser[:, None]
+        outputs.append(layer_norm(h, None, None, config["norm_eps"]).flatten() * tensors["multihead_norm.weight"])
+    gate = (x @ tensors["ogate_preact.weight"].T).sigmoid()
+    return (gate * torch.stack(outputs)) @ tensors["out_proj.weight"].T
+
+
+@torch.no_grad()
+def xlstm_logits(tensors, config, ids, states):
+    """As gla_logits."""
+    tensors = {name: tensor.double() for name, tensor in tensors.items()}
+    x = tensors["backbone.embeddings.weight"][ids]
+    for index, state in enumerate(states):
+        layer = under(tensors, f"backbone.blocks.{index}.")
+        normed = rms_norm(x, layer["norm_mlstm.weight"], config["norm_eps"])
+        x = x + mlstm_mixer(under(layer, "mlstm_layer."), normed, config, state)
+        y = rms_norm(x, layer["norm_ffn.weight"], config["norm_eps"])
+        y = F.silu(y @ layer["ffn.proj_up_gate.weight"].T) * (y @ layer["ffn.proj_up.weight"].T)
+        x = x + y @ layer["ffn.proj_down.weight"].T
+    x = rms_norm(x, tensors["backbone.out_norm.weight"], config["norm_eps"])
+    logits = x @ tensors.get("lm_head.weight", tensors["backbone.embeddings.weight"]).T
+    return config["output_logit_soft_cap"] * (logits / config["output_logit_soft_cap"]).tanh()
+
+
 def naive_logits(model, ids, states):
     """The same of a transformers model, by its family; ids [T]."""
     config, tensors = model.config.to_dict(), model.state_dict()
@@ -205,7 +245,9 @@ def naive_logits(model, ids, states):
         return gla_logits(tensors, config, ids, states)
     if config["model_type"] == "statex_rwkv7":
         return rwkv7_logits(tensors, config, ids, states)
-    if {"linear_key_head_dim", "linear_head_dim"} & set(config):
+    if config["model_type"] == "statex_xlstm":
+        return xlstm_logits(tensors, config, ids, states)
+    if {"linear_key_head_dim", "linear_head_dim", "block_size"} & set(config):
         from delta_models import delta_logits
 
         return delta_logits(model, ids, states)

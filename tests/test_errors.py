@@ -35,7 +35,7 @@ def test_a_library_s_words_are_kept():
         explain(panic("index out of bounds"))
 
 
-def test_the_innermost_cause_is_told():
+def test_the_innermost_cause_is_reported():
     with pytest.raises(UserError, match=r"is refused \(the real reason\)"):
         explain(RuntimeError("outer"), ValueError("the real reason"))
     inner = UserError("a", 1, "is wrong", "use 2")

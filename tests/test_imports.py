@@ -185,7 +185,7 @@ def test_one_door_to_each_foreign_library():
 
 
 IMPORT = """
-import json, sys, time
+import json, sys
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto import configuration_auto, modeling_auto
@@ -201,13 +201,11 @@ def added():
 
 before = tables()
 assert added() == ({}, []), added()
-begin = time.perf_counter()
 import statex
-seconds = time.perf_counter() - begin
 libraries = sorted({name.split(".")[0] for name in sys.modules} & set(sys.argv[1:]))
 modules = sorted(name for name in sys.modules if name.startswith(("statex.families", "statex.models.gla")))
 import statex.checkpoint, statex.models.expanded
-found = {"seconds": seconds, "libraries": libraries, "modules": modules}
+found = {"libraries": libraries, "modules": modules}
 print(json.dumps(found | {"same": tables() == before, "added": added()}))
 """
 
@@ -220,8 +218,7 @@ def imported_after_transformers():
     return json.loads(done.stdout)
 
 
-def test_importing_statex_is_cheap(imported_after_transformers):
-    assert imported_after_transformers["seconds"] < 0.3
+def test_importing_statex_imports_nothing_heavy(imported_after_transformers):
     assert imported_after_transformers["libraries"] == []
     assert imported_after_transformers["modules"] == []
 
@@ -229,7 +226,9 @@ def test_importing_statex_is_cheap(imported_after_transformers):
 def test_importing_statex_changes_nothing_else_in_transformers_tables(imported_after_transformers):
     assert imported_after_transformers["same"]
     models, configurations = imported_after_transformers["added"]
-    expected = {"GLAConfig": "GLAForCausalLM", "RWKV7Config": "RWKV7ForCausalLM"} | {
+    ours = {"GLAConfig": "GLAForCausalLM", "RWKV7Config": "RWKV7ForCausalLM"}
+    ours["StatexXLSTMConfig"] = "StatexXLSTMForCausalLM"
+    expected = ours | {
         factory.expanded_config_class(family).__name__: f"Statex{family.causal_lm_class.rpartition('.')[2]}"
         for family in statex.FAMILIES.values()
         if not family.holds_plan

@@ -26,6 +26,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+_ATTENTION = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "intermediate_size": 16,
+}  # fmt: skip
+HYBRIDS: dict[str, dict[str, Any]] = {  # whose second layer is recurrent
+    "bamba": _ATTENTION | {
+        "attn_layer_indices": [0], "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 2,
+        "mamba_expand": 2, "mamba_chunk_size": 16,
+    },
+    "olmo_hybrid": _ATTENTION | {
+        "layer_types": ["full_attention", "linear_attention"], "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    },
+}  # fmt: skip
+
 DATA = {
     "text": {"held_out": 0.3},
     "tokenizer": {"vocab_size": 300, "training_bytes": 20_000},
@@ -84,6 +99,21 @@ def write_recipe(path: Path, values: dict[str, Any]) -> Path:
     """Write a recipe's values as TOML."""
     path.write_text(tomli_w.dumps(values), encoding="utf-8")
     return path
+
+
+def changed(values: dict[str, Any], *overrides: str) -> dict[str, Any]:
+    """A copy of a recipe's values with `section.key=value` overrides."""
+    from statex.recipe import apply_override
+
+    values = deepcopy(values)
+    for override in overrides:
+        apply_override(values, override)
+    return values
+
+
+def times(folder: Path) -> dict[str, int]:
+    """When each file in a folder was last written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def environment(**changes: str) -> dict[str, str]:

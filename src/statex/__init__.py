@@ -69,7 +69,7 @@ def __dir__() -> list[str]:
 
 
 def _is_command_line() -> bool:
-    """Whether this is our own command, whose `--help` must not wait for transformers; its verbs register.
+    """Whether this is our own command: its `--help` must not wait for transformers, and its verbs register families.
 
     A program of the user's may be called statex too, so the installed script must be this environment's.
     """

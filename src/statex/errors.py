@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LONGEST = 300
-"""Characters of a value, or of a library's words, that a message shows."""
+"""Characters of a value, or of a library's message, that an error shows at most."""
 NO_MISTAKES = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What the machine lacks, whatever the user asked for."""
+"""The machine has run out of something, whatever the user asked for."""
 BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError)
-"""What a fault of a program raises: where our own code raised it, the fault is ours and not the user's."""
+"""Programming errors: raised by our own code, they are our fault, not the user's."""
 
 
 class UserError(ValueError):
-    """A mistake of the user, told as field, value and remedy. The command line exits with status 2 on it.
+    """A mistake of the user, reported as field, value and remedy. The command line exits with status 2 on it.
 
     Args:
         field: the argument, recipe key or file that is wrong.
@@ -33,15 +33,15 @@ class UserError(ValueError):
 
 @contextmanager
 def explained(field: str, value: object, problem: str, remedy: str) -> Iterator[None]:
-    """Turn what a library raises at a value or a file of the user's into a UserError that keeps the library's words.
+    """Turn what a library raises for a user's value or file into a UserError that quotes the library's message.
 
     For the few lines that hand the value to a library, which may raise anything (tokenizers raises a bare Exception,
-    Rust a panic that is no Exception, strict configurations their own). These pass as they are: a UserError, also one
-    that the library wrapped; what the machine lacks, memory or room on the disk; and a fault of our own code that the
-    library called.
+    Rust a panic that is not an Exception, strict configurations their own). Passed through unchanged are a UserError,
+    even one that the library wrapped; a lack of memory or disk space; and an error in our own code that the library
+    called.
 
     Args:
-        field, value, problem, remedy: of the UserError; the library's words follow the problem in parentheses.
+        field, value, problem, remedy: of the UserError; the library's message follows the problem in parentheses.
     """
     try:
         yield
@@ -67,7 +67,7 @@ def _is_raised_by_us(error: BaseException) -> bool:
 
 
 def _words(error: BaseException) -> str:
-    """What an exception says, on one line."""
+    """The message of an exception, on one line."""
     words = " ".join(str(error).split()).rstrip(".")
     kind = type(error).__name__
     return _shortened(words if " " in words else f"{kind}: {words}" if words else kind)
@@ -85,5 +85,5 @@ def _shortened(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text on one line; what a terminal would obey or cannot show becomes an escape."""
+    """The text on one line, with control and unprintable characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

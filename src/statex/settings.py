@@ -10,21 +10,21 @@ from statex.errors import UserError
 from statex.utils.nested import is_unicode, single_values
 
 NUMBERS_END = 2**32
-"""No number of a recipe reaches it: no seed does, and no count that a machine lives to see the end of."""
+"""Every number in a recipe is smaller than this in absolute value."""
 MOST_TOKENS = 2**22
 """Tokens of a sequence, and of the longest prompt of an evaluation."""
 MOST_VOCABULARY = 2**20
 """Tokens of a vocabulary: four times the largest that are published."""
 MOST_NUMBERS = 2**27
-"""Numbers that the recall data of one step, or of one cell of an evaluation, may hold at one time: half a gigabyte."""
+"""Numbers that the recall data of one step, or of one cell of an evaluation, may hold at once: half a gigabyte."""
 MOST_ITEMS = 100_000
-"""Questions in a cell of an evaluation: no interval needs more."""
+"""Questions in a cell of an evaluation; no interval needs more."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-"""A name that is also a folder's."""
+"""A name that is also the name of a folder."""
 Text = Annotated[str, Field(min_length=1)]
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
-"""Of a tuple, which TOML has not."""
+"""For a tuple, which TOML does not have."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Counts = Annotated[list[PositiveInt], Field(min_length=1)]
@@ -36,9 +36,9 @@ BatchSizes = Annotated[list[Annotated[int, Field(ge=1, le=2**16)]], Field(min_le
 
 
 class Section(BaseModel):
-    """A part of a recipe; a key that it does not know is an error, and so is a value that no key can mean.
+    """A part of a recipe; an unknown key is an error, and so is a value that no key can take.
 
-    TOML has types: true is no 1, nor are "1" and 1.0; but a whole number is taken where another may stand.
+    TOML is typed: true, "1" and 1.0 are not 1; but an integer is accepted where any number may stand.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -51,10 +51,10 @@ class Section(BaseModel):
 
 
 def check_plain(values: Any) -> None:
-    """Refuse what no key of a recipe can mean, at any depth.
+    """Refuse values that no key of a recipe can take, at any depth.
 
     Raises:
-        UserError: a number that is not finite or reaches NUMBERS_END, a date, text with a NUL or that is no Unicode,
+        UserError: a number that is not finite or reaches NUMBERS_END, a date, text with a NUL or that is not Unicode,
             or tables and lists nested too deeply.
     """
     for keys, value in single_values(values, "flatten it"):
@@ -63,15 +63,15 @@ def check_plain(values: Any) -> None:
 
 
 def _complaint(value: Any) -> tuple[str, str] | None:
-    """What is wrong with a number or text wherever it stands, and what to do; None where nothing is."""
+    """What is wrong with a number or text, whatever its key, and what to do; None where it is fine."""
     if isinstance(value, float) and not math.isfinite(value):
         return "is not a finite number", "give a finite one"
     if isinstance(value, int | float) and abs(value) >= NUMBERS_END:
-        return f"is beyond the numbers of a recipe, which end before {NUMBERS_END}", "give one nearer to 0"
+        return f"is out of range: its absolute value must be below {NUMBERS_END}", "give one closer to 0"
     if isinstance(value, datetime.date | datetime.time):
-        return "is a date or time, and no key takes one", "put it in quotation marks if text is meant"
+        return "is a date or time, which no key takes", "put it in quotation marks if text is meant"
     if isinstance(value, str) and ("\0" in value or not is_unicode(value)):
-        return "has a character that is none (NUL, or half of one)", "remove it"
+        return "has an invalid character (NUL, or half of a surrogate pair)", "remove it"
     return None
 
 
@@ -80,7 +80,7 @@ class TextSource(Section):
 
     `files` are paths or globs; relative ones are looked up from the folder of the recipe. The ending of a file,
     whatever its case, says what it is: .jsonl (or .ndjson), .json, .csv, .tsv and .parquet are tables, of which only
-    the column `field` is read; .txt, .md, .py and their like are plain text, one document a file. All but parquet may
+    the column `field` is read; .txt, .md, .py and their like are plain text, one document per file. All but parquet may
     be compressed (.gz, .bz2, .xz, .zst). A file of any other ending needs `format`.
     """
 
@@ -93,12 +93,12 @@ class TextSource(Section):
     files: list[str] | None = None
     standard_library: bool = Field(default=False, description="sources of Python's standard library")
     format: Literal["text", "jsonl", "json", "csv", "tsv", "parquet"] | None = Field(
-        default=None, description="what all files are; default: what the ending of each says"
+        default=None, description="format of all files; default: as the ending of each says"
     )
     bad_records: Literal["error", "skip"] = Field(
         default="error",
-        description="what a record that cannot be read is: a line that is no JSON or not UTF-8, or has no text in "
-        "`field`; those skipped are counted and told",
+        description="what to do about a record that cannot be read (a line that is not JSON or not UTF-8, or has no "
+        "text in `field`): stop, or skip it; skipped records are counted and reported",
     )
     field: str = Field(default="text", description="column of tables and hub data that holds the text")
     held_out: float = Field(default=0.05, gt=0, lt=1, description="share of the documents kept for evaluation")
@@ -111,7 +111,7 @@ class TextSource(Section):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What says which documents these are: all but what becomes of those that cannot be read."""
+        """What determines which documents these are: all but the handling of those that cannot be read."""
         names = {"bad_records"} if self.hub_revision else {"bad_records", "hub_revision"}  # earlier versions had none
         return self.model_dump(mode="json", exclude=names)
 
@@ -132,7 +132,7 @@ class Recall(Section):
     def _shapes_fit(self):
         for length, pairs in self.shapes:
             if not 1 <= pairs <= min(self.num_keys, self.num_values, length // 4):
-                problem = "has more pairs than num_keys, than num_values or than a quarter of its length, or none"
+                problem = "has no pairs, or more than num_keys, num_values or a quarter of its length"
                 raise UserError("shapes", [length, pairs], problem, "give fewer pairs or a longer length")
         return self
 
@@ -141,18 +141,18 @@ class Forms(Section):
     """Recall in words: phone books, facts, needles and copies (`training.weights`)."""
 
     lengths: Lengths | None = Field(
-        default=None, description="tokens of a text, one drawn for each step; default: training.sequence_length"
+        default=None, description="tokens of a text, one length drawn for each step; default: training.sequence_length"
     )
-    num_questions: int = Field(default=4, ge=1, le=64, description="that a text asks, at most")
+    num_questions: int = Field(default=4, ge=1, le=64, description="asked by a text, at most")
 
 
 class Tokenizer(Section):
     """The byte-level BPE tokenizer that is trained from the recipe's text when a model is made from scratch."""
 
     vocab_size: int = Field(
-        default=512, ge=300, le=MOST_VOCABULARY, description="with the 256 bytes and the reserved recall tokens"
+        default=512, ge=300, le=MOST_VOCABULARY, description="including the 256 bytes and the reserved recall tokens"
     )
-    training_bytes: int = Field(default=5_000_000, ge=1, description="of text that it is trained on, at most")
+    training_bytes: int = Field(default=5_000_000, ge=1, description="of text to train it on, at most")
 
 
 class Data(Section):
@@ -163,8 +163,10 @@ class Data(Section):
     reset_state_at_documents: bool = Field(
         default=False, description="start a fresh state at each document border of a packed sequence"
     )
-    shuffle_buffer: int = Field(default=1000, ge=1, description="documents that shuffling looks at")
-    seed: int = Field(default=0, ge=0, description="of the data's order, which each of the run's seeds changes too")
+    shuffle_buffer: int = Field(default=1000, ge=1, description="documents in the buffer that shuffling draws from")
+    seed: int = Field(
+        default=0, ge=0, description="of the order of the data, which also depends on each of the run's seeds"
+    )
     tokens: Text | None = Field(
         default=None, description="folder of prepared tokens; default: `tokens` beside the runs"
     )

@@ -166,7 +166,7 @@ def test_export_refuses_a_folder_that_exists_and_another_family(tmp_path):
     model = statex.load(tmp_path / "fla")
     with pytest.raises(statex.UserError, match=r"OUT = .* exists already"):
         statex.export_fla(model, tmp_path / "fla")
-    with pytest.raises(statex.UserError, match="is no GLA"):
+    with pytest.raises(statex.UserError, match="is not a GLA"):
         statex.export_fla(make_mamba2(), tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fla"]
 

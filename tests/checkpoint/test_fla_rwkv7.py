@@ -97,7 +97,7 @@ def test_an_fla_checkpoint_is_expanded_and_saved_in_our_format(tmp_path):
     model.save_pretrained(tmp_path / "ours")
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == "statex_rwkv7"
     assert torch.equal(logits(statex.load(tmp_path / "ours").eval(), tokens()), logits(model, tokens()))
-    with pytest.raises(statex.UserError, match="is no GLA"):
+    with pytest.raises(statex.UserError, match="is not a GLA"):
         statex.export_fla(model, tmp_path / "out")
 
 

@@ -99,7 +99,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path, caplog):
     save_with_companions(model, source, out)
     assert "secret" not in "".join(path.read_text() for path in out.rglob("*") if path.suffix != ".safetensors")
     assert (out / "inside.txt").read_text() == "own"
-    assert "chat_template.jinja is a link to a file outside the model's folder and is not copied" in caplog.text
+    assert "chat_template.jinja is a link to a file outside the model's folder and was not copied" in caplog.text
     assert not [path for path in out.iterdir() if path.is_symlink()]
 
 

@@ -156,8 +156,8 @@ class TestDamagedFolders:
             call(folder)
 
     def test_folder_that_is_not_there(self, folder, call):
-        refused(folder / "nowhere", "is no folder here", call)
-        refused("statex-tests/no-such-model", "is no folder here", call)
+        refused(folder / "nowhere", "is not a folder here", call)
+        refused("statex-tests/no-such-model", "is not a folder here", call)
 
     def test_shards(self, folder, call):
         tensors = load_file(folder / WEIGHTS)

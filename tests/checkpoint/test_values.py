@@ -128,7 +128,7 @@ def test_infinity_stays_where_it_means_something(good):
     assert load_config(good / "mamba2").time_step_limit[1] == float("inf")
 
 
-def test_an_adapter_is_no_model(folder):
+def test_an_adapter_is_not_a_model(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
     refused(folder, "model")
 
@@ -350,7 +350,7 @@ def test_a_tokenizer_with_more_ids_than_the_model(with_tokenizer, highest):
     values = json.loads((with_tokenizer / "tokenizer.json").read_text())
     values["model"]["vocab"]["w47"] = highest
     (with_tokenizer / "tokenizer.json").write_text(json.dumps(values))
-    with pytest.raises(statex.UserError, match=f"ids up to {highest}, the model only 48 embeddings"):
+    with pytest.raises(statex.UserError, match=f"ids up to {highest}, but the model has only 48 embeddings"):
         load_tokenizer(with_tokenizer)
 
 
@@ -362,7 +362,7 @@ def test_names_of_no_model(name):
         assert caught.value.field == "model"
 
 
-def test_a_dtype_that_is_none(folder):
+def test_a_dtype_that_does_not_exist(folder):
     with pytest.raises(statex.UserError, match="dtype = 'nonsense'"):
         statex.load(folder, dtype="nonsense")
 

@@ -72,7 +72,7 @@ def test_options_of_eval_are_keys_of_a_recipe():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--lengths", "512;1024"], "--lengths = '512;1024': is no list of numbers; write for example"),
+        (["--lengths", "512;1024"], "--lengths = '512;1024': is not a list of numbers; write for example"),
         (["--limit", "0"], "evaluation.harness.limit = 0: Input should be greater than or equal to 1"),
         (["--suite", "recal"], "evaluation.suites = 'recal': is not a suite; known suites: mqar"),
     ],

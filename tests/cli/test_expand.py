@@ -45,7 +45,7 @@ def test_a_dry_run_reads_no_weights_and_writes_nothing(call, gla, tmp_path, monk
             "--preset = 'paper': is unknown; known presets: paper-gla, paper-mamba2, paper-mamba2-code",
         ),
         (["--preset", "paper-gla", "--every", "2"], "--preset = 'paper-gla': excludes every; give the preset or the"),
-        (["--layers", "0,x"], "--layers = '0,x': is no list of numbers; write for example 0,6,12,18"),
+        (["--layers", "0,x"], "--layers = '0,x': is not a list of numbers; write for example 0,6,12,18"),
         (["--layers", "0,5"], "layers = 5: is not a recurrent layer of this model; the recurrent layers are 0-1"),
         (["--every", "1", "--layers", "0"], "layers and every exclude one another; give one of them"),
         (["--every", "0"], "every = 0: Input should be greater than or equal to 1"),
@@ -89,7 +89,7 @@ def test_expanding_twice(call, gla, tmp_path):
     assert call("expand", gla, tmp_path / "once")[0] == 0
     status, _, errors = call("expand", tmp_path / "once", tmp_path / "twice")
     assert status == 2
-    assert "was expanded before and cannot be so again" in errors
+    assert "was expanded before and cannot be expanded again" in errors
     assert "leaves no heads to merge" in errors
     assert nothing_new(tmp_path, "once")
     assert call("expand", tmp_path / "once", tmp_path / "twice", "--init", "preserve", "--factor", "2")[0] == 0
@@ -106,7 +106,7 @@ def test_a_full_disk_is_a_failure_that_leaves_nothing(call, gla, tmp_path, monke
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
     status, output, errors = call("expand", gla, tmp_path / "out", "--json")
     assert (status, output) == (1, "")
-    message = f"statex: no space left in {tmp_path / 'out'}; make room, the same command resumes"
+    message = f"statex: no space left in {tmp_path / 'out'}; free some space, then the same command resumes"
     assert errors.splitlines()[-1] == message
     assert "Traceback" not in errors
     assert nothing_new(tmp_path)

@@ -7,7 +7,7 @@ import pytest
 
 from statex.cli import main
 
-FULL = "statex: no space left in runs/x; make room, the same command resumes"
+FULL = "statex: no space left in runs/x; free some space, then the same command resumes"
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_signal_stops_as_the_keyboard_does(call, recipe, monkeypatch, number, 
     assert signal.getsignal(number) is before
 
 
-def test_what_breaks_because_of_a_signal_is_no_error_of_ours(call, recipe, monkeypatch):
+def test_what_breaks_because_of_a_signal_is_not_our_error(call, recipe, monkeypatch):
     """The handler's exception may be lost where another, of a peer that stopped as well, is on its way."""
 
     def fail(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""statex inspect, and what every verb says of a folder that is no sound model."""
+"""statex inspect, and what every verb says about a folder that is not a sound model."""
 
 import json
 import shutil
@@ -21,8 +21,8 @@ def test_inspect(call, models):
         assert len(found["state"]["layers"]) == 2
 
 
-def test_inspect_of_what_is_no_model(call, tmp_path):
-    for folder, message in ((tmp_path, "has no config.json"), (tmp_path / "none", "is no folder here")):
+def test_inspect_of_something_that_is_not_a_model(call, tmp_path):
+    for folder, message in ((tmp_path, "has no config.json"), (tmp_path / "none", "is not a folder here")):
         status, output, errors = call("inspect", folder, "--json")
         assert (status, output) == (2, "")
         assert f"model = '{folder}': {message}" in errors

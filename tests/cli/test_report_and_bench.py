@@ -6,7 +6,7 @@ import pytest
 from calls import nothing_new
 
 
-def test_report_of_what_is_no_run(call, tmp_path):
+def test_report_of_something_that_is_not_a_run(call, tmp_path):
     status, _, errors = call("report", tmp_path / "none")
     assert status == 2
     assert str(tmp_path / "none") in errors

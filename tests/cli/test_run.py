@@ -109,7 +109,7 @@ def test_run_of_tasks_of_lm_eval(call, recipe, data, tmp_path, monkeypatch):
         ('data.text.files=["none/*.txt"]', "none/*.txt': no file matches; give a path or a glob of files."),
         ("arms.base.kind=lpt training={sequence_length=1000000,tokens_per_step=1000000}", "is longer than the whole"),
         ('evaluation.suites=["mqra"]', "evaluation.suites = 'mqra': is not a suite; known suites:"),
-        ('models.gla.checkpoint="/none"', "is no folder here, and the hub gave none"),
+        ('models.gla.checkpoint="/none"', "is not a folder here and could not be fetched from the hub"),
     ],
 )
 def test_mistakes_in_a_recipe(call, recipe, tmp_path, verb, override, message):
@@ -139,7 +139,7 @@ def test_a_part_of_a_recipe_is_run_and_the_last_part_writes_the_report(call, rec
     assert not (folder / "gla" / "again-seed0").exists()
     status, output, errors = call("run", recipe, "--arm", "x")
     assert (status, output) == (2, "")
-    assert errors.splitlines()[-1] == "statex: --arm = 'x': is no arm of this recipe; known: again, base."
+    assert errors.splitlines()[-1] == "statex: --arm = 'x': is not one of this recipe; known: again, base."
     status, output, _ = call("run", recipe, "--arm", "again")
     assert output.startswith(f"report: {folder / 'report.html'}\n")
     assert status == 0

@@ -151,7 +151,7 @@ def test_damaged_compression_names_the_file(tmp_path, ending, damage, bad_record
         read(path, bad_records=bad_records)
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path):
+def test_a_byte_order_mark_is_not_text(tmp_path):
     mark = "\ufeff"
     (tmp_path / "a.txt").write_text(f"{mark}plain", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text(
@@ -187,12 +187,12 @@ def test_bad_records_are_skipped_where_the_recipe_says_so_and_counted(tmp_path, 
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     for _ in range(2):  # as in two epochs
         assert [row["text"] for row in read(tmp_path / "*", bad_records="skip")] == ["one", "two", "three", "five"]
-    told = [record.getMessage() for record in caplog.records]
-    assert [message.partition(" in ")[0] for message in told[1::2]] == [
+    reported = [record.getMessage() for record in caplog.records]
+    assert [message.partition(" in ")[0] for message in reported[1::2]] == [
         "skipped 3 records that cannot be read", "skipped 2 records that cannot be read",
         "skipped 1 records that cannot be read",
     ]  # fmt: skip
-    assert f"{tmp_path / 'a.jsonl'}, first of all: line 2 cannot be read as .jsonl" in told[0]
+    assert f"{tmp_path / 'a.jsonl'}, the first: line 2 cannot be read as .jsonl" in reported[0]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_bad_records_are_skipped_where_the_recipe_says_so_and_counted(tmp_path, 
 def test_a_quote_that_is_not_closed_costs_its_own_line(tmp_path, rows, expected, places, caplog):
     (tmp_path / "a.csv").write_text("\nn,text\n" + rows)
     assert [row["text"] for row in read(tmp_path / "a.csv", bad_records="skip")] == expected
-    assert f"first of all: {places[0]} " in caplog.text
+    assert f"the first: {places[0]} " in caplog.text
     assert f"skipped {len(places)} records" in caplog.text
     with pytest.raises(UserError, match=f"{places[0]} cannot be read as .csv|{places[0]} has"):
         read(tmp_path / "a.csv")
@@ -271,7 +271,7 @@ def test_bad_files(tmp_path, name, content, field, message):
     assert message in str(raised.value)
 
 
-def test_a_folder_is_told_how_to_be_a_glob(tmp_path):
+def test_a_folder_is_refused_with_a_glob_as_remedy(tmp_path):
     with pytest.raises(UserError, match=r"for example .*/\*\*/\*\.txt"):
         read(tmp_path)
 

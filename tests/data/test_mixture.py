@@ -90,7 +90,7 @@ def test_each_seed_of_the_run_gives_another_order_of_the_same_text(data, tokeniz
     for one, other in ((0, 2), (0, 3), (2, 3)):
         assert not torch.equal(runs[one][0]["input_ids"], runs[other][0]["input_ids"])
     pairs = {combined_seed(data_seed, seed) for data_seed in range(20) for seed in range(20)}
-    assert len(pairs) == 400  # data.seed = 1 with seed 0 is no data.seed = 0 with seed 1
+    assert len(pairs) == 400  # data.seed = 1 with seed 0 differs from data.seed = 0 with seed 1
 
 
 def test_iterating_again_begins_again(data, tokenizer, prepared):

@@ -206,7 +206,7 @@ def test_damage_is_named(data, tokenizer, tmp_path, prepared, name, damage, prob
     with pytest.raises(UserError, match=problem) as caught:
         prepare_tokens(data, tokenizer, tmp_path, 10**9)
     assert caught.value.value == str(prepared.folder / name)
-    assert caught.value.remedy == f"remove {prepared.folder}; its tokens are prepared again"
+    assert caught.value.remedy == f"remove {prepared.folder}; its tokens will be prepared again"
 
 
 def test_tokens_of_another_text_or_tokenizer_are_others(data, tokenizer, foreign_tokenizer, tmp_path):

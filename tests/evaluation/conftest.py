@@ -35,6 +35,22 @@ def tokenizer(source):
 
 
 @pytest.fixture(scope="session")
+def saved_tokenizer(tokenizer, tmp_path_factory):
+    """The tokenizer as lm-eval's tasks need it: with a path."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture
+def text(source):
+    """The text of lm-eval's `metadata`."""
+    return {"text": source.model_dump()}
+
+
+@pytest.fixture(scope="session")
 def evaluation():
     """All four suites in a second."""
     return Evaluation.model_validate(

@@ -39,19 +39,19 @@ def test_diagnose(make, init, tokenizer, evaluation, source):
     model = expanded(make, init)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     results = diagnose(model, tokenizer, Request(evaluation, text=source, identity={"arm": init}), start=start)
-    figures = {row.metric: row for row in results}
+    found = {row.metric: row for row in results}
     assert {row.arm for row in results} == {init}
-    assert 0 < figures["new_state_energy"].value < 1
-    assert figures["new_state_energy"].details["share_of_entries"] == 0.5
-    for rank in (figures["effective_rank"], figures["effective_rank_without_new_state"]):
+    assert 0 < found["new_state_energy"].value < 1
+    assert found["new_state_energy"].details["share_of_entries"] == 0.5
+    for rank in (found["effective_rank"], found["effective_rank_without_new_state"]):
         assert 1 <= rank.value <= rank.details["largest_possible"]
-    assert figures["recall_drop_without_new_state"].slice["num_pairs"] == 4
-    assert figures["weight_change"].value == 0
-    assert "not moved at all" in figures["weight_change"].note
+    assert found["recall_drop_without_new_state"].slice["num_pairs"] == 4
+    assert found["weight_change"].value == 0
+    assert "not moved at all" in found["weight_change"].note
     if init == "preserve":  # nothing reads the new entries yet
-        assert figures["nll_rise_without_new_state"].value == pytest.approx(0, abs=1e-6)
+        assert found["nll_rise_without_new_state"].value == pytest.approx(0, abs=1e-6)
     else:
-        assert figures["nll_rise_without_new_state"].value != 0
+        assert found["nll_rise_without_new_state"].value != 0
 
 
 @pytest.mark.parametrize(("suites", "metric"), [(["mqar"], "recall_drop"), (["nll_by_position", "piqa"], "nll_rise")])
@@ -64,7 +64,7 @@ def test_only_what_the_suites_have_data_for_is_diagnosed(suites, metric, tokeniz
 
 
 @pytest.mark.parametrize("make", [make_gla, make_mamba2])
-def test_emptying_the_new_state_of_a_preserving_expansion_brings_back_the_old_model(make):
+def test_zeroing_the_new_state_of_a_preserving_expansion_brings_back_the_old_model(make):
     """But for what the next token itself writes and reads."""
     model, before = expanded(make, "preserve"), make()
     with torch.no_grad():  # wake the new entries up: random reads
@@ -94,7 +94,7 @@ def test_a_model_without_a_plan_has_no_diagnostics(tokenizer, evaluation, source
     assert diagnose(make_gla(), tokenizer, Request(evaluation, text=source)) == []
 
 
-def test_several_seeds_are_one_figure_with_an_interval():
+def test_several_seeds_are_one_value_with_an_interval():
     def row(seed, value, metric="new_state_energy", arm="reinit", half=0.01):
         bounds = {"low": value - half, "high": value + half} if metric != "weight_change" else {}
         return Result("diagnostics", metric, value, "fraction", **bounds, n=32, slice={"layer": 0}, arm=arm, seed=seed)
@@ -129,7 +129,7 @@ def difference(suite, metric, value, low, high, **where):
     return Result(suite, metric, value, low=low, high=high, n=9, slice=where, arm="reinit", baseline="lpt", seed=0)
 
 
-def test_failures_are_told_in_sentences():
+def test_failures_are_stated_in_sentences():
     rows = [
         difference("nll_by_position", "nll", 0.2, 0.1, 0.3),
         difference("mqar", "accuracy", 0.5, 0.4, 0.6, num_pairs=8),
@@ -137,10 +137,10 @@ def test_failures_are_told_in_sentences():
         difference("piqa", "acc", -0.05, -0.08, -0.02),
         difference("hellaswag", "acc", -0.05, -0.12, 0.02),
     ]
-    told = failure_signatures(rows)
-    assert [row.metric for row in told] == ["text_lost", "recall_flat", "text_lost"]
-    assert "Text NLL changed by +0.200 against lpt (95 % interval +0.100 to +0.300)" in told[0].note
-    assert "32 pairs" in told[1].note
+    signs = failure_signatures(rows)
+    assert [row.metric for row in signs] == ["text_lost", "recall_flat", "text_lost"]
+    assert "Text NLL changed by +0.200 against lpt (95 % interval +0.100 to +0.300)" in signs[0].note
+    assert "32 pairs" in signs[1].note
     assert failure_signatures(rows, arms=["another"]) == []
     hits = [difference("ar_hits", metric, 0.3, 0.2, 0.4) for metric in ("nll", "hit_nll")]
     assert [row.slice["of"] for row in failure_signatures([*hits, rows[0]])] == ["ar_hits nll"]

@@ -17,7 +17,7 @@ from statex.results.suites import SUITES
 ARMS = [("lpt", 0), ("lpt", 1), ("statex", 0), ("statex", 1)]
 
 
-def figure(results, suite, metric, **where):
+def value_of(results, suite, metric, **where):
     found = [row for row in results if (row.suite, row.metric, row.slice) == (suite, metric, where)]
     assert len(found) == 1
     return found[0]
@@ -29,17 +29,17 @@ def test_all_suites_on_every_model(name, tokenizer, evaluation, source, tmp_path
     request = Request(evaluation, text=source, output=tmp_path, training_length=64, identity=identity)
     results = evaluate(MODELS[name](), tokenizer, request)
     assert {row.suite for row in results} == set(evaluation.suites)
-    mqar = figure(results, "mqar", "accuracy", num_pairs=4, length=16)
+    mqar = value_of(results, "mqar", "accuracy", num_pairs=4, length=16)
     assert (mqar.n, mqar.unit, mqar.state_bytes, mqar.model) == (5, "fraction", 7, name)
-    cell = figure(results, "passkey", "accuracy", length=140, depth=0.25)
+    cell = value_of(results, "passkey", "accuracy", length=140, depth=0.25)
     assert (cell.low, cell.high) == (wilson(4 * cell.value, 4).low, wilson(4 * cell.value, 4).high)
-    assert figure(results, "passkey", "answer_nll", length=150).n == 8
-    assert figure(results, "passkey", "accuracy", length=150).note == "past the training length"
-    assert 0 < figure(results, "ar_hits", "hit_share").value < 1
-    assert figure(results, "nll_by_position", "nll", **{"from": 64, "to": 128}).note == "past the training length"
-    assert figure(results, "nll_by_position", "nll", **{"from": 32, "to": 64}).note == ""
+    assert value_of(results, "passkey", "answer_nll", length=150).n == 8
+    assert value_of(results, "passkey", "accuracy", length=150).note == "past the training length"
+    assert 0 < value_of(results, "ar_hits", "hit_share").value < 1
+    assert value_of(results, "nll_by_position", "nll", **{"from": 64, "to": 128}).note == "past the training length"
+    assert value_of(results, "nll_by_position", "nll", **{"from": 32, "to": 64}).note == ""
     hits, others, share, whole = (
-        figure(results, "ar_hits", metric).value for metric in ("hit_nll", "other_nll", "hit_share", "nll")
+        value_of(results, "ar_hits", metric).value for metric in ("hit_nll", "other_nll", "hit_share", "nll")
     )
     assert share * hits + (1 - share) * others == pytest.approx(whole, rel=1e-5)
     for suite in evaluation.suites:
@@ -144,7 +144,7 @@ def test_arms_are_compared_item_by_item(evaluated):
     results = compare_arms(folders, model="gla", device="cpu")
     assert all(row.model == "gla" and row.device == "cpu" for row in results)
     where = {"length": 140}
-    ours, theirs = (figure(plain[arm, 0], "passkey", "answer_nll", **where).value for arm in ("statex", "lpt"))
+    ours, theirs = (value_of(plain[arm, 0], "passkey", "answer_nll", **where).value for arm in ("statex", "lpt"))
     rows = [row for row in results if (row.suite, row.metric, row.slice) == ("passkey", "answer_nll", where)]
     differences = {row.seed: row for row in rows if row.baseline == "lpt"}
     assert set(differences) == {0, 1, None}

@@ -2,19 +2,14 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 from harness import run_harness
 from planted import PlantedModel
 from tiny_models import VOCABULARY, make_gla, make_llama, make_mamba2
 
-from prefix_space import make_tokenizer
 from statex.errors import UserError
 from statex.evaluation import Request
 from statex.evaluation.context import Context
@@ -26,25 +21,10 @@ from statex.results.suites import HARNESS_GROUPS, SUITES
 
 pytest.importorskip("lm_eval")
 
-from statex.evaluation.lm_eval import TASKS_FOLDER, load_tasks, task_manager
+from statex.evaluation.lm_eval import load_tasks, task_manager
 from statex.evaluation.lm_eval.isolation import offline
 from statex.evaluation.lm_eval.model import StateLM
 from statex.evaluation.lm_eval.samples import scores_of
-
-
-@pytest.fixture(scope="module")
-def saved_tokenizer(tokenizer, tmp_path_factory):
-    """The tokenizer as lm-eval's tasks need it: with a path."""
-    from transformers import AutoTokenizer
-
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-@pytest.fixture
-def text(source):
-    return {"text": source.model_dump()}
 
 
 def requests(kind, arguments):
@@ -136,57 +116,7 @@ def test_lm_evals_niah_single_1_and_ours_give_the_same_score(saved_tokenizer):
     assert 0 < sum(theirs) < len(theirs)
 
 
-@pytest.fixture
-def prefix_space_tokenizer(tmp_path):
-    """One that puts a space before each text, as that of Llama 2."""
-    from transformers import AutoTokenizer
-
-    make_tokenizer("normalizer").save_pretrained(tmp_path)
-    return AutoTokenizer.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("which", "names"),
-    [
-        ("saved_tokenizer", ["niah_single_1", "niah_single_2", "niah_multikey", "variable_tracking", "passkey"]),
-        ("prefix_space_tokenizer", ["niah_multikey", "passkey"]),
-    ],
-)
-def test_our_items_in_lm_eval_give_our_score(which, names, source, text, request):
-    from statex.evaluation import evaluate
-
-    saved_tokenizer = request.getfixturevalue(which)
-    model = PlantedModel(VOCABULARY, saved_tokenizer, memory=420)
-    lengths = {"lengths": [1000], "num_items": 2}
-    settings = Evaluation.model_validate({"suites": names} | dict.fromkeys(names, lengths))
-    ours = evaluate(model, saved_tokenizer, Request(settings, text=source))
-    run = run_harness(
-        model, saved_tokenizer, [f"statex_{name}" for name in names], lengths=[1000],
-        metadata={"num_items": 2, **text},
-    )  # fmt: skip
-    assert not run.not_run
-    for name in names:
-        figure = next(r for r in ours if (r.suite, r.metric, r.slice) == (name, "accuracy", {"length": 1000}))
-        other = next(row for row in run.results if row.suite == f"statex_{name}")
-        assert (other.metric, other.slice) == ("accuracy", {"length": 1000})
-        assert other.value == pytest.approx(figure.value)
-
-
-@pytest.mark.parametrize("which", ["saved_tokenizer", "prefix_space_tokenizer"])
-def test_symbols_in_lm_eval(which, text, request):
-    """A perfect copier recalls what the shots show, and knows nothing of other symbols."""
-    saved_tokenizer = request.getfixturevalue(which)
-    copier = PlantedModel(VOCABULARY, saved_tokenizer)
-    metadata = {"num_shots": [0, 4], "num_items": 6, **text}
-    run = run_harness(copier, saved_tokenizer, ["statex_symbol_icl"], metadata=metadata)
-    figures = {(row.slice["shots"], row.slice["symbols"]): row for row in run.results}
-    assert set(figures) == {(0, "unseen"), (4, "seen"), (4, "unseen")}
-    assert {(row.metric, row.unit, row.n) for row in run.results} == {("accuracy", "fraction", 6)}
-    assert figures[4, "seen"].value == 1.0
-    assert figures[4, "unseen"].value < 1.0
-
-
-def test_what_lacks_its_data_is_not_run_and_has_no_figure(saved_tokenizer, tmp_path):
+def test_what_lacks_its_data_is_not_run_and_has_no_value(saved_tokenizer, tmp_path):
     run = run_harness(make_gla(), saved_tokenizer, ["piqa", "swde", "statex_nq"], output=tmp_path)
     assert run.results == []
     commands = {one.task: one.command for one in run.not_run}
@@ -232,19 +162,19 @@ def hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
 
-def test_lm_evals_own_tasks_give_figures_with_intervals(saved_tokenizer, hub):
+def test_lm_evals_own_tasks_give_values_with_intervals(saved_tokenizer, hub):
     """A model that copies is right where the value follows its key, and SQuAD's answer ends with its line."""
     model = PlantedModel(VOCABULARY, saved_tokenizer)
     run = run_harness(model, saved_tokenizer, ["squad_completion", "swde", "fda", "gsm8k"], limit=2)
     assert run.not_run == []
-    figures = {(row.suite, row.metric): row for row in run.results}
-    assert {key: row.value for key, row in figures.items() if key[1] == "contains"} == {
+    found = {(row.suite, row.metric): row for row in run.results}
+    assert {key: row.value for key, row in found.items() if key[1] == "contains"} == {
         ("squad_completion", "contains"): 1.0, ("swde", "contains"): 1.0, ("fda", "contains"): 0.0,
     }  # fmt: skip
-    squad = figures["squad_completion", "contains"]
+    squad = found["squad_completion", "contains"]
     assert (squad.n, squad.unit) == (2, "fraction")
     assert squad.low < 0.5 < squad.high == 1.0
-    assert {metric for suite, metric in figures if suite == "gsm8k"} == {
+    assert {metric for suite, metric in found if suite == "gsm8k"} == {
         "exact_match_strict_match", "exact_match_flexible_extract",
     }  # fmt: skip
 
@@ -257,14 +187,14 @@ def test_squad_completion_is_asked_as_it_was_published(hub):
 
 @pytest.mark.parametrize("name", ["niah_single_1", "ruler_cwe"])
 def test_ruler_asks_the_same_in_every_call(saved_tokenizer, name):
-    """lm-eval draws its items from random, wherever that is, or goes on with a generator of its own."""
+    """lm-eval draws its items from random, wherever that is, or resumes a generator of its own."""
     pytest.importorskip("wonderwords")
     manager = task_manager([name], {"tokenizer": saved_tokenizer.name_or_path, "max_seq_lengths": [2000]})
     first, second = (load_tasks(manager, name)[0].eval_docs[0] for _ in range(2))
     assert first["input"] == second["input"]
 
 
-def test_what_lm_eval_would_try_for_ever_is_not_run(saved_tokenizer):
+def test_what_lm_eval_would_retry_forever_is_not_run(saved_tokenizer):
     """The example of ruler_vt has 500 tokens, and this tokenizer makes more of the shortest."""
     pytest.importorskip("wonderwords")
     (refused,) = run_harness(make_gla(), saved_tokenizer, ["ruler_vt"]).not_run
@@ -275,8 +205,8 @@ def test_what_lm_eval_would_try_for_ever_is_not_run(saved_tokenizer):
 def test_a_limit_takes_some_of_every_length_and_depth(saved_tokenizer, text):
     model, meta = PlantedModel(VOCABULARY, saved_tokenizer, memory=420), {"num_items": 2, **text}
     run = run_harness(model, saved_tokenizer, ["statex_passkey"], lengths=[300, 600], limit=5, metadata=meta)
-    figures = {row.slice["length"]: (row.value, row.n) for row in run.results}
-    assert figures == {300: (1.0, 5), 600: (0.6, 5)}  # of depths 0.1 to 0.9, those within 420 tokens of the end
+    found = {row.slice["length"]: (row.value, row.n) for row in run.results}
+    assert found == {300: (1.0, 5), 600: (0.6, 5)}  # of depths 0.1 to 0.9, those within 420 tokens of the end
 
 
 def test_a_task_and_a_suite_of_one_name_do_not_meet(saved_tokenizer, source, text, tmp_path):
@@ -297,96 +227,6 @@ def test_a_task_and_a_suite_of_one_name_do_not_meet(saved_tokenizer, source, tex
         run_harness(make_gla(), saved_tokenizer, ["statex_passkey"], output=tmp_path)
 
 
-def many_shot(name="documents_of"):
-    """A function of the module beside the task's file."""
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    module = load_yaml(TASKS_FOLDER / "statex_trec_fine.yaml")["custom_dataset"].__globals__
-    return module[name]
-
-
-@pytest.mark.parametrize("count", [3, 8, 20])
-def test_every_many_shot_question_can_be_answered(count):
-    """Labels are numbers that only the examples tell, and the question's own is always among them."""
-    examples = [(f"{label}-{i}", label) for label in "pqrstuvw" for i in range(5)]
-    questions = [(f"{label}-new", label) for label in "pqrstuvw"]
-    for document, (text, label) in zip(many_shot()(examples, questions, [count]), questions, strict=True):
-        *shown, question = document["input"].split("\n\n")
-        numbers = {}
-        for one in shown:
-            example, number = one.split("\nlabel: ")
-            assert numbers.setdefault(example[0], number) == number
-        assert len(shown) == count
-        assert question == f"{text}\nlabel:"
-        assert numbers[label] == document["outputs"][0]
-        assert len(numbers) == min(count, 8)
-
-
-def test_many_shot_tasks_read_the_columns_of_their_data(saved_tokenizer, monkeypatch):
-    import datasets
-
-    rows = {
-        "SetFit/TREC-QC": {"text": "who", "label": 17, "label_coarse": 3},
-        "mteb/banking77": {"text": "my card", "label": 11, "label_text": "card_arrival"},
-        "clinc/clinc_oos": {"text": "my flight", "intent": 42},
-    }
-    splits = {"clinc/clinc_oos": ("train", "validation")}
-
-    def load_dataset(path, name=None, **options):
-        assert (name == "plus") == (path == "clinc/clinc_oos")
-        return {split: [rows[path]] * 2 for split in splits.get(path, ("train", "test"))}
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    run = run_harness(
-        PlantedModel(VOCABULARY, saved_tokenizer), saved_tokenizer, ["icl"], metadata={"num_shots": [2]}
-    )  # fmt: skip
-    assert run.not_run == []
-    assert {row.suite: (row.slice, row.n, row.value) for row in run.results} == {
-        name: ({"shots": 2}, 2, 1.0) for name in HARNESS_GROUPS["icl"]
-    }
-
-
-def test_a_conversation_is_asked_and_counted_as_coqa_does():
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    task = load_yaml(TASKS_FOLDER / "statex_coqa.yaml")
-    document = {
-        "story": "A cat sat.", "questions": {"input_text": ["Who?", "What did it do?"]},
-        "answers": {"input_text": ["a cat", "It sat."]},
-        "additional_answers": {"0": {"input_text": ["cat", "sat"]}, "1": {"input_text": ["the cat", "it SAT."]}},
-    }  # fmt: skip
-    assert task["doc_to_text"](document) == "A cat sat.\n\nQ: Who?\n\nA: a cat\n\nQ: What did it do?\n\nA:"
-    assert task["doc_to_target"](document) == ["It sat.", "sat"]
-    counted = task["process_results"](document, [" The, it sat\n\nQ: no"])
-    assert counted["em"] == 0.5  # "it sat" against "sat", and against "it sat"
-    assert counted["f1"] == pytest.approx((2 / 3 + 1) / 2)
-
-
-def test_open_book_cuts_the_passage_around_the_answer(saved_tokenizer, tmp_path):
-    """Local data in the form of the hub's; a model that copies knows what follows the question's words."""
-    passage = "filler words here " * 100 + "the capital is Qzx town. " + "more filler words " * 100
-    rows = [{"context": passage, "question": "the capital is", "answers": ["qzx"]}] * 3
-    rows.append({"context": "[DOC] Nothing. Who. who", "question": "who", "answers": ["absent"]})
-    rows.append({"context": "nothing", "question": "who", "answers": []})
-    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = run_harness(
-        PlantedModel(VOCABULARY, saved_tokenizer), saved_tokenizer, ["statex_drop"], lengths=[114, 306],
-        metadata={"data": str(tmp_path)},
-    )  # fmt: skip
-    figures = {row.slice["length"]: (row.value, row.n) for row in run.results}
-    assert figures == {114: (0.75, 4), 306: (0.75, 4)}
-    meta = {"tokenizer": saved_tokenizer.name_or_path, "max_seq_lengths": [114, 306], "data": str(tmp_path)}
-    (task,) = load_tasks(task_manager(["statex_drop"], meta), "statex_drop")
-    texts = [task.doc_to_text(document) for document in task.eval_docs]
-    for text, room in zip(texts[:2], (64, 256), strict=True):
-        assert text.endswith(". the capital is")
-        tokens = len(saved_tokenizer(text.removesuffix(" the capital is"))["input_ids"])
-        assert room - 4 <= tokens <= room + 4  # a word cut in two may have more tokens than before
-        before, after = (len(saved_tokenizer(part)["input_ids"]) for part in text.split(" Qzx"))
-        assert before == pytest.approx(after - 8, abs=8)  # behind it stands the question too
-    assert texts[-1] == "Nothing. Who. who"
-
-
 def test_a_second_call_reads_what_is_there(saved_tokenizer, text, tmp_path):
     arguments = {"limit": 4, "metadata": {"num_shots": [4], **text}, "output": tmp_path}
     first = run_harness(make_gla(), saved_tokenizer, ["statex_symbol_icl"], **arguments)
@@ -403,28 +243,6 @@ def test_unknown_tasks_and_overlong_prompts_are_refused(saved_tokenizer, text):
         run_harness(make_gla(), saved_tokenizer, ["no_such_task"])
     with pytest.raises(UserError, match="160 tokens"):
         run_harness(make_llama(), saved_tokenizer, ["statex_niah_single_1"], lengths=[600], metadata=text)
-
-
-@pytest.mark.slow
-def test_the_documented_command_asks_any_model(saved_tokenizer, tmp_path):
-    """lm_eval alone, on a folder that it knows nothing of."""
-    make_gla(bos_token_id=0, eos_token_id=0, pad_token_id=0).save_pretrained(tmp_path / "model")
-    saved_tokenizer.save_pretrained(tmp_path / "model")
-    document = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    command = re.search(r"```bash\n(lm_eval .*?)```", document, re.DOTALL)[1].replace("MODEL", str(tmp_path / "model"))
-    command = command.replace("lm_eval", f"{sys.executable} -m lm_eval", 1).replace("python -c", f"{sys.executable} -c")
-    changed = command.replace("[1024, 2048]", "[1100]").replace('"num_items": 5', '"num_items": 1')
-    assert changed != command
-    options = f"--limit 2 --device cpu --output_path {tmp_path / 'out'}"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        f"{changed.strip()} {options}", shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    (written,) = (tmp_path / "out").rglob("results_*.json")
-    results = json.loads(written.read_text())["results"]
-    assert 0 <= results["statex_niah_single_1"]["1100,none"] <= 1
-    assert 0 <= results["statex_symbol_icl"]["shots_0_unseen,none"] <= 1
 
 
 def test_the_document_lists_every_task():
@@ -451,7 +269,7 @@ def test_lengths_and_filters_of_samples_become_slices_and_metrics():
     assert one.cluster == other.cluster
 
 
-def test_what_is_no_mean_of_its_items_is_left_out(caplog):
+def test_a_metric_that_is_not_the_mean_of_its_items_is_left_out(caplog):
     common = {"prompt_hash": "p", "target_hash": "t", "filter": "none", "metrics": ["acc", "ppl", "median"]}
     samples = [
         common | {"doc_id": place, "acc": place % 2, "ppl": -float(place), "median": place**2} for place in range(3)
@@ -459,8 +277,3 @@ def test_what_is_no_mean_of_its_items_is_left_out(caplog):
     scores = scores_of("task", samples, {"acc,none": 1 / 3, "ppl,none": math.exp(1.0), "median,none": 1.0})
     assert [score.scores for score in scores] == [{"acc": place % 2, "nll": float(place)} for place in range(3)]
     assert "task: median is left out" in caplog.text
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)

@@ -31,14 +31,6 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def saved_tokenizer(tokenizer, tmp_path):
-    from transformers import AutoTokenizer
-
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    return AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-
-
-@pytest.fixture
 def folder(tmp_path):
     """One set has the end of the hub's name, the other one of the user's own."""
     folder = tmp_path / "data"
@@ -51,7 +43,7 @@ def folder(tmp_path):
 
 
 def alone(model, tokenizer, tmp_path, base, changes):
-    """The figures of lm-eval's own model on a copy of its task that is pointed at a local file."""
+    """The values of lm-eval's own model on a copy of its task that is pointed at a local file."""
     tasks = Path(lm_eval.tasks.__file__).parent
     lines = [f"include: {tasks / base}", "task: local", "dataset_path: json", "dataset_name: null", *changes]
     (tmp_path / "local").mkdir()
@@ -68,7 +60,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("task", CASES)
-def test_figures_are_those_of_lm_eval_alone(task, folder, saved_tokenizer, tmp_path):
+def test_values_are_those_of_lm_eval_alone(task, folder, saved_tokenizer, tmp_path):
     base, path, split = CASES[task]
     run = run_harness(make_gla(), saved_tokenizer, [task], data=folder)
     assert run.not_run == []
@@ -95,13 +87,13 @@ def test_what_the_folder_lacks_is_not_run(folder, saved_tokenizer):
 
 
 def test_mistakes(folder, saved_tokenizer, tmp_path):
-    with pytest.raises(UserError, match=r"evaluation\.harness\.data = .*none': is no folder"):
+    with pytest.raises(UserError, match=r"evaluation\.harness\.data = .*none': is not a folder"):
         run_harness(make_gla(), saved_tokenizer, ["piqa"], data=tmp_path / "none", output=tmp_path / "out")
     (folder / "piqa" / "validation.jsonl").write_text("{oops\n")
     with pytest.raises(UserError, match=r"validation\.jsonl': cannot be read"):
         run_harness(make_gla(), saved_tokenizer, ["piqa"], data=folder)
     (folder / "data_sets.toml").write_text('"baber/piqa" = "nowhere"\n')
-    with pytest.raises(UserError, match="'nowhere' for baber/piqa, which is no folder"):
+    with pytest.raises(UserError, match="'nowhere' for baber/piqa, which is not a folder"):
         run_harness(make_gla(), saved_tokenizer, ["piqa"], data=folder)
 
 

@@ -33,7 +33,7 @@ def test_a_group_without_lm_eval_names_the_remedy(without_lm_eval, name):
     assert error.value.remedy == "install it with pip install 'statex[eval]'"
 
 
-def test_an_unknown_name_is_told_before_anything_runs(without_lm_eval, tokenizer, evaluation, source, tmp_path):
+def test_an_unknown_name_is_reported_before_anything_runs(without_lm_eval, tokenizer, evaluation, source, tmp_path):
     settings = evaluation.model_copy(update={"suites": ["mqar", "pass_key"]})
     with pytest.raises(UserError, match=r"'pass_key': is not a suite; known suites: mqar, .*; groups: offline, recall"):
         measure_model(make_gla(), tokenizer, Request(settings, text=source, output=tmp_path / "out"))

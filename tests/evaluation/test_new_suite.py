@@ -30,7 +30,7 @@ except SystemExit as end:
 def package(tmp_path_factory):
     """A copy of statex with the suite that CONTRIBUTING.md adds."""
     folder = tmp_path_factory.mktemp("source")
-    shutil.copytree(Path(statex.__file__).parent, folder / "statex", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(statex.__file__).parent, folder / "statex")
     section = (
         (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a suite")[2].partition("\n## ")[0]
     )

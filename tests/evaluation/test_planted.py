@@ -49,10 +49,10 @@ def test_a_perfect_copier_scores_1_on_every_recall_suite(tokenizer, source, sett
 def test_a_perfect_copier_recalls_symbols_and_does_not_generalise(tokenizer, source, settings):
     icl = settings.model_copy(update={"suites": ["symbol_icl"]})
     results = evaluate(PlantedModel(VOCABULARY, tokenizer), tokenizer, Request(icl, text=source))
-    figures = {(row.slice["shots"], row.slice.get("symbols")): row for row in results}
-    assert figures[4, "seen"].value == figures[16, "seen"].value == 1.0
-    assert figures[16, "unseen"].value < 0.7
-    assert (0, "seen") not in figures
+    found = {(row.slice["shots"], row.slice.get("symbols")): row for row in results}
+    assert found[4, "seen"].value == found[16, "seen"].value == 1.0
+    assert found[16, "unseen"].value < 0.7
+    assert (0, "seen") not in found
 
 
 def test_a_guesser_scores_at_chance(tokenizer, source, settings):
@@ -104,9 +104,9 @@ def test_memory_of_512_tokens_falls_exactly_where_it_must_on_needles(tokenizer, 
         }
     )
     results = evaluate(PlantedModel(VOCABULARY, tokenizer, memory=MEMORY), tokenizer, Request(settings, text=source))
-    figures = {row.slice["depth"]: row.value for row in results if row.metric == "accuracy" and "depth" in row.slice}
-    assert {value for depth, value in figures.items() if depth < 0.5} == {0.0}
-    assert {value for depth, value in figures.items() if depth > 0.8} == {1.0}
+    found = {row.slice["depth"]: row.value for row in results if row.metric == "accuracy" and "depth" in row.slice}
+    assert {value for depth, value in found.items() if depth < 0.5} == {0.0}
+    assert {value for depth, value in found.items() if depth > 0.8} == {1.0}
 
 
 @pytest.mark.parametrize("name", MODELS)

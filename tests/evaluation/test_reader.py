@@ -155,7 +155,7 @@ def test_a_million_tokens_take_no_more_memory_than_64_thousand():
 
 @pytest.mark.parametrize("make", [make_biased_mamba2, make_biased_falcon_h1])
 def test_padding_stays_nothing_where_the_projection_has_a_bias(make):
-    """Else a prompt's figures would depend on the prompts it is read with."""
+    """Otherwise a prompt's scores would depend on the prompts it is read with."""
     reader = Reader(make())
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(1, VOCABULARY, (length,), generator=generator).tolist() for length in (2, 3, 9)]

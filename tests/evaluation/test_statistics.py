@@ -239,7 +239,7 @@ def test_agreement_of_all_seeds_leaves_open_what_one_seed_does():
         gain = over_seeds(all_right[: len(alone)], alone, fraction=True)
         assert (gain.value, gain.high) == (1, 1)
         assert 0.8 < gain.low < wilson(30, 30).low
-    assert over_seeds(nothing).high == 0  # what is no fraction may be without any variance
+    assert over_seeds(nothing).high == 0  # a metric that is not a fraction may have no variance
 
 
 def test_a_unanimous_difference_is_symmetric_and_shrinks_with_n():

@@ -133,7 +133,7 @@ def test_a_text_too_short_for_a_length_is_refused(context):
 
 def test_default_lengths_fit_the_question_and_the_model(tokenizer, source):
     llama = Context(Reader(make_llama()), tokenizer, Evaluation(), source, source, limit=160)
-    with pytest.raises(UserError, match="no default length has room"):
+    with pytest.raises(UserError, match="no default length that model and text allow has room"):
         find_suite("niah_single_1").cells(llama)
     gla = replace(llama, reader=Reader(make_gla()), limit=None)
     assert {cell.slice["length"] for cell in find_suite("niah_single_1").cells(gla)} == {512, 1024, 2048}
@@ -156,7 +156,9 @@ def test_default_lengths_are_those_that_the_text_fills(tokenizer, tmp_path):
     source = TextSource(files=[str(tmp_path / "*.txt")], held_out=0.9)
     context = Context(Reader(make_gla()), tokenizer, Evaluation(), source, source)
     assert {cell.slice["length"] for cell in find_suite("niah_single_2").cells(context)} == {512}
-    with pytest.raises(UserError, match="within what model and text allow"):  # four needles need more room
+    with pytest.raises(
+        UserError, match="no default length that model and text allow has room"
+    ):  # four needles need more room
         find_suite("niah_multikey").cells(context)
 
 
@@ -175,7 +177,7 @@ def test_a_haystack_begins_at_different_places(context):
 
 @pytest.mark.parametrize("suite", ["niah_single_2", "niah_single_3", "niah_multikey"])
 def test_items_do_not_depend_on_what_was_asked_before(context, suite, monkeypatch):
-    """As where several models are measured in one process, or a run goes on in another."""
+    """As where several models are measured in one process, or a run resumes in another."""
     monkeypatch.setattr("statex.evaluation.prompts.haystack._texts", {})
     short, long = (Cell("", {"length": length, "depth": 0.5}) for length in (700, 2000))
 
@@ -246,12 +248,12 @@ def test_cost_is_measured_and_not_compared(tokenizer, source):
         {"suites": ["cost"], "cost": {"lengths": [64], "batch_sizes": [1, 2], "decode_tokens": 4, "repetitions": 3}}
     )
     model = make_gla()
-    figures = {(row.metric, str(row.slice)): row for row in evaluate(model, tokenizer, Request(settings, text=source))}
-    assert figures["parameters", "{'batch_size': 1}"].value == sum(p.numel() for p in model.parameters())
-    assert figures["state_bytes", "{'batch_size': 1}"].value > 4 * 2 * 2 * 8 * 16  # matrix states, and convolutions
-    assert figures["prefill_tokens_per_second", "{'length': 64}"].n == 3
-    assert figures["decode_ms_per_token", "{'batch_size': 2}"].value > 0
-    assert figures["peak_memory", "{'length': 64}"].value > 0
+    found = {(row.metric, str(row.slice)): row for row in evaluate(model, tokenizer, Request(settings, text=source))}
+    assert found["parameters", "{'batch_size': 1}"].value == sum(p.numel() for p in model.parameters())
+    assert found["state_bytes", "{'batch_size': 1}"].value > 4 * 2 * 2 * 8 * 16  # matrix states, and convolutions
+    assert found["prefill_tokens_per_second", "{'length': 64}"].n == 3
+    assert found["decode_ms_per_token", "{'batch_size': 2}"].value > 0
+    assert found["peak_memory", "{'length': 64}"].value > 0
     assert not find_suite("cost").paired
 
 

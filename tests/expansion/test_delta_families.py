@@ -5,18 +5,20 @@ import inspect
 import pytest
 import test_expanded_function
 import test_expanded_running
+import test_packed_documents
 import test_persistence
 import torch
 from test_expanded_function import dead_rows, gradients_after
-from test_expanded_running import GENERATING
+from test_packed_documents import DOCUMENTS, document_by_document
 
 import statex
-from common import EXPANDED, distance, logits, mixer, tokens
-from delta_models import CASES, MODELS, DeltaCase, delta_mixer, make_delta
+from common import EXPANDED, GENERATING, distance, logits, make_gla, make_mamba2, mixer, tokens
+from delta_models import ALL_MODELS, CASES, MODELS, DeltaCase, delta_mixer, make_delta
 from statex.families import FAMILIES, StateGeometry
+from statex.models.documents import document_arguments
 
 OTHERS = ("gla", "mamba2")
-SOME = [CASES[0], CASES[2], CASES[4], CASES[6], CASES[8]]
+SOME = [CASES[2], CASES[6], CASES[8], CASES[9]]
 EXCEPTIONS = {
     ("test_dtype_survives", CASES[6]),  # transformers loads OLMo's A_log in fp32, whatever the others are
     ("test_dtype_survives", CASES[8]),  # and Kimi's dt_bias
@@ -28,7 +30,7 @@ every_family = pytest.mark.parametrize("family", MODELS)
 
 def matrix():
     """Every test of the behaviour matrix that runs over cases: those over all on all of these, the others on some."""
-    for module in (test_expanded_function, test_expanded_running, test_persistence):
+    for module in (test_expanded_function, test_expanded_running, test_packed_documents, test_persistence):
         for name, test in vars(module).items():
             arguments = set(inspect.signature(test).parameters) if name.startswith("test_") else set()
             if "case" not in arguments or any(other in name for other in OTHERS):
@@ -155,7 +157,7 @@ def test_what_cannot_be_is_refused(family):
         statex.expand(make_delta(family, hidden_act="gelu"), layers=[EXPANDED])
 
 
-def test_interleaved_rows_are_told_once():
+def test_interleaved_rows_are_listed_once():
     plan = statex.expand(make_delta("qwen3_next"), layers=[EXPANDED], factor=2, init="preserve")
     assert "q: 16 new rows, fresh; k: 16 new rows, zero\n" in str(plan)
 
@@ -175,3 +177,48 @@ def test_an_unexpanded_kimi_is_on_our_op_within_statex_ops():
     with statex.statex_ops():
         found = logits(model, ids)
     assert 0 < distance(found, wanted) < 1e-5
+
+
+@every_family
+def test_a_merged_layer_can_grow_and_a_grown_one_be_merged(family):
+    model, ids = make_delta(family).double(), tokens()
+    statex.expand(model, layers=[EXPANDED], method="merge", factor=2)
+    before = logits(model, ids)
+    statex.expand(model, layers=[EXPANDED], factor=3, init="preserve")
+    assert (mixer(model).head_k_dim, mixer(model).head_v_dim, mixer(model).num_v_heads) == (48, 24, 2)
+    assert distance(logits(model, ids), before) < 1e-10
+    statex.expand(model, layers=[1], factor=2)
+    plan = statex.expand(model, layers=[1], method="merge")
+    assert (plan.factor, plan.layers[0].after) == (2, StateGeometry(2, 32, 24))
+    logits(model, ids)
+
+
+@every_family
+def test_merging_that_cannot_be_is_refused(family):
+    model = make_delta(family)
+    for init in ("inherit", "preserve"):
+        with pytest.raises(statex.UserError, match=r'one decay rate .*use init = "reinit", or method = "grow"'):
+            statex.expand(model, layers=[EXPANDED], init=init, method="merge")
+    with pytest.raises(statex.UserError, match=r"factor = 4.* the 2 heads of a layer.*use one of \[2\]"):
+        statex.expand(model, layers=[EXPANDED], method="merge", factor=4)
+
+
+@pytest.mark.parametrize(("make", "init", "method", "words"), [
+    (make_mamba2, "reinit", "merge", "is not how a layer of mamba2 is enlarged"),
+    (make_gla, "reinit", "grow", 'with init = \'reinit\'; use "merge"'),
+    (make_gla, "preserve", "merge", 'use init = "reinit" or "inherit", or method = "grow"'),
+])  # fmt: skip
+def test_a_method_that_a_family_lacks_is_refused(make, init, method, words):
+    with pytest.raises(statex.UserError) as caught:
+        statex.expand(make(), layers=[EXPANDED], init=init, method=method)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ALL_MODELS)
+def test_packed_documents_of_an_unexpanded_model(family):
+    """Through the base model, as the Trainer does: transformers' language-model classes do not pass them on."""
+    model, ids = make_delta(family), tokens(batch=3)
+    with statex.statex_ops(), torch.no_grad():
+        given = {"use_cache": False} | document_arguments(model.model, ids, DOCUMENTS)
+        packed = model.lm_head(model.model(ids, **given).last_hidden_state)
+        assert distance(packed, document_by_document(model, ids)) < 1e-5

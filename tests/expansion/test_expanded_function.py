@@ -1,6 +1,7 @@
 """Behaviour matrix, first part: what an expansion does to the tensors, the state and the function of a model."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -68,8 +69,8 @@ def test_only_what_the_plan_calls_fresh_changes(case):
     after = dict(model.named_parameters())
     changed = {name for name, p in after.items() if name not in before or not torch.equal(before[name], p)}
     assert changed == fresh
-    assert not [name for name in changed if f"layers.{EXPANDED}." not in name]
-    assert any(f"layers.{UNTOUCHED}." in name for name in before)
+    assert not [name for name in changed if not re.search(rf"(layers|blocks)\.{EXPANDED}\.", name)]
+    assert any(re.search(rf"(layers|blocks)\.{UNTOUCHED}\.", name) for name in before)
 
 
 @pytest.mark.parametrize("case", PRESERVING, ids=str)
@@ -150,7 +151,7 @@ LATER = ("rwkv7", "reinit")
 )
 def test_every_fresh_row_learns_at_once(case):
     model = case.model()
-    fresh = {name.split(f"layers.{EXPANDED}.")[1] for name in case.expand(model).fresh_tensors}
+    fresh = {re.split(rf"(?:layers|blocks)\.{EXPANDED}\.", name)[1] for name in case.expand(model).fresh_tensors}
     gradients = gradients_after(model, 0)
     for name, gradient in gradients.items():
         if any(path.endswith(f".{name}") for path in fresh):

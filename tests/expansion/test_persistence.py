@@ -38,6 +38,7 @@ FEW = [
     Case("mamba2", "tied", "inherit"),
     Case("rwkv7", "plain", "preserve", factor=3),
     Case("rwkv7", "tied", "preserve"),
+    Case("xlstm", "tied", "preserve"),
     *(case for case in HYBRID_CASES if case.init == "preserve"),
 ]
 few = pytest.mark.parametrize("case", FEW, ids=str)

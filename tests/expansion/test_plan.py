@@ -119,7 +119,7 @@ def refused(match, call, *args, **kwargs):
         ({"rank": 0, "init": "preserve"}, "rank = 0"),
         ({"seed": -1}, "seed = -1"),
         ({"seed": 2**32}, "seed = 4294967296"),
-        ({"method": "merge"}, "method = 'merge': is not a known key"),
+        ({"how": "merge"}, "how = 'merge': is not a known key"),
     ],
 )
 def test_bad_configurations(fields, match):
@@ -188,3 +188,21 @@ def test_the_report_is_a_table():
         "state +150%, expanded layers: 1",
     ]
     assert str(statex.state_report(make_gla())).splitlines()[-1].split() == ["total", "512", "2,048"]
+
+
+@pytest.mark.parametrize("fields", [
+    {"every": True}, {"every": "1"}, {"every": 1.0}, {"layers": [True]}, {"layers": {0}}, {"layers": "0"},
+    {"layers": [0.0]}, {"num_layers": True}, {"every": 1, "factor": True}, {"every": 1, "factor": "2"},
+    {"every": 1, "seed": "0"}, {"every": 1, "seed": False}, {"every": 1, "init": "preserve", "rank": 2.0},
+])  # fmt: skip
+def test_fields_of_another_type_are_refused(fields):
+    *_, field = fields
+    with pytest.raises(statex.UserError) as caught:
+        statex.ExpansionConfig(**fields)
+    assert caught.value.field.startswith(field)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("layers", [(0, 1), range(2)])
+def test_layers_may_be_any_sequence_of_numbers(layers):
+    assert statex.ExpansionConfig(layers=layers).layers == [0, 1]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import test_expanded_function
 import test_expanded_running
+import test_packed_documents
 import test_persistence
 import torch
 from toy_family import ToyFamily, ToyMamba2Config, ToyMamba2ForCausalLM, ToyMamba2Model
@@ -51,7 +52,7 @@ CASES = [
 
 def matrix():
     """Every test of the behaviour matrix that runs over cases, with the cases that it takes."""
-    for module in (test_expanded_function, test_expanded_running, test_persistence):
+    for module in (test_expanded_function, test_expanded_running, test_packed_documents, test_persistence):
         for name, test in vars(module).items():
             arguments = set(inspect.signature(test).parameters) if name.startswith("test_") else set()
             if "case" in arguments and arguments <= {"case", "tmp_path"}:

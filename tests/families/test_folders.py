@@ -16,7 +16,7 @@ from common import MAKERS, logits, make_hybrid, recurrent_layers, tokens
 from statex.cli import app
 from statex.evaluation.reader import Reader
 from statex.expansion.plan import plan_expansion
-from statex.families import NOT_EXPANDABLE, family_of
+from statex.families import FAMILIES, NOT_EXPANDABLE, family_of
 from statex.families.document import families_page
 from test_readme import ROOT
 
@@ -137,3 +137,11 @@ def test_a_folder_of_kimi_linear(tmp_path, call):
     ids = tokens(length=41)
     assert Reader(expanded, piece=16).next_token_nll(ids).isfinite().all()
     assert statex.state_report(expanded).layers[1].key_dim == 16
+
+
+def test_a_family_that_the_installed_transformers_lacks_says_so(tmp_path, monkeypatch):
+    monkeypatch.delitem(FAMILIES, "minimax")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "minimax"}))
+    for refused in (statex.inspect, statex.load):
+        with pytest.raises(statex.UserError, match=r"'minimax': is not in transformers .*; install a newer"):
+            refused(tmp_path)

@@ -70,6 +70,6 @@ def test_the_cost_suite_decodes_by_a_graph_too(model):
     settings = Evaluation.model_validate(
         {"suites": ["cost"], "cost": {"lengths": [64], "batch_sizes": [2], "decode_tokens": 4, "repetitions": 3}}
     )
-    figures = {row.metric: row for row in evaluate(model, None, Request(settings))}
-    assert figures["decode_graph_ms_per_token"].n == figures["decode_ms_per_token"].n == 3
-    assert figures["decode_graph_ms_per_token"].value > 0
+    values = {row.metric: row for row in evaluate(model, None, Request(settings))}
+    assert values["decode_graph_ms_per_token"].n == values["decode_ms_per_token"].n == 3
+    assert values["decode_graph_ms_per_token"].value > 0

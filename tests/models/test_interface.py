@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
 
 import statex
-from common import VOCABULARY, distance, logits, make_gla, make_mamba2, make_rwkv7, tokens
+from common import VOCABULARY, distance, logits, make_gla, make_mamba2, make_rwkv7, make_xlstm, tokens
 from statex.errors import UserError
 from statex.models.caches import CACHE_NAMES, cache_argument, cache_of
 
@@ -40,6 +40,7 @@ OURS = {
     "gla-expanded": expanded_gla,
     "mamba2-expanded": expanded_mamba2,
     "rwkv7-expanded": expanded_rwkv7,
+    "xlstm": make_xlstm,
 }
 ours = pytest.mark.parametrize("make", OURS.values(), ids=OURS)
 DECODING = {"greedy": {}, "beams": {"num_beams": 3}, "static": {"cache_implementation": "static"}}
@@ -89,7 +90,7 @@ def test_a_keyword_that_it_does_not_know_is_a_type_error(make, name):
 
 @ours
 @pytest.mark.parametrize("name", ["cu_seqlen", "num_items_in_batch", "labels"])
-def test_so_it_is_for_the_base_model(make, name):
+def test_the_same_holds_for_the_base_model(make, name):
     with pytest.raises(TypeError, match=name):
         make().base_model(tokens(), **{name: tokens()})
 
@@ -158,7 +159,7 @@ def test_a_peft_wrapper_runs(make):
     peft = pytest.importorskip("peft")
     model, ids = make(), tokens()
     wanted = logits(model, ids)
-    targets = ["in_proj" if "mamba2" in model.config.model_type else "v_proj"]
+    targets = [{"statex_mamba2": "in_proj", "statex_xlstm": "v"}.get(model.config.model_type, "v_proj")]
     wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=targets))
     assert torch.equal(logits(wrapped, ids), wanted)
 

@@ -6,7 +6,7 @@ import torch
 import statex
 from common import distance, make_gla, make_mamba2, tokens
 from statex.models.caches import cache_argument, cache_of
-from statex.ops import backends, operations
+from statex.ops import backends, layer_operations, recurrences
 
 MODELS = {
     "gla": lambda: make_gla(use_short_conv=True, num_heads=4, num_kv_heads=2),
@@ -38,7 +38,8 @@ def interpret(monkeypatch):
         return backends._triton_functions[op]
 
     def start():
-        monkeypatch.setattr(operations, "choose", kernel)
+        for module in (layer_operations, recurrences):
+            monkeypatch.setattr(module, "choose", kernel)
         return taken
 
     return start

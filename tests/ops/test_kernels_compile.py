@@ -1,5 +1,5 @@
-"""The delta rule's kernels are compiled for a Hopper GPU, without one: what the interpreter lets pass, such as a variable
-that changes its type in a loop, is an error there."""
+"""The delta rule's kernels are compiled for a Hopper GPU, without one: what the interpreter lets pass, such as a
+variable that changes its type in a loop, is an error there."""
 
 import os
 import subprocess
@@ -34,4 +34,5 @@ def test_kernels_of_the_delta_rule_compile(tmp_path):
     done = subprocess.run(
         [sys.executable, str(tmp_path / "script.py")], env=surroundings, capture_output=True, text=True, timeout=120
     )
-    assert done.stdout.split() == ["inverse_kernel", "True", "walk_kernel", "True", "walk_back_kernel", "True"], done.stderr
+    compiled = ["inverse_kernel", "True", "walk_kernel", "True", "walk_back_kernel", "True"]
+    assert done.stdout.split() == compiled, done.stderr

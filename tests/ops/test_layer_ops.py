@@ -57,7 +57,7 @@ def test_the_kernels_of_the_convolution(name, extra, interpreter):
     inputs = convolution_inputs(CONVOLUTIONS[name], extra)
     wanted = output_and_gradients(shifted_convolution, inputs, torch.float64)
     if "documents" in extra:
-        wanted["left_context"] = None  # a context is no document's
+        wanted["left_context"] = None  # a context belongs to no document
         wanted = {name: x for name, x in wanted.items() if x is not None}
     assert_close(output_and_gradients(triton_short_convolution, inputs), wanted, 1e-6)
     with torch.no_grad():

@@ -95,7 +95,7 @@ def _rows(seeds: tuple[int, ...], models: tuple[str, ...], extra: bool) -> Itera
 def _with_difference(
     suite, metric, value, reference, half, n, where, common, unit="fraction", note=""
 ) -> Iterator[Result]:
-    """A figure and, except for lpt, its paired difference from lpt."""
+    """A value and, except for lpt, its paired difference from lpt."""
     bounds = (max(0.0, value - half), min(1.0, value + half) if unit == "fraction" else value + half)
     yield Result(suite, metric, value, unit, *bounds, n, where, note=note, **common)
     if common["arm"] != "lpt":

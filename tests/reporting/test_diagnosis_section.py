@@ -8,7 +8,7 @@ from markup import section, tree
 from statex.reporting.page import write_report
 
 
-def test_diagnosis_shows_each_failure_with_its_figure(whole):
+def test_diagnosis_shows_each_failure_with_its_numbers(whole):
     _, html, markdown = whole
     words = section(html, "Diagnosis")
     assert "Text lost, reinit. Text NLL changed by +0.062 against lpt" in words
@@ -40,7 +40,7 @@ def test_diagnosis_shows_each_failure_with_its_figure(whole):
     assert "signs of failure: text lost (reinit)" in section(html, "Verdict")
 
 
-def test_what_is_undecided_is_no_sign_of_failure_and_says_what_would_decide_it(tmp_path):
+def test_undecided_differences_are_not_signs_of_failure_and_say_what_would_decide_them(tmp_path):
     """Also where a sign was stored under older rules."""
     fabricated_run(tmp_path, models=("mamba2",), without=("passkey", "cost"))
     power = {"detectable": 2.0, "items": None, "seeds": 21}
@@ -61,7 +61,7 @@ def test_what_is_undecided_is_no_sign_of_failure_and_says_what_would_decide_it(t
     assert "more seeds needed: 21" in section(html, "Aims")
 
 
-def test_without_failures_it_is_said_how_small_a_loss_would_have_been_seen(tmp_path):
+def test_without_failures_the_smallest_detectable_one_is_stated(tmp_path):
     fabricated_run(tmp_path, models=("gla",), without=("passkey", "cost"))
     rewrite(tmp_path, lambda row: None if row.metric == "text_lost" else row)
     words = section(write_report(tmp_path)[0].read_text(encoding="utf-8"), "Diagnosis")
@@ -72,7 +72,7 @@ def test_without_failures_it_is_said_how_small_a_loss_would_have_been_seen(tmp_p
 def test_a_run_that_was_not_diagnosed_says_how_it_can_be(tmp_path):
     fabricated_run(tmp_path, models=("gla",), without=("diagnostics", "passkey", "cost"))
     html = write_report(tmp_path)[0].read_text(encoding="utf-8")
-    assert "Not run. statex run with the same recipe adds it" in section(html, "Diagnosis")
+    assert "Not run. Repeat statex run with the same recipe to add it" in section(html, "Diagnosis")
     assert "signs of failure" not in section(html, "Verdict")
 
 

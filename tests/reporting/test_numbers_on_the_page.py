@@ -12,7 +12,7 @@ from statex.reporting.wording import format_value
 from statex.results import read_results, write_results
 
 
-def test_figures_equal_the_results(whole):
+def test_numbers_equal_the_results(whole):
     folder, html, markdown = whole
     results = read_results(folder / "results.jsonl")
     shown = [row for row in results if row.seed is None and row.suite != "run"]
@@ -80,7 +80,7 @@ def test_what_was_not_run_says_so(tmp_path):
     assert "| control | not run |" in markdown
 
 
-def test_results_without_any_figure(tmp_path):
+def test_results_without_any_number(tmp_path):
     fabricated_run(tmp_path)
     rewrite(tmp_path, lambda row: None)
     html = write_report(tmp_path)[0].read_text(encoding="utf-8")

@@ -151,14 +151,14 @@ def test_models_that_were_evaluated_stand_side_by_side_after_the_runs(tmp_path):
     assert [row.find("th/span").text for row in summary.iter("tr") if row.find("td") is not None] == ["lpt", "reinit"]
 
 
-def test_evaluations_that_cannot_be_told_apart(tmp_path):
+def test_evaluations_of_the_same_name(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     folders = [evaluated(tmp_path / parent / "same", "lpt") for parent in ("a", "b")]
     with pytest.raises(UserError, match="run = 'same, same': has a name twice"):
         write_comparison(folders, tmp_path / "both")
     (folders[0] / "results.jsonl").unlink()
-    with pytest.raises(UserError, match=re.escape("has no results.jsonl; let the evaluation end")):
+    with pytest.raises(UserError, match=re.escape("has no results.jsonl; let the evaluation finish")):
         write_report(folders[0])
 
 
@@ -179,7 +179,7 @@ def test_a_second_report_is_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["recipe.toml", "results.jsonl"])
-def test_a_folder_that_is_no_run(tmp_path, missing):
+def test_a_folder_that_is_not_a_run(tmp_path, missing):
     fabricated_run(tmp_path)
     (tmp_path / missing).unlink()
     with pytest.raises(UserError, match=re.escape(missing)):

@@ -13,7 +13,7 @@ PEERS = {"gla": "fla 0.6.0", "ssd": "mamba_ssm 2.3"}
 
 
 def fabricated(sweep, **changes):
-    """Records of both recurrences at three points: 1000 ns a token forward, 3000 with the backward, the peer twice
+    """Records of both recurrences at three points: 1000 ns per token forward, 3000 with the backward, the peer twice
     that, the floor a tenth."""
     records = []
     for op, peer in PEERS.items():
@@ -35,7 +35,7 @@ def words(svg):
 
 
 @pytest.mark.parametrize(("sweep", "axis"), [("state", "4K"), ("tokens", "1K")])
-def test_every_curve_is_drawn_and_told(sweep, axis):
+def test_every_curve_is_drawn_and_described(sweep, axis):
     svg = sweep_picture(fabricated(sweep))
     told = words(svg)
     assert len(told) == 6
@@ -74,7 +74,7 @@ def test_what_was_wrong_is_named_and_not_drawn():
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", json.dumps([{"case": "gla-1x1024x2048", "sweep": None}])])
-def test_what_is_no_sweep(content, tmp_path):
+def test_something_that_is_not_a_sweep(content, tmp_path):
     path = tmp_path / "ops.json"
     if content is not None:
         path.write_text(content)

@@ -35,7 +35,7 @@ def judged(folder, model="gla"):
     return one, {(aim.aim.split()[0], aim.arm): aim.outcome for aim in one.aims}
 
 
-def test_success_is_told_with_its_intervals(tmp_path):
+def test_success_is_stated_with_its_intervals(tmp_path):
     one, outcomes = judged(fabricated_run(tmp_path))
     assert set(outcomes.values()) == {"met"}
     assert "raised recall at 32 pairs over post-training alone (lpt) by" in one.sentence
@@ -70,14 +70,14 @@ def test_no_gain_is_claimed_where_the_upper_bound_is_below_the_margin(tmp_path):
         ((math.nan, math.nan, math.nan), "undecided"),
     ],
 )
-def test_a_control_that_is_not_seen_to_rise_has_not_been_shown_not_to(tmp_path, difference, outcome):
+def test_a_control_without_an_established_rise_is_undecided(tmp_path, difference, outcome):
     recall_difference(fabricated_run(tmp_path), "control", *difference)
     one, outcomes = judged(tmp_path)
     assert outcomes["control", "control"] == outcome
     assert ("whether the control rose too is undecided (" in one.sentence) == (outcome == "undecided")
 
 
-def test_what_would_decide_an_aim_is_said(tmp_path):
+def test_what_would_decide_an_aim_is_stated(tmp_path):
     recall_difference(fabricated_run(tmp_path), "reinit", 0.02, -0.2, 0.24)
     power = {"detectable": 0.3, "items": None, "seeds": 21}
     rewrite(tmp_path, lambda row: replace(row, details={"power": power}) if row.baseline else row)
@@ -85,7 +85,7 @@ def test_what_would_decide_an_aim_is_said(tmp_path):
     assert [aim.needed for aim in one.aims if aim.outcome == "undecided"] == ["more seeds needed: 21"]
 
 
-def test_a_loss_of_recall_is_said_plainly(tmp_path):
+def test_a_loss_of_recall_is_stated_plainly(tmp_path):
     fabricated_run(tmp_path)
     recall_difference(tmp_path, "reinit", -0.2, -0.25, -0.15)
     recall_difference(tmp_path, "preserve", -0.1, -0.15, -0.05)

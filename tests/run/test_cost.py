@@ -1,4 +1,4 @@
-"""A dry run: what a recipe's training takes, told before anything is started."""
+"""A dry run: what a recipe's training takes, estimated before anything is started."""
 
 import json
 
@@ -25,7 +25,7 @@ def values(tmp_path):
     return recipe_values(write_text(tmp_path / "text"), tmp_path / "runs", list(CONFIGS)) | {"seeds": [0, 1]}
 
 
-def test_each_stage_is_told_and_nothing_written(values, tmp_path):
+def test_each_stage_is_listed_and_nothing_written(values, tmp_path):
     recipe = parse_recipe(values)
     found = costs(recipe)
     arms = [arm for arm in recipe.arms if recipe.arms[arm].kind != "base"]
@@ -133,4 +133,4 @@ def test_on_the_command_line(values, tmp_path):
     assert "dollars, at 100 tokens/s on one GPU" in shown.stdout
     assert not (tmp_path / "runs").exists()
     alone = CliRunner().invoke(app, ["run", str(recipe), "--dollars", "2"])
-    assert "is of a dry run" in str(alone.exception)
+    assert "applies to a dry run only" in str(alone.exception)

@@ -46,7 +46,7 @@ def test_what_an_edit_leaves(folder, edit):
     assert not was_measured_by(folder, BEFORE)
 
 
-def test_what_was_killed_in_between_is_made_good(folder, monkeypatch):
+def test_what_was_killed_in_between_is_repaired(folder, monkeypatch):
     now = Evaluation.model_validate({"mqar": {"num_items": 5}})
     with monkeypatch.context() as patched:
         patched.setattr(measuring, "write_text_atomic", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -41,7 +41,7 @@ def values(tmp_path):
 def test_mqar_asks_for_the_tokens_of_training(values, num_keys, num_values):
     check_recipe(parse_recipe(values))
     values["evaluation"]["mqar"] |= {"num_keys": num_keys, "num_values": num_values}
-    with pytest.raises(UserError, match=r"evaluation\.mqar\.num_(keys|values) = \d+: asks for other tokens than train"):
+    with pytest.raises(UserError, match=r"evaluation\.mqar\.num_(keys|values) = \d+: asks for tokens that do not"):
         check_recipe(parse_recipe(values))
     values["training"] = TRAINING | {"weights": {"text": 1.0}}
     check_recipe(parse_recipe(values))  # what was never trained can be asked in any tokens

@@ -47,12 +47,12 @@ def test_what_a_selection_runs(recipe, selection, chains):
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        (Selection(models=["x"]), "--model = 'x': is no model of this recipe; known: gla, mamba2."),
+        (Selection(models=["x"]), "--model = 'x': is not one of this recipe; known: gla, mamba2."),
         (
             Selection(arms=["lpt", "x"]),
-            "--arm = 'x': is no arm of this recipe; known: lpt, reinit, preserve, control.",
+            "--arm = 'x': is not one of this recipe; known: lpt, reinit, preserve, control.",
         ),
-        (Selection(seeds=[0]), "--seed = 0: is no seed of this recipe; known: 3, 5."),
+        (Selection(seeds=[0]), "--seed = 0: is not one of this recipe; known: 3, 5."),
         (Selection(models=["gla"], arms=["lpt", "control"]), "--arm = 'control': is not run on gla; it is for mamba2."),
     ],
 )

@@ -120,7 +120,7 @@ def test_all_arms_are_measured_in_one_dtype_which_the_report_names(recipe, monke
     assert "from more than one dtype" not in report
 
 
-def test_nothing_to_measure_is_said_and_not_a_failure(recipe, capsys):
+def test_nothing_to_measure_is_stated_and_not_a_failure(recipe, capsys):
     folder = run_recipe(recipe(evaluation=EVALUATION | {"suites": []}))
     rows = read_results(folder / "results.jsonl")
     assert {(row.suite, row.arm) for row in rows if row.suite == "state"} == {("state", "base"), ("state", "lpt")}
@@ -130,7 +130,7 @@ def test_nothing_to_measure_is_said_and_not_a_failure(recipe, capsys):
     assert sentence in " ".join(capsys.readouterr().out.split())
 
 
-def test_tasks_that_could_all_not_be_run_are_said_and_not_a_failure(recipe, monkeypatch, capsys):
+def test_no_task_that_could_be_run_is_stated_and_not_a_failure(recipe, monkeypatch, capsys):
     pytest.importorskip("lm_eval")
     folder = run_recipe(recipe(evaluation=EVALUATION | {"suites": ["statex_trec_fine"], "harness": {"limit": 2}}))
     (missing, *_) = [row for row in read_results(folder / "results.jsonl") if row.metric == "not_run"]
@@ -210,7 +210,7 @@ def test_an_edited_evaluation_measures_what_it_changes_again(recipe, caplog, of_
     assert [(own / name).stat().st_mtime_ns for name in ("results.jsonl", "evaluation/section.json")] == times
 
 
-def test_a_mistake_in_an_edited_evaluation_is_told_before_anything_is_replaced(recipe):
+def test_a_mistake_in_an_edited_evaluation_is_reported_before_anything_is_replaced(recipe):
     folder = run_recipe(recipe())
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=r"evaluation\.nll_by_position\.length = 900000: no held-out document has"):
@@ -227,7 +227,7 @@ def test_results_of_an_earlier_version_have_no_dtype(recipe):
 
 
 @pytest.mark.parametrize(("kilobytes", "place"), [(40, "tokens"), (400, "full")])
-def test_a_full_disk_is_told_with_the_folder_and_the_run_resumes(recipe, tmp_path, kilobytes, place):
+def test_a_full_disk_is_reported_with_the_folder_and_the_run_resumes(recipe, tmp_path, kilobytes, place):
     """Full when the tokens are prepared, and in the middle of a checkpoint."""
     disk = tmp_path / "disk"
     settings = recipe(
@@ -247,7 +247,7 @@ def test_a_full_disk_is_told_with_the_folder_and_the_run_resumes(recipe, tmp_pat
         pytest.skip(f"cannot mount a small disk: {error}")
 
 
-def test_a_full_disk_that_torch_does_not_name_is_told(recipe, monkeypatch):
+def test_a_full_disk_that_torch_does_not_name_is_reported(recipe, monkeypatch):
     def full(*args, **kwargs):
         raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 12800 vs 12692")
 

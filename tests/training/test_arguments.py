@@ -24,7 +24,7 @@ from statex.training.arguments import FIXED_FIELDS, OWN_FIELDS, training_argumen
         ({"trainer": {"label_smoothing_factor": 0.1}}, "the loss is computed in chunks, without smoothing; leave it"),
         ({"trainer": {"average_tokens_across_devices": False}}, "each scored token has the same weight"),
         ({"trainer": {"eval_strategy": "steps"}}, "models are measured after training"),
-        ({"trainer": {"no_such": 1}}, "trainer.no_such = 1: is no field of transformers.TrainingArguments; correct"),
+        ({"trainer": {"no_such": 1}}, "trainer.no_such = 1: is not a field of transformers.TrainingArguments; correct"),
         ({"trainer": {"optim": "no_such"}}, "training.trainer = {'optim': 'no_such'}: is refused by transformers"),
         ({"report_to": ["no_such"]}, "training.report_to = 'no_such': is unknown or not installed; install it"),
         ({"sequences_per_device": 3}, "training.sequences_per_device = 3: does not divide the 4 sequences"),

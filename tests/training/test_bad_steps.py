@@ -50,7 +50,7 @@ def weights_by_step(monkeypatch):
     return seen
 
 
-def test_a_loss_that_is_no_number_stops_training(make, settings, data, tokenizer, tmp_path, unscored):
+def test_a_loss_that_is_not_finite_stops_training(make, settings, data, tokenizer, tmp_path, unscored):
     unscored(BAD)
     batch = r"\(batch: sequences 8 to 11 of the text\)"
     with pytest.raises(FloatingPointError, match=rf"loss is nan .* at step 3 {batch}; set training.bad_steps = .skip"):
@@ -60,7 +60,7 @@ def test_a_loss_that_is_no_number_stops_training(make, settings, data, tokenizer
     assert not (tmp_path / "checkpoints" / "checkpoint-3").exists()
 
 
-def test_weights_that_are_no_numbers_stop_training(make, settings, data, tokenizer, tmp_path):
+def test_weights_that_are_not_finite_stop_training(make, settings, data, tokenizer, tmp_path):
     model = make("mamba2")
     model.get_output_embeddings().weight.data[0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match=r"the loss is nan .* at step 1 .* lower training.learning_rate"):
@@ -82,7 +82,7 @@ def test_a_skipped_step_changes_nothing_and_is_counted(
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "trained" / "model.safetensors").values())
 
 
-def test_a_gradient_that_is_no_number_is_bad_too(make, settings, data, tokenizer, tmp_path):
+def test_a_gradient_that_is_not_finite_is_bad_too(make, settings, data, tokenizer, tmp_path):
     model, calls = make("mamba2"), []
 
     def spoil(gradient):

@@ -1,4 +1,4 @@
-"""Training that was stopped goes on as if it had not been: killed at any moment, saves included, with the same data."""
+"""Training that was stopped resumes as if it had not been: killed at any moment, saves included, with the same data."""
 
 import json
 import shutil
@@ -82,7 +82,7 @@ def test_workers_that_make_batches_change_nothing(make, tokenizer, data, setting
 
 
 def test_the_place_in_the_data_follows_from_the_step(make, tokenizer, data, settings, tmp_path, monkeypatch):
-    """A stage that is stopped and goes on sees each batch that one without interruption sees, in the same order."""
+    """A stage that is stopped and resumed sees each batch that an uninterrupted one sees, in the same order."""
     seen: list[tuple] = []
     original = TrainingBatches.__iter__
 
@@ -107,25 +107,25 @@ def test_the_place_in_the_data_follows_from_the_step(make, tokenizer, data, sett
 
 @pytest.fixture
 def stopped(make, tokenizer, data, settings, tmp_path):
-    """A stage that was stopped at step 5 of 8 with checkpoints of steps 2 and 4; and how it goes on."""
+    """A stage that was stopped at step 5 of 8 with checkpoints of steps 2 and 4; and a function that resumes it."""
     training = settings(steps=8)
     with pytest.raises(KeyboardInterrupt):
         train(make("mamba2"), tokenizer, data, training, tmp_path / "stage", progress=stopped_at(5))
     checkpoints = tmp_path / "stage" / "checkpoints"
     assert sorted(path.name for path in checkpoints.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
 
-    def go_on(**further):
+    def resume(**further):
         return train(make("mamba2"), tokenizer, data, training, tmp_path / "stage", **further)
 
-    return checkpoints, go_on
+    return checkpoints, resume
 
 
 def test_a_checkpoint_half_written_is_not_seen(stopped):
-    checkpoints, go_on = stopped
+    checkpoints, resume = stopped
     half = checkpoints / "unfinished" / "checkpoint-6"
     shutil.copytree(checkpoints / "checkpoint-4", half)
     (half / "optimizer.pt").unlink()
-    assert go_on().steps == 4
+    assert resume().steps == 4
 
 
 DAMAGES = {
@@ -144,7 +144,7 @@ def flip_a_bit(path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over(stopped, caplog, name, damage):
-    """Training resumes from the one before, says so, and writes the damaged one anew."""
+    """Training resumes from the one before, says so, and writes the damaged one again."""
     checkpoints, _ = stopped
     DAMAGES[damage](checkpoints / "checkpoint-4" / name)
     found = last_checkpoint(checkpoints)
@@ -155,27 +155,27 @@ def test_a_damaged_checkpoint_is_passed_over(stopped, caplog, name, damage):
 
 @pytest.mark.parametrize("damage", ["zeroed", "listing"])
 def test_training_resumes_from_the_one_before_a_damaged_checkpoint(stopped, make, tokenizer, data, settings, damage):
-    checkpoints, go_on = stopped
+    checkpoints, resume = stopped
     if damage == "zeroed":
         path = checkpoints / "checkpoint-4" / "optimizer.pt"
         path.write_bytes(bytes(path.stat().st_size))
     else:
         (checkpoints / "checkpoint-4" / "files.json").write_text('{"optimizer.pt": ')
     with pytest.raises(KeyboardInterrupt):
-        go_on(progress=stopped_at(5))
-    assert last_checkpoint(checkpoints) == str(checkpoints / "checkpoint-4")  # written anew
-    assert go_on().steps == 4
+        resume(progress=stopped_at(5))
+    assert last_checkpoint(checkpoints) == str(checkpoints / "checkpoint-4")  # written again
+    assert resume().steps == 4
     train(make("mamba2"), tokenizer, data, settings(steps=8), checkpoints.parents[1] / "whole")
     assert_bitwise_equal(checkpoints.parent / "trained", checkpoints.parents[1] / "whole" / "trained")
 
 
 def test_checkpoints_that_are_all_damaged_are_refused(stopped):
-    checkpoints, go_on = stopped
+    checkpoints, resume = stopped
     (checkpoints / "checkpoint-4" / "files.json").unlink()
     flip_a_bit(checkpoints / "checkpoint-2" / "model.safetensors")
     with pytest.raises(UserError) as caught:
-        go_on()
-    message = f"checkpoint = '{checkpoints / 'checkpoint-4'}': its file files.json is missing, and there is no other"
+        resume()
+    message = f"checkpoint = '{checkpoints / 'checkpoint-4'}': its file files.json is missing, and no other one"
     assert message in str(caught.value)
     assert f"remove {checkpoints} to train this stage from its beginning" in str(caught.value)
 

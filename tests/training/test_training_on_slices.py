@@ -12,7 +12,7 @@ from accelerate import PartialState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from common import HYBRIDS, make_hybrid, make_rwkv7
+from common import HYBRIDS, make_hybrid, make_rwkv7, make_xlstm
 from delta_models import ALL_MODELS, make_delta
 from statex.errors import UserError
 from statex.recipe import merged, parse_recipe
@@ -80,19 +80,25 @@ def logged(folder: Path, name: str) -> dict[int, float]:
     return {event.step: event.value for event in events.Scalars(f"train/{name}")}
 
 
-@pytest.mark.parametrize("family", [*HYBRIDS, *ALL_MODELS, "statex_rwkv7"])
+OURS = {
+    "statex_rwkv7": (make_rwkv7, "generalised delta rule"),
+    "statex_xlstm": (make_xlstm, "mLSTM"),
+}
+
+
+@pytest.mark.parametrize("family", [*HYBRIDS, *ALL_MODELS, *OURS])
 def test_models_whose_sequences_stay_whole_are_refused(family, data, settings):
-    if family == "statex_rwkv7":
-        model = make_rwkv7()
+    if family in OURS:
+        model = OURS[family][0]()
     else:
         make_model = make_delta if family in ALL_MODELS else make_hybrid
         model = make_model(family, **dict(next(iter(HYBRIDS[family][1].values())) if family in HYBRIDS else {}))
     check_slices(settings(), data, model)
     with pytest.raises(UserError) as caught:
         check_slices(settings(sequence_parallel=2), data, model)
-    reason = "gated delta rule" if family in ALL_MODELS else "attention"
-    if family == "statex_rwkv7":
-        reason = "generalised delta rule"
+    reason = "gated delta rule" if family in ALL_MODELS and family != "minimax" else "attention"
+    if family in OURS:
+        reason = OURS[family][1]
     if family in ("mamba", "falcon_mamba", "jamba"):
         reason = "the first Mamba's scan"
     assert caught.value.field == "training.sequence_parallel"
@@ -165,7 +171,7 @@ def test_a_family_is_refused_beforehand(values, tokenizer, tmp_path, monkeypatch
         check_recipe(parse_recipe(values))
 
 
-def test_blocks_are_not_compiled_and_that_is_said(make, family, settings, caplog):
+def test_blocks_are_not_compiled_with_a_warning(make, family, settings, caplog):
     PartialState(cpu=True)
     config, gpu = make(family).config, torch.device("cuda")
     assert compiles(config, settings(), gpu)

@@ -29,7 +29,7 @@ def nothing_is_left(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("with_documents", [False, True])
-def test_what_trains_is_accepted_without_a_word(settings, capsys, changes, with_documents):
+def test_valid_training_is_accepted_silently(settings, capsys, changes, with_documents):
     try_training(settings(**changes), with_documents)
     assert capsys.readouterr().out == ""
 

@@ -64,7 +64,7 @@ def filled(folder: Path, kilobytes: int, expected: dict[str, str]) -> str:
         first = run_statex("train", recipe)
         if first.returncode == 0:
             return "fitted" if weights(disk) == expected else "other weights"
-        line = f"statex: no space left in {disk / 'runs' / 'run'}; make room, the same command resumes"
+        line = f"statex: no space left in {disk / 'runs' / 'run'}; free some space, then the same command resumes"
         said = first.stderr.splitlines()
         if first.returncode != 1 or "Traceback" in first.stderr or not any(text.startswith(line) for text in said):
             return f"status {first.returncode}: {first.stderr[-2000:]}"
@@ -72,7 +72,7 @@ def filled(folder: Path, kilobytes: int, expected: dict[str, str]) -> str:
         again = run_statex("train", recipe)
         if again.returncode:
             return f"did not resume: {again.stderr[-2000:]}"
-        return "full, told, resumed" if weights(disk) == expected else "other weights"
+        return "full, reported, resumed" if weights(disk) == expected else "other weights"
 
 
 def reference(folder: Path) -> dict[str, str]:
@@ -92,7 +92,7 @@ def main(rounds: int = 10) -> int:
             folder.mkdir()
             outcomes[filled(folder, 96 + 137 * number, expected)] += 1
     print(", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()))
-    return rounds - outcomes["full, told, resumed"] - outcomes["fitted"]
+    return rounds - outcomes["full, reported, resumed"] - outcomes["fitted"]
 
 
 if __name__ == "__main__":

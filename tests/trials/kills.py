@@ -1,7 +1,7 @@
 """Kills trainings: `python tests/trials/kills.py [KILLS [FIRST_SEED]]`; prints how many, and how many values differ.
 
 Rounds of tests/training/interrupted.py, each of another seed, until there were as many kills (SIGKILL, at a random
-moment or in the middle of writing). After each round the run is ended, and every weight and every figure compared,
+moment or in the middle of writing). After each round the run is ended, and every weight and every value compared,
 bitwise, with a run that was never killed.
 """
 
@@ -32,11 +32,11 @@ def weights(run: Path) -> dict[str, str]:
 def outcome(run: Path) -> dict[str, object]:
     """All that a run came to, but for seconds and bytes of the machine."""
     rows = [row for row in read_results(run / "results.jsonl") if row.suite not in ("cost", "run")]
-    figures = {
+    found = {
         json.dumps([row.model, row.arm, row.seed, row.suite, row.metric, row.slice, row.baseline]): row.value
         for row in rows
     }
-    return weights(run) | figures
+    return weights(run) | found
 
 
 def one_round(folder: Path, seed: int) -> tuple[int, int, int]:

@@ -69,9 +69,9 @@ def test_only_what_was_written_stays(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_file_is_no_folder_to_work_in(tmp_path):
+def test_a_file_is_not_a_folder_to_work_in(tmp_path):
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(UserError, match=r"output = .*is no folder"), working_in(tmp_path / "run", "output"):
+    with pytest.raises(UserError, match=r"output = .*is not a folder"), working_in(tmp_path / "run", "output"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -117,7 +117,7 @@ FULL = {
 
 
 @pytest.mark.parametrize("kind", FULL)
-def test_a_full_disk_is_told_with_its_folder(kind):
+def test_a_full_disk_is_reported_with_its_folder(kind):
     of_parent, of_worker = name_full_disk(Path("run")), name_full_disk(Path("run"))
     with pytest.raises(OSError) as caught, of_parent, of_worker:
         raise FULL[kind]
@@ -126,7 +126,7 @@ def test_a_full_disk_is_told_with_its_folder(kind):
         assert caught.value.strerror in str(FULL[kind])
 
 
-def test_a_full_disk_elsewhere_is_told_with_that_folder():
+def test_a_full_disk_elsewhere_is_reported_with_that_folder():
     with pytest.raises(OSError) as caught, name_full_disk(Path("run")):
         raise OSError(errno.ENOSPC, "No space left on device", "/tmp/cache/file")
     assert caught.value.filename == "/tmp/cache"

@@ -89,7 +89,7 @@ def test_the_commit_is_that_of_our_own_sources(tmp_path, monkeypatch, tracked):
         assert found == f"statex {environment.package_version('statex')}"
 
 
-def test_without_git_the_version_is_told(tmp_path, monkeypatch):
+def test_without_git_the_version_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
     assert environment.source_commit() == f"statex {environment.package_version('statex')}"
     monkeypatch.setenv("PATH", str(tmp_path))

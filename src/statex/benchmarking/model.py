@@ -1,6 +1,6 @@
 """`statex bench model`: what an expansion costs a whole model, un-expanded and expanded side by side.
 
-Random weights: the cost does not depend on them. On a CPU the models are two layers and the figures are ratios only.
+Random weights: the cost does not depend on them. On a CPU the models are two layers and only ratios are meaningful.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """`statex bench training`: whole steps of the project's own trainer, blocks compiled and not, beside FLA's GLA.
 
 Random weights and random tokens, ready-made: what is measured is the step. Both ways see the same batches, and no time
-is printed where their losses differ. On a CPU the models are tiny and the figures ratios only.
+is printed where their losses differ. On a CPU the models are tiny and only ratios are meaningful.
 """
 
 import gc

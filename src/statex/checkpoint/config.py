@@ -11,7 +11,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from statex.checkpoint.fla import FLA_MODEL_TYPES, from_fla
+from statex.checkpoint.fla import FOREIGN_TYPES, from_foreign
 from statex.checkpoint.folder import check_plain, model_folder, read_json
 from statex.checkpoint.headers import TensorHeader, read_headers
 from statex.checkpoint.tensors import check_tensors
@@ -25,7 +25,7 @@ ADAPTER = "adapter_config.json"
 
 @dataclass(frozen=True)
 class Description:
-    """What a model folder says about itself without its weights: configuration and headers, which agree."""
+    """A model folder without its weights: its configuration and headers, which agree."""
 
     folder: Path
     config: Any
@@ -33,8 +33,8 @@ class Description:
 
 
 def load_config(folder: str | os.PathLike) -> Any:
-    """The configuration of a model folder; FLA's `gla` and `rwkv7` become our `statex_gla` and
-    `statex_rwkv7`.
+    """The configuration of a model folder; FLA's `gla` and `rwkv7` become our `statex_gla` and `statex_rwkv7`,
+    transformers' `xlstm` our `statex_xlstm`.
 
     Raises:
         UserError: as `describe`.
@@ -45,11 +45,11 @@ def load_config(folder: str | os.PathLike) -> Any:
 def describe(folder: str | os.PathLike) -> Description:
     """Read a folder's configuration and headers, no weights, and refuse it unless they describe one model.
 
-    Sizes are compared before anything is built, so that a number of a damaged file costs neither time nor memory.
+    Sizes are compared before anything is built, so that a wrong number in a damaged file costs neither time nor memory.
 
     Raises:
         UserError: no config.json, damaged JSON, an unknown family, a value that the family refuses, weights that are
-            not safetensors, a truncated file, a tensor that is missing, unexpected, of another shape or of no
+            not safetensors, a truncated file, a tensor that is missing, unexpected, of another shape or not of a
             floating type, or a stored plan that is not this model's.
     """
     register_families()
@@ -57,9 +57,9 @@ def describe(folder: str | os.PathLike) -> Description:
     if (folder / ADAPTER).exists():  # transformers would load the model that it names instead
         raise UserError("model", str(folder), f"holds an adapter ({ADAPTER})", "merge it (PEFT's merge_and_unload)")
     values = read_json(folder / "config.json")
-    is_fla = any(values.get("model_type") == name for name in FLA_MODEL_TYPES)  # it may be of any type yet
-    if is_fla:
-        values = from_fla(values)
+    is_foreign = any(values.get("model_type") == name for name in FOREIGN_TYPES)  # not checked yet: any type
+    if is_foreign:
+        values = from_foreign(values)
     config_class = _config_class(values)
     family: Family = family_of(config_class)
     headers = read_headers(folder)
@@ -68,7 +68,7 @@ def describe(folder: str | os.PathLike) -> Description:
         check_fields(family, config_class, values)
         _check_sizes(family, defaults_of(config_class) | values, headers)
         with explained("config.json", str(folder / "config.json"), "is refused", "correct the configuration"):
-            if is_fla:
+            if is_foreign:
                 config = config_class.from_dict(values)
             else:
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -78,7 +78,7 @@ def describe(folder: str | os.PathLike) -> Description:
 
 
 def _check_generation(folder: Path) -> None:
-    """Raise UserError where transformers could not read, with the weights, how the model generates."""
+    """Raise UserError where transformers could not read the generation settings when it loads the weights."""
     if (path := folder / GENERATION_CONFIG_NAME).exists():
         values = read_json(path)
         with explained(path.name, str(path), "is refused", "correct it or remove it"):
@@ -94,7 +94,7 @@ def _config_class(values: dict[str, Any]) -> Any:
 
 @contextmanager
 def _named_by_file() -> Iterator[None]:
-    """Say of an error's field that it is one of config.json."""
+    """Prefix the field of an error with config.json."""
     try:
         yield
     except UserError as error:

@@ -10,15 +10,15 @@ from statex.errors import UserError, explained
 from statex.utils.nested import is_unicode, single_values
 
 MOST_BYTES = 2**26
-"""Of a JSON file that is read here: an index of a million tensors is smaller."""
+"""Largest JSON file that is read here: an index of a million tensors is smaller."""
 MAY_BE_INFINITE = "time_step_limit"
 
 
 def model_folder(folder: str | os.PathLike) -> Path:
-    """The folder itself, or the local copy of what the hub has under that name.
+    """The folder itself, or the local copy of the hub's model of that name.
 
     Raises:
-        UserError: there is none, or it has no config.json.
+        UserError: there is no such folder or model, or it has no config.json.
     """
     name = os.fspath(folder)
     if name and os.path.isfile(os.path.join(name, "config.json")):
@@ -28,7 +28,7 @@ def model_folder(folder: str | os.PathLike) -> Path:
     from huggingface_hub import snapshot_download
 
     remedy = "give the path of a model folder, or a hub name while the hub can be reached"
-    with explained("model", name, "is no folder here, and the hub gave none", remedy):
+    with explained("model", name, "is not a folder here and could not be fetched from the hub", remedy):
         patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
         return Path(snapshot_download(name, allow_patterns=patterns))
 
@@ -37,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        UserError: larger than any such file, no UTF-8, no JSON, nested too deep to be read, or no object.
+        UserError: the file is too large, not UTF-8, not JSON, nested too deeply to be read, or not an object.
     """
     remedy = "restore it from the source"
     if (size := path.stat().st_size) > MOST_BYTES:
@@ -47,15 +47,15 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(path.name, str(path), f"is damaged ({error})", remedy) from None
     if not isinstance(values, dict):
-        raise UserError(path.name, str(path), "is damaged (no JSON object)", remedy)
+        raise UserError(path.name, str(path), "is damaged (not a JSON object)", remedy)
     return values
 
 
 def check_plain(values: dict[str, Any]) -> None:
-    """Refuse what no field of a config.json can mean, at any depth.
+    """Refuse values that no field of a config.json can have, at any depth.
 
     Raises:
-        UserError: a number that is not finite or has more than 64 bits, text that is no Unicode, or objects and
+        UserError: a number that is not finite or has more than 64 bits, text that is not Unicode, or objects and
             lists nested too deeply.
     """
     for keys, value in single_values(values, "restore the file"):
@@ -70,5 +70,5 @@ def _not_plain(value: Any, keys: tuple[str, ...]) -> str | None:
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "has more than 64 bits"
     if isinstance(value, str) and not is_unicode(value):
-        return "is no Unicode text"
+        return "is not Unicode text"
     return None

@@ -28,8 +28,8 @@ def read_headers(folder: str | os.PathLike) -> dict[str, TensorHeader]:
     """Name, shape and dtype of every tensor of a folder, without reading any weights.
 
     Raises:
-        UserError: there are no safetensors files, one is truncated or damaged, the index names a file that is no
-            plain name or lacks what the index says, or a tensor is stored in no floating type.
+        UserError: there are no safetensors files, one is truncated or damaged, the index names a file by more than a
+            plain name or one that lacks what the index says, or a tensor is not stored in a floating type.
     """
     folder = Path(folder)
     if (folder / WEIGHTS).exists():  # before an index, as transformers does
@@ -47,14 +47,14 @@ def read_headers(folder: str | os.PathLike) -> dict[str, TensorHeader]:
         lacking = [name for name, place in files.items() if place == file and name not in found]
         twice = [name for name in found if name in headers]
         if lacking or twice:
-            problem = f"has no {lacking[0]}, which the index says" if lacking else f"has {twice[0]} once more"
+            problem = f"has no {lacking[0]}, which the index lists" if lacking else f"has {twice[0]} a second time"
             raise UserError("model", str(folder / file), problem, "fetch or save the model again")
         headers |= found
     return headers
 
 
 def stored_alike(folder: str | os.PathLike, first: str, second: str) -> bool:
-    """Whether two tensors of a folder are stored with the same bytes, for which alone they are read."""
+    """Whether two tensors of a folder are stored with the same bytes; reads those two tensors alone."""
     folder = Path(folder)
     places = {} if (folder / WEIGHTS).exists() else _weight_map(folder / INDEX)
     found = []
@@ -65,7 +65,7 @@ def stored_alike(folder: str | os.PathLike, first: str, second: str) -> bool:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Which file of the folder holds each tensor, as an index says."""
+    """Which file of the folder holds each tensor, by its index."""
     values = read_json(index)
     remedy = "restore it from the source"
     if not all(isinstance(values.get(key), dict) for key in ("metadata", "weight_map")):

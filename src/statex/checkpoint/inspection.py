@@ -8,19 +8,21 @@ import torch
 
 from statex.checkpoint.config import describe
 from statex.errors import UserError
-from statex.expansion.config import ExpansionConfig, Initialization
+from statex.expansion.config import ExpansionConfig, Initialization, Method
 from statex.expansion.plan import model_of, plan_expansion
 from statex.expansion.state import StateReport, state_report
 from statex.expansion.stored import stored_plan
-from statex.families import StateGeometry
+from statex.families import Family, StateGeometry, family_of
 
 
 @dataclass(frozen=True)
 class Possibility:
-    """What an expansion of every 6th recurrent layer by the default factor would be, or why there is none."""
+    """What expanding every 6th recurrent layer by the default factor would do, or why it is impossible."""
 
     init: Initialization
     problem: str | None
+    method: Method | None = None
+    """How the state is enlarged, where there are several ways with this initialisation."""
     factor: int | None = None
     layers: list[int] | None = None
     before: StateGeometry | None = None
@@ -30,7 +32,8 @@ class Possibility:
         if self.before is None or self.after is None:
             return f"no: {self.problem}"
         shapes = (f"{one.num_heads} x ({one.key_dim} x {one.value_dim})" for one in (self.before, self.after))
-        return f"factor {self.factor}, layer {self.layers[0] if self.layers else ''}: {' -> '.join(shapes)}"
+        method = f"method {self.method}, " if self.method else ""
+        return f"{method}factor {self.factor}, layer {self.layers[0] if self.layers else ''}: {' -> '.join(shapes)}"
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,24 @@ def inspect(folder: str | os.PathLike) -> Inspection:
         expansion=", then ".join(f"{one.kind}, init {one.init}, factor {one.factor}" for one in plan.steps)
         if plan
         else None,
-        possible=[_possibility(network, init) for init in get_args(Initialization)],
+        possible=[
+            _possibility(network, init, method)
+            for init in get_args(Initialization)
+            for method in _methods(family_of(config), init)
+        ],
     )
 
 
-def _possibility(network: Any, init: Initialization) -> Possibility:
+def _methods(family: Family, init: str) -> tuple[Any, ...]:
+    """How a family's layers can be enlarged with an initialisation; None for the only way."""
+    methods = family.methods.get(init, ())
+    return methods if len(methods) > 1 else (None,)
+
+
+def _possibility(network: Any, init: Initialization, method: Method | None) -> Possibility:
     try:
-        plan = plan_expansion(network, ExpansionConfig(init=init))
+        plan = plan_expansion(network, ExpansionConfig(init=init, method=method))
     except UserError as error:
-        return Possibility(init, str(error))
-    first = plan.layers[0]
-    return Possibility(init, None, plan.factor, [layer.index for layer in plan.layers], first.before, first.after)
+        return Possibility(init, str(error), method)
+    layers, first = [layer.index for layer in plan.layers], plan.layers[0]
+    return Possibility(init, None, method, plan.factor, layers, first.before, first.after)

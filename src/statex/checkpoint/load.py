@@ -18,7 +18,8 @@ DTYPES = ("auto", "float16", "bfloat16", "float32", "float64")
 def load(
     folder: str | os.PathLike, *, dtype: torch.dtype | str = "auto", check_finite: bool = True, **kwargs: Any
 ) -> PreTrainedModel:
-    """Load a recurrent model from a folder in Hugging Face format, or in FLA's format of `gla` or `rwkv7`.
+    """Load a recurrent model from a folder in Hugging Face format, or in FLA's format of `gla` or `rwkv7`;
+    transformers' `xlstm` becomes statex's own model.
 
     Unlike `from_pretrained`, which makes a missing tensor random, it refuses a folder whose tensors are not exactly
     the model's. No code of the folder is run.
@@ -26,12 +27,12 @@ def load(
     Args:
         folder: a model folder, or a name on the hub.
         dtype: of the model; "auto" takes the one that the folder names.
-        check_finite: False loads weights that are infinite or NaN too, for looking into what became of them.
-        kwargs: go to `from_pretrained`.
+        check_finite: False also loads infinite or NaN weights, for finding out what went wrong.
+        kwargs: passed to `from_pretrained`.
 
     Raises:
-        UserError: no such folder, an unknown family, a configuration that makes no model, weights that are not
-            safetensors or not floating-point or not finite, a truncated file, or a tensor that is missing, unexpected
+        UserError: no such folder, an unknown family, a configuration that describes no model, weights that are not
+            safetensors, not floating-point or not finite, a truncated file, or a tensor that is missing, unexpected
             or of another shape.
     """
     if isinstance(dtype, str) and dtype not in DTYPES:
@@ -80,7 +81,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Any:
     tokenizer = read_tokenizer(folder)
     highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= vocabulary:
-        problem = f"its tokenizer has ids up to {highest}, the model only {vocabulary} embeddings"
+        problem = f"its tokenizer has ids up to {highest}, but the model has only {vocabulary} embeddings"
         remedy = "save the tokenizer that the model was trained with, or resize the model's embeddings and train them"
         raise UserError("model", str(folder), problem, remedy)
     return tokenizer

@@ -16,7 +16,7 @@ CITATION = """\
   note      = {arXiv:2509.22630}
 }"""
 _INITS = {
-    "reinit": "the token mixers of these layers, with their pre-norms, start afresh",
+    "reinit": "the token mixers of these layers, with their pre-norms, are re-initialised",
     "inherit": "the token mixers of these layers keep their old weights",
     "preserve": "the model computes the same function as before the expansion, and the new parameters learn from there",
 }

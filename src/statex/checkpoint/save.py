@@ -35,7 +35,7 @@ NO_COMPANIONS = (
     ".index.json",
     ".lock",
 )
-"""Endings of files that are weights, training state, code or a process's lock: not copied beside an expanded model."""
+"""Files with these endings are weights, training state, code or locks, and are not copied to an expanded model."""
 
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -69,7 +69,7 @@ def _companions(source: Path) -> Iterator[Path]:
         if any(path.resolve().is_relative_to(own) for own in _own_folders(source)):
             yield path
         else:
-            logger.warning("%s is a link to a file outside the model's folder and is not copied", path)
+            logger.warning("%s is a link to a file outside the model's folder and was not copied", path)
 
 
 def _own_folders(source: Path) -> list[Path]:
@@ -105,8 +105,8 @@ def write_card(folder: Path, model: PreTrainedModel, base: str | None, training:
 
 
 def base_name(source: str | os.PathLike) -> str:
-    """What a checkpoint is called: on the hub `organisation/name`, also where it lies in the hub's cache, else its
-    folder's name, with the one above where a run gives all its models the same."""
+    """The name of a checkpoint: `organisation/name` for one of the hub, even inside the hub's cache, else its folder's
+    name, with its parent's where a run gives all its models the same."""
     folder = Path(source)
     if not folder.is_dir():
         return str(source)

@@ -43,7 +43,7 @@ def check_tensors(config: Any, headers: dict[str, TensorHeader], folder: str | o
 
 
 def _expected_shapes(model: Any, headers: dict[str, TensorHeader]) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's tensors under the names of its checkpoints, which for some models are not its own names."""
+    """Shapes of a model's tensors under their checkpoint names, which for some models differ from the model's."""
     tensors = model.state_dict()
     if any(name not in tensors for name in headers):
         tensors = revert_weight_conversion(model, tensors)

@@ -4,8 +4,8 @@ import errno
 import sys
 from typing import NoReturn
 
+from statex.cli.app import app
 from statex.cli.output import complain, no_space
-from statex.cli.verbs import app
 from statex.errors import UserError
 
 INTERRUPTED = 130

@@ -1,7 +1,172 @@
-"""Measuring a single model, outside of a run."""
+"""The verbs that measure and report: eval, bench and report."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import typer
+
+from statex.cli.options import (
+    BatchSize,
+    DataFolder,
+    Json,
+    Limit,
+    ModelPath,
+    OutOfScores,
+    Override,
+    PromptLengths,
+    Suites,
+    evaluation_overrides,
+    model_name,
+)
+from statex.cli.output import complain, print_json, print_results
+from statex.errors import UserError
+from statex.results.suites import SUITES
+
+
+def evaluate(
+    model: ModelPath,
+    suite: Suites = None,
+    out: OutOfScores = None,
+    limit: Limit = None,
+    lengths: PromptLengths = None,
+    batch_size: BatchSize = None,
+    data: DataFolder = None,
+    overrides: Override = None,
+    as_json: Json = False,
+) -> None:
+    """Measure recall, text and cost of a model; resumes where it stopped.
+
+    Suites, which need no network and no recipe; `offline` stands for all of them: {suites}.
+
+    Groups of lm-eval's tasks, with `pip install 'statex[eval]'`; any other of its tasks may also be named:
+
+    - recall: SWDE, FDA, SQuAD, and open-book TriviaQA, NQ and DROP
+
+    - common-sense: PIQA, HellaSwag, WinoGrande, ARC, SIQA
+
+    - long-context: RULER's needles, variable tracking and words
+
+    - icl: TREC, BANKING77 and CLINC150 with 16 to 512 shots
+
+    - generalisation: GSM8K, HumanEval, MBPP, CoQA
+
+    - statex: our suites in lm-eval's form
+
+    A task whose data is not on this machine is not run, and the command that fetches it is shown.
+
+    Example: `statex eval runs/demo/gla/preserve-seed0/trained --suite mqar --set evaluation.mqar.num_items=500`
+
+    Example: `statex eval MODEL --suite offline --suite recall --suite piqa --limit 100`
+    """
+    from dataclasses import asdict
+
+    from statex.evaluation import check_names
+    from statex.recipe import evaluation_sections
+
+    settings = evaluation_overrides(limit, lengths, batch_size, data)
+    sections = evaluation_sections([*settings, *(overrides or [])], suites=suite or ["offline"])
+    check_names(sections.evaluation.suites)
+    if not sections.evaluation.suites:
+        raise UserError("evaluation.suites", [], "names nothing to measure", "name a suite with --suite")
+    folder = out or Path("runs") / "eval" / model_name(model)
+    measured = measure_folder(model, sections, folder)
+    if as_json:
+        rows, missing = ([asdict(one) for one in some] for some in (measured.results, measured.not_run))
+        print_json({"results": rows, "not_run": missing})
+    else:
+        print_results(measured)
+        print(f"\nscores of every item: {folder}")
+    if not measured.results:
+        complain("nothing could be run: the data of every task is missing")
+        raise typer.Exit(1)
+
+
+evaluate.__doc__ = (evaluate.__doc__ or "").format(suites=", ".join(SUITES))
+
+
+def bench(
+    what: Annotated[
+        Literal["ops", "model", "training"],
+        typer.Argument(help="ops: the recurrences. model: reading and generating. training: whole training steps."),
+    ],
+    case: Annotated[list[str] | None, typer.Option(help="Only these cases; default: all that fit the device.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write JSON (of a sweep also a figure) to this folder.")] = None,
+    sweep: Annotated[
+        Literal["state", "tokens"] | None,
+        typer.Option(help="Recurrences only: cost against the size of the state, or against the number of tokens."),
+    ] = None,
+    peers: Annotated[
+        bool | None,
+        typer.Option(
+            "--peers/--no-peers",
+            help="Recurrences only: measure other libraries too, where installed. Default: yes, but not in a sweep, "
+            "as they tune themselves for minutes at each new shape.",
+        ),
+    ] = None,
+    redraw: Annotated[
+        Path | None,
+        typer.Option(metavar="JSON", help="Measure nothing: redraw the figure of a sweep's JSON file, next to it."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Time the recurrences, whole models or training steps beside their peers, correctness first, on this device.
+
+    Example: `statex bench ops --out benchmarks/out`
+
+    How cost grows, with a figure: `statex bench ops --sweep state --out benchmarks/out`
+    """
+    for option, value in {"--sweep": sweep, "--peers": peers, "--redraw": redraw}.items():
+        if what != "ops" and value is not None:
+            raise UserError(option, str(value), "applies to the recurrences only", "use `statex bench ops`")
+    if redraw is not None:
+        from statex.reporting.sweep import write_sweep
+
+        figure = write_sweep(redraw)
+        print_json({"figure": str(figure)}) if as_json else print(figure)
+        return
+    from statex.benchmarking import run_model_benchmark, run_ops_benchmark, run_training_benchmark
+    from statex.benchmarking.ops import records_file
+    from statex.utils.atomic import working_in
+
+    with working_in(out, "--out") if out is not None else nullcontext():
+        if what == "model":
+            rows = run_model_benchmark(cases=case, out=out)
+        elif what == "training":
+            rows = run_training_benchmark(cases=case, out=out)
+        else:
+            rows = run_ops_benchmark(cases=case, out=out, sweep=sweep, peers=peers)
+    if as_json:
+        print_json(rows)
+    if sweep is not None and out is not None:
+        from statex.reporting.sweep import write_sweep
+
+        figure = write_sweep(out / records_file(sweep))
+        if not as_json:
+            print(figure)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of `statex run` or `statex eval`.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the page. Default: the run's own; for several runs, runs/comparison."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write report.html and report.md of one run or evaluated model, or one page about several.
+
+    Example: `statex report runs/demo`
+    """
+    from statex.reporting.page import write_comparison, write_report
+
+    html, markdown = (
+        write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out or Path("runs/comparison"))
+    )
+    if as_json:
+        print_json({"html": str(html), "markdown": str(markdown)})
+    else:
+        print(f"{html}\n{markdown}")
 
 
 def measure_folder(model: str, sections: Any, folder: Path) -> Any:

@@ -33,7 +33,7 @@ Limit = Annotated[
 PromptLengths = Annotated[
     str | None, typer.Option(help="Tokens of prompts, for example 1024,4096, wherever lengths can be chosen.")
 ]
-BatchSize = Annotated[int | None, typer.Option(help="Prompts that are read at once.")]
+BatchSize = Annotated[int | None, typer.Option(help="Prompts read at once.")]
 DataFolder = Annotated[
     Path | None, typer.Option(help="Folder of data sets that lm-eval's tasks read instead of the hub's.")
 ]
@@ -61,13 +61,13 @@ def parse_numbers(option: str, text: str | None) -> list[int] | None:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(option, text, "is no list of numbers", "write for example 0,6,12,18") from None
+        raise UserError(option, text, "is not a list of numbers", "write for example 0,6,12,18") from None
 
 
 def evaluation_overrides(
     limit: int | None, lengths: str | None, batch_size: int | None, data: Path | None = None
 ) -> list[str]:
-    """The options of `eval` as changes of a recipe's keys; `lengths` go to every suite that has some."""
+    """The options of `eval` as changes of a recipe's keys; `lengths` apply to every suite that has lengths."""
     from statex.recipe import Evaluation
 
     changes = []
@@ -84,6 +84,6 @@ def evaluation_overrides(
 
 
 def model_name(model: str) -> str:
-    """A name for a model's scores: its folder's, with those above where a run gives all its models the same."""
+    """A name for a model's scores: its folder's, with its parents' where a run gives all its models the same."""
     parts = Path(model).resolve().parts
     return "-".join(parts[-4:]) if parts[-1] in ("trained", "expanded") else parts[-1]

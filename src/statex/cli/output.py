@@ -10,7 +10,7 @@ from rich.console import Console
 
 
 def done(folder: Path, as_json: bool, message: str) -> None:
-    """Say where the result is; under torchrun once."""
+    """Say where the result is; under torchrun, only once."""
     from statex.run.launch import is_main_process
 
     if is_main_process():
@@ -27,7 +27,7 @@ def show_summary(folder: Path) -> None:
 
 
 def print_results(measured: Any) -> None:
-    """Results as a table, and what was not run with the command that fetches what it lacks."""
+    """Results as a table, then the tasks that were not run, each with the command that fetches what it lacks."""
     from rich.table import Table
 
     console = Console()
@@ -47,7 +47,7 @@ def print_results(measured: Any) -> None:
 
 
 def print_costs(found: list[Any], tokens_per_second: float | None, dollars: float | None) -> None:
-    """What the stages of training take, as a table, and what it rests on."""
+    """The cost of each training stage as a table, and what the estimate is based on."""
     from rich.table import Table
 
     from statex.run.cost import MFU, PRODUCT_PER_SECOND
@@ -88,12 +88,12 @@ def print_json(value: Any) -> None:
 
 
 def no_space(error: OSError) -> str:
-    """What to do where the disk is full; the words of the error are added where they are not the usual ones."""
+    """What to do where the disk is full; the error's own message is added where it is unusual."""
     where = error.filename if error.filename is not None else "a folder that the error does not name"
     words = f" ({error.strerror})" if error.strerror != os.strerror(errno.ENOSPC) else ""
-    return f"no space left in {where}; make room, the same command resumes{words}"
+    return f"no space left in {where}; free some space, then the same command resumes{words}"
 
 
 def complain(error: object) -> None:
-    """Say on standard error what went wrong."""
+    """Print an error on standard error."""
     Console(stderr=True).print(f"statex: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 """Where text comes from: one stream of {"id", "text"} documents, whatever the source.
 
-`datasets` does the reading, streaming and shuffling; it is imported inside the functions, for it takes seconds.
+`datasets` does the reading, streaming and shuffling; it is imported inside the functions, as that takes seconds.
 """
 
 import glob
@@ -40,7 +40,7 @@ def open_documents(
     """A stream of documents {"id": str, "text": str}; documents without text are left out.
 
     The id of a file of plain text is its path below the folder that all files of the source share; the id of a record
-    of any other file, or of hub data, is a hash of its text. A byte order mark is no part of the text. The held-out
+    of any other file, or of hub data, is a hash of its text. A byte order mark is not part of the text. The held-out
     share is chosen by a hash of the text, so it is the same on every machine, in every order, and a document that
     occurs twice is never in both parts.
 
@@ -49,13 +49,13 @@ def open_documents(
         part: "training" and "held_out" share the documents between them; "all" is both.
         shuffle_seed: shuffle the files and, in a moving buffer, the documents; `set_epoch(e)` on the result gives
             another order to each epoch. None keeps the order of the source.
-        shuffle_buffer: documents that shuffling looks at.
+        shuffle_buffer: documents in the buffer that shuffling draws from.
         field: the recipe's name of the source, for errors.
 
     Raises:
         UserError: no file matches, a file's ending is not known, a file or the hub cannot be read, the column is
-            missing, the part has no document, or, where `source.bad_records` is "error", a record cannot be read. What
-            stands late in a source is reported when it is reached, and so is a hub that fails midway.
+            missing, the part has no document, or, where `source.bad_records` is "error", a record cannot be read.
+            Errors late in a source, also of a hub that fails midway, are raised when they are reached.
     """
     stream = _read(source, field)
     if part != "all":
@@ -128,7 +128,7 @@ def standard_library_files() -> list[Path]:
 
 
 def files_of(source: TextSource, field: str) -> list[Path]:
-    """The files that a source names, in the order in which they are read; none of hub data.
+    """The files that a source names, in the order in which they are read; none for hub data.
 
     Raises:
         UserError: no file matches, all are empty, or the ending of one is not known.
@@ -140,7 +140,7 @@ def files_of(source: TextSource, field: str) -> list[Path]:
     paths = list(dict.fromkeys(path for pattern in source.files or [] for path in _matches(pattern, field)))
     for path in paths:
         format_of(path, source.format, field)
-    paths = [path for path in paths if path.stat().st_size]  # an empty file is no table, and no document
+    paths = [path for path in paths if path.stat().st_size]  # an empty file is neither a table nor a document
     if not paths:
         raise UserError(f"{field}.files", source.files, "every file is empty", "give files with text")
     return paths
@@ -191,7 +191,7 @@ def _documents_of_files(paths: list[str], root: str, source: TextSource, field: 
                 raise UserError(f"{field}.files", str(path), problem, remedy)
             bad += 1
             if bad == 1:
-                _warn_once("skipping what cannot be read in %s, first of all: %s", path, problem)
+                _warn_once("skipping records that cannot be read in %s, the first: %s", path, problem)
         if bad:
             _warn_once("skipped %d records that cannot be read in %s", bad, path)
 
@@ -200,7 +200,7 @@ _warned: set[tuple] = set()
 
 
 def _warn_once(message: str, *values: object) -> None:
-    """Once a process: a source is read again in each epoch, and from its beginning by each stage."""
+    """Once per process: a source is read again in each epoch, and from its beginning by each stage."""
     if (message, *values) not in _warned:
         _warned.add((message, *values))
         logger.warning(message, *values)

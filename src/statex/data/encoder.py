@@ -10,7 +10,7 @@ from statex.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Tokenised at one go: enough to keep the tokenizer's threads busy, little enough to begin at once
+# Tokenised in one call: enough to keep the tokenizer's threads busy, few enough to start at once
 BATCH_DOCUMENTS = 64
 BATCH_CHARACTERS = 200_000
 
@@ -18,10 +18,10 @@ BATCH_CHARACTERS = 200_000
 class DocumentEncoder:
     """Turns documents {"text"} into token documents, (T,) int64, each with the end-of-text token behind it.
 
-    Text that spells a special token is encoded as the ordinary text it is.
+    Text that spells out a special token is encoded as ordinary text.
 
     Raises:
-        UserError: the tokenizer has no end-of-text token or is none of the tokenizers library.
+        UserError: the tokenizer has no end-of-text token or is not from the tokenizers library.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
@@ -35,7 +35,7 @@ class DocumentEncoder:
             problem = "is not a fast tokenizer (a tokenizer.json of the tokenizers library)"
             raise UserError("tokenizer", tokenizer.name_or_path, problem, "convert it to a fast one")
         self.end = tokenizer.eos_token_id
-        # A copy, for these settings would change what the caller's tokenizer does
+        # A copy, because these settings would change the caller's tokenizer
         self.backend = Tokenizer.from_str(backend.to_str())
         self.backend.encode_special_tokens = True
         self.backend.no_truncation()

@@ -1,8 +1,8 @@
 """Text out of files of every kind that we read, record by record, whatever the compression.
 
-A file's ending says what it is. Of a table only the column of the text is looked at, so the others may hold anything,
-change their types and differ between files. A record that cannot be read is given out with what is wrong with it; a
-file that is damaged as a whole is an error.
+A file's ending says what it is. Only the text column of a table is read, so the others may hold anything, change their
+types and differ between files. A record that cannot be read is yielded with a description of the problem; a file that
+is damaged as a whole is an error.
 """
 
 import bz2
@@ -34,9 +34,9 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 BYTE_ORDER_MARK = "\ufeff"
 ROWS_WITHOUT_COLUMN = 1000
-"""A column that none of so many rows of a file has is taken to be misspelt."""
+"""A column that is missing from this many rows of a file is taken to be misspelt."""
 LONGEST_FIELD = 2**31 - 1
-"""Of a csv file; the csv module allows 131,072 characters unless told otherwise."""
+"""Longest field of a csv file; the csv module allows 131,072 characters by default."""
 
 
 class Record(NamedTuple):
@@ -95,7 +95,7 @@ def read_records(path: Path, asked: str | None, column: str, field: str) -> Iter
 
 @contextmanager
 def _file_errors(path: Path, kind: str, compression: str | None, field: str) -> Iterator[None]:
-    """Turn what the readers raise into the user's error, in their words."""
+    """Turn what the readers raise into a UserError that quotes their message."""
     import pyarrow
 
     try:
@@ -126,15 +126,15 @@ def _open(path: Path, compression: str | None) -> BinaryIO:
 
 
 def _decode(data: bytes) -> str:
-    """UTF-8 without its byte order mark; what is none becomes lone surrogates, which `text_problem` finds.
+    """UTF-8 without its byte order mark; invalid bytes become lone surrogates, which `text_problem` finds.
 
-    So a bad byte is the fault of the column that holds it, not of its neighbours.
+    Thus a bad byte is reported for the column that holds it, not for its neighbours.
     """
     return data.decode("utf-8", errors="surrogateescape").removeprefix(BYTE_ORDER_MARK)
 
 
 def text_problem(value: Any) -> str | None:
-    """What is wrong with the value of a column of text; nothing with a missing one."""
+    """What is wrong with the value of a text column; a missing value is fine."""
     if value is None:
         return None
     if not isinstance(value, str):
@@ -148,7 +148,7 @@ def text_problem(value: Any) -> str | None:
 
 def no_column(column: str, known: Iterable[Any], path: object, field: str) -> UserError:
     names = ", ".join(map(str, known))
-    return UserError(f"{field}.field", column, f"in {path} there is no such column", f"give one of: {names}")
+    return UserError(f"{field}.field", column, f"{path} has no such column", f"give one of: {names}")
 
 
 def _json_lines(lines: Iterable[bytes]) -> Iterator[Record]:
@@ -163,7 +163,10 @@ def _parse(place: str, text: str) -> Record:
         return _row(place, json.loads(text))
     except json.JSONDecodeError as error:
         return Record(place, problem=f"cannot be read as .jsonl (column {error.colno}: {error.msg})")
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; brackets a thousand deep
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # an integer with thousands of digits; brackets nested a thousand deep
         return Record(place, problem=f"cannot be read as .jsonl ({error})")
 
 
@@ -218,7 +221,7 @@ def _column_of(rows: Iterable[Record], path: Path, column: str, field: str) -> I
 def _read_csv(stream: BinaryIO, path: Path, delimiter: str, column: str, field: str) -> Iterator[Record]:
     """The first line names the columns; a record may have line breaks in quotes.
 
-    Where a quote is never closed, its record is the line that it is opened in, and not the rest of the file.
+    Where a quote is never closed, its record is the line on which it opens, not the rest of the file.
     """
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_FIELD))
     lines = _Lines(itertools.chain((_decode(stream.readline()),), map(_decode, stream)))
@@ -254,7 +257,7 @@ def _read_csv(stream: BinaryIO, path: Path, delimiter: str, column: str, field: 
 
 
 class _Lines:
-    """The lines of a file for a reader that joins some to records; those of the last record can be read again."""
+    """The lines of a file for a reader that joins some into records; the lines of the last record can be read again."""
 
     def __init__(self, lines: Iterator[str]):
         self.lines, self.record, self.at_end = lines, list[str](), False
@@ -278,7 +281,7 @@ class _Lines:
         return self.first + len(self.record) - 1
 
     def begin_record(self) -> str:
-        """Begin a record with the next line, and say which that is."""
+        """Begin a record with the next line, and name that line."""
         self.first, self.record = self.last + 1, []
         return f"line {self.first}"
 

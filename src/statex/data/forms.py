@@ -1,7 +1,7 @@
 """Recall written in words: phone books, facts, needles in filler and copies, for training and for questions alike.
 
-A text of one of these forms states a number of things and then asks for some of them. Train on some forms and hold the
-others out (weight 0), and the suite `recall_forms` says whether recall carries over.
+A text in one of these forms states a number of facts and then asks for some of them. Train on some forms and hold the
+others out (weight 0), and the suite `recall_forms` measures whether recall carries over.
 """
 
 import functools
@@ -61,9 +61,9 @@ class Form:
     """How such a text is written.
 
     Args:
-        draw: a fact, by a generator.
+        draw: draws a fact with a generator.
         heading: what the text begins with.
-        num_facts: how many there are; None: as many as the length has room for.
+        num_facts: how many facts it states; None: as many as fit the length.
         has_filler: whether sentences that say nothing fill the room between them.
     """
 
@@ -127,8 +127,8 @@ class FormItem:
 
     Args:
         ids: (T,) its tokens, end-of-text tokens behind them.
-        question: (T,) the number of the question whose answer a token is of, -1 elsewhere.
-        num_facts: stated.
+        question: (T,) the number of the question whose answer the token belongs to, -1 elsewhere.
+        num_facts: how many facts the text states.
     """
 
     ids: np.ndarray
@@ -142,7 +142,7 @@ class FormBuilder:
     Args:
         tokenizer: a fast one; text is tokenised as a whole, and the tokens of answers are found by their place in it.
         form: a name in FORMS.
-        num_questions: that a text asks, of facts drawn at random; fewer where it states fewer.
+        num_questions: how many questions a text asks, about facts drawn at random; fewer where it states fewer.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", form: str, num_questions: int):
@@ -163,7 +163,7 @@ class FormBuilder:
         else:  # with fewer statements there are fewer questions
             amount = max(low, math.ceil(1.05 * self._least * length / self._tokens_of_least))
         facts = self._distinct(generator, self.form.num_facts or amount)
-        seed = int(generator.integers(2**63))  # places and questions are drawn alike however much is tried
+        seed = int(generator.integers(2**63))  # places and questions are drawn alike for every amount that is tried
         amount = amount if self.form.has_filler else min(amount, len(facts))
         while True:
             written = self._written(facts, amount, seed)
@@ -177,9 +177,9 @@ class FormBuilder:
             amount = max(low, amount - max(1, int(excess / self._tokens_per_unit)))
 
     def _estimate(self) -> tuple[int, int, float]:
-        """So many statements (or sentences of filler), their tokens with all questions, and the tokens of one more.
+        """A number of statements (or sentences of filler), their tokens with all questions, and the tokens of one more.
 
-        Of one sample for all texts: a text must follow from its generator alone.
+        Measured on one sample for all texts: a text must follow from its generator alone.
         """
         least, more = 0 if self.form.has_filler else self.num_questions, 16
         facts = self._distinct(np.random.default_rng(0), self.form.num_facts or least + more)
@@ -192,7 +192,7 @@ class FormBuilder:
         return self.tokenizer(written.text, return_offsets_mapping=True, verbose=False)
 
     def _distinct(self, generator: np.random.Generator, count: int) -> list[Fact]:
-        """So many facts with different questions, or as many as a few more draws find."""
+        """`count` facts with different questions, or as many as a few extra draws find."""
         facts: dict[str, Fact] = {}
         for _ in range(2 * count + 10):
             fact = self.form.draw(generator)
@@ -202,7 +202,7 @@ class FormBuilder:
         return list(facts.values())
 
     def _written(self, facts: list[Fact], amount: int, seed: int) -> "_Written":
-        """The text with so many statements or, where there is filler, so many sentences of it between all of them."""
+        """The text with `amount` statements or, where there is filler, that many sentences of it between them."""
         generator = np.random.default_rng(seed)
         filler = amount if self.form.has_filler else 0
         stated = facts if self.form.has_filler else facts[:amount]
@@ -231,7 +231,7 @@ class FormBuilder:
 
 @dataclass(frozen=True)
 class _Written:
-    """A text, where in it the answers stand (from a character to another), and how many facts it states."""
+    """A text, the character ranges of its answers, and how many facts it states."""
 
     text: str
     spans: list[tuple[int, int]]

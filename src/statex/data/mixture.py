@@ -1,8 +1,8 @@
 """The batches of a training stage: steps of text, MQAR, passkeys and recall in words, mixed by weight.
 
-All of a step follows from the recipe, the run's seed and the step's number: its kind, its shape, every random draw, and
-through the number of text steps before it the sequences of text. So arms with the same data and seed see the same
-batches, training resumes at any step at once, and the global batch does not depend on the number of ranks.
+Everything about a step follows from the recipe, the run's seed and the step's number: its kind, its shape, every
+random draw, and, by the number of text steps before it, its sequences of text. So arms with the same data and seed see
+the same batches, training resumes at any step at once, and the global batch does not depend on the number of ranks.
 """
 
 import itertools
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 KINDS = ("text", "mqar", "passkey", *FORMS)
 """What a step can be made of, each with its weight in `training.weights`."""
-STEPS_PER_DRAW = 1024  # kinds are drawn for so many steps at once: one by one, 20 000 steps would take a second
+STEPS_PER_DRAW = 1024  # kinds are drawn for this many steps at once: one by one, 20,000 steps would take a second
 KIND_STREAM, RECALL_STREAM = 0, 1  # random streams of a seed that must not meet
 
 
@@ -50,7 +50,7 @@ class TrainingBatches(IterableDataset):
         seed: of the run; with `data.seed` it gives the order of the text and every random draw.
         rank, world_size: this process among those that train together.
         start_step: the optimizer step to begin with.
-        tokens: the prepared text, without which no text can be read; it is checked that there is some.
+        tokens: the prepared text; without it no text can be read, and it is only checked that there is some.
 
     Raises:
         UserError: the ranks do not make whole groups, tokens_per_step does not divide among the groups and
@@ -113,7 +113,7 @@ class TrainingBatches(IterableDataset):
         return self._rows(step, slice(first, None, self.num_groups * self.gradient_accumulation_steps))
 
     def first_sequence(self) -> Tensor:
-        """[1, T] tokens that are the same for all ranks, or slices of them: the first of the stage, of text if any."""
+        """[1, T] tokens that are the same for all ranks, or slices of them: the stage's first sequence, text if any."""
         of_text = (step for step in range(self.training.steps) if self.kind_of_step(step) == "text")
         return self._rows(next(of_text, 0), slice(1))["input_ids"]
 
@@ -132,7 +132,7 @@ class TrainingBatches(IterableDataset):
         return KINDS[_kinds_of_block(self.training.weights, self.data.seed, block)[index]]
 
     def name_of_step(self, step: int) -> str:
-        """What the batch of an optimizer step is called where it is to be found again."""
+        """A description of an optimizer step's batch by which it can be found again."""
         kind = self.kind_of_step(step)
         if kind != "text":
             return f"{kind} of step {step}, counted from 0"
@@ -190,7 +190,7 @@ class TrainingBatches(IterableDataset):
         return self.data.forms.lengths or [self.training.sequence_length]
 
     def _check_form_length(self, length: int) -> None:
-        """There must be room for each form's text, and a text for each micro-batch of each rank."""
+        """Each form's text must fit, and each micro-batch of each rank must get a text."""
         field = "data.forms.lengths" if self.data.forms.lengths else "training.sequence_length"
         if self.training.tokens_per_step // length < self.num_groups * self.gradient_accumulation_steps:
             problem = "tokens_per_step gives fewer texts than there are ranks and micro-batches"
@@ -227,22 +227,22 @@ def text_tokens(data: Data, training: Training, seed: int) -> int:
 
 
 def text_windows(data: Data, training: Training, seed: int) -> int:
-    """Tokens of text that must be prepared for a stage of training: all windows of which it reads some."""
+    """Tokens of text that must be prepared for a stage of training: all windows that it reads from."""
     return whole_windows(text_tokens(data, training, seed), training.sequence_length)
 
 
 def slice_of(batch: dict[str, Tensor], part: int, parts: int) -> dict[str, Tensor]:
     """One of `parts` equal slices of the sequences of a batch.
 
-    `shift_labels`, what is to be predicted at each token, are found before the sequences are cut: those of a slice's
-    last token stand in the next one. transformers and our loss take them in the place of `labels`.
+    `shift_labels`, the token to predict at each position, are computed before the sequences are cut, as a slice's last
+    position predicts the first token of the next slice. transformers and our loss take them in place of `labels`.
     """
     whole = batch | {"shift_labels": F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)}
     return {name: tensor.chunk(parts, dim=1)[part].contiguous() for name, tensor in whole.items()}
 
 
 def sequence_lengths(data: Data, training: Training) -> Iterator[tuple[str, int]]:
-    """The lengths that sequences of a stage may have, each after the name of the field that says it."""
+    """The lengths that sequences of a stage may have, each with the name of the field that sets it."""
     yield "training.sequence_length", training.sequence_length
     if training.weights.mqar:
         yield from (("data.recall.shapes", length) for length, _ in data.recall.shapes)
@@ -251,10 +251,10 @@ def sequence_lengths(data: Data, training: Training) -> Iterator[tuple[str, int]
 
 
 def num_groups(training: Training, world_size: int) -> int:
-    """How many groups the ranks make in which they share sequences.
+    """How many groups of ranks share sequences.
 
     Raises:
-        UserError: they make no whole number of groups.
+        UserError: they do not make a whole number of groups.
     """
     size = training.sequence_parallel
     if world_size % size:
@@ -267,7 +267,7 @@ def gradient_accumulation_steps(training: Training, world_size: int = 1) -> int:
     """Micro-batches of a step on each rank.
 
     Raises:
-        UserError: the ranks make no whole groups, or the step's sequences do not divide among the groups and
+        UserError: the ranks do not make whole groups, or the step's sequences do not divide among the groups and
             micro-batches.
     """
     N, groups = training.tokens_per_step // training.sequence_length, num_groups(training, world_size)

@@ -109,10 +109,10 @@ class PasskeyItem:
 
 
 class PasskeyBuilder:
-    """Builds passkey questions of an exact number of tokens (EVALUATION: needle, filler, question), for training too.
+    """Builds passkey questions of an exact number of tokens (filler, needle, filler, question), for training too.
 
     Sentences of the filler, the needle, the question and the answer are tokenised behind the text that they follow, and
-    joined as ids, so that a length is met exactly. A tokenizer that puts a token before each text does so here.
+    joined as ids, so that a length is met exactly. A tokenizer that begins each text with a token does so here.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
@@ -130,7 +130,7 @@ class PasskeyBuilder:
 
         Args:
             length: tokens of prompt and answer.
-            depth: where the needle stands, 0 (begin) to 1 (end); it is moved to the nearest end of a sentence.
+            depth: where the needle stands, 0 (beginning) to 1 (end); it is moved to the nearest end of a sentence.
             passkey: the digits to be found.
 
         Raises:
@@ -181,8 +181,8 @@ def passkey_batch(
 ) -> tuple[Tensor, Tensor]:
     """Passkey questions with their answers, for training, at random depths.
 
-    Only the answer has labels. The rest is filler that a model knows by heart after a few steps, and a passkey that
-    nothing could predict at its first mention: in the mean loss they would drown the few tokens that need recall.
+    Only the answer has labels. The rest is filler that a model knows by heart after a few steps, and the first mention
+    of the passkey, which nothing can predict: in the mean loss they would drown the few tokens that need recall.
 
     Returns:
         input_ids and labels, (num_sequences, length) int64, labels -100 outside the answers and not shifted.

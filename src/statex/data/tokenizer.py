@@ -19,7 +19,7 @@ NUM_BYTES = 256
 def train_tokenizer(source: TextSource, section: Tokenizer, recall: Recall) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE tokenizer on the training part of the text; the same text gives the same tokenizer.
 
-    The ids: 0 is `<|endoftext|>` (begin, end and padding; it stands behind each document), then the bytes and the
+    The ids: 0 is `<|endoftext|>` (beginning, end and padding; it follows each document), then the bytes and the
     merges, and last the reserved `<|key_i|>` and `<|value_i|>` of recall data, `section.vocab_size` in all. Encoding
     adds no special token.
 
@@ -64,7 +64,7 @@ def train_tokenizer(source: TextSource, section: Tokenizer, recall: Recall) -> "
 
 
 def _training_text(source: TextSource, num_bytes: int) -> Iterator[str]:
-    """Documents in a fixed shuffled order, up to `num_bytes`: the first ones alone would be one corner of the text."""
+    """Documents in a fixed shuffled order, up to `num_bytes`: the first ones alone would cover one corner of it."""
     for document in open_documents(source, part="training", shuffle_seed=0):
         yield document["text"]
         num_bytes -= len(document["text"].encode("utf-8"))
@@ -73,19 +73,19 @@ def _training_text(source: TextSource, num_bytes: int) -> Iterator[str]:
 
 
 def encode_prompt(tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a prompt, begun as the tokenizer begins a text, not ended."""
+    """The tokens of a prompt, with the tokenizer's beginning of a text but not its end."""
     ids = list(tokenizer(text, verbose=False)["input_ids"])
     return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def encode_continuation(tokenizer: Any, before: str, text: str) -> list[int]:
-    """The tokens of a text that continues another: both tokenised together, without what the first alone has.
+    """The tokens of a text that continues another: both tokenised together, less the tokens of the first alone.
 
-    So lm-eval splits them (`_encode_pair`). A text tokenised by itself is another one to a tokenizer that puts a space
-    before each, as those of Llama 2 do.
+    lm-eval splits them the same way (`_encode_pair`). Tokenised by itself, the text would differ with a tokenizer that
+    puts a space before each text, as Llama 2's does.
 
     Raises:
-        UserError: this tokenizer makes no token of its own of `text`.
+        UserError: this tokenizer gives `text` no token of its own.
     """
     ids = encode_prompt(tokenizer, before + text)[len(encode_prompt(tokenizer, before)) :]
     if not ids:
@@ -95,7 +95,7 @@ def encode_continuation(tokenizer: Any, before: str, text: str) -> list[int]:
 
 
 def prefix_token(tokenizer: Any) -> int:
-    """The token that a text begins with where nothing stands before it: begin of text, else end of text.
+    """The token that begins a text with nothing before it: beginning of text, else end of text.
 
     Raises:
         UserError: the tokenizer has neither.
@@ -118,7 +118,7 @@ def value_token(i: int) -> str:
 def recall_vocabulary(
     tokenizer: "PreTrainedTokenizerBase", num_keys: int, num_values: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The token ids that are keys and values of recall data: two disjoint int64 arrays, (num_keys,) and (num_values,).
+    """The token ids used as keys and values in recall data: two disjoint int64 arrays, (num_keys,) and (num_values,).
 
     They are the reserved tokens where the tokenizer has them. Else they are ordinary tokens, evenly spaced over the
     vocabulary, keys among values; these depend on both counts, so training and evaluation must ask for the same.
@@ -135,7 +135,9 @@ def recall_vocabulary(
     ordinary = np.array(sorted(set(vocabulary.values()) - special), dtype=np.int64)
     count = num_keys + num_values
     if count > len(ordinary):
-        problem = f"with num_values = {num_values} it is more than the {len(ordinary)} ordinary tokens of the tokenizer"
+        problem = (
+            f"together with num_values = {num_values} is more than the {len(ordinary)} ordinary tokens of the tokenizer"
+        )
         raise UserError("num_keys", num_keys, problem, "lower num_keys or num_values")
     chosen = ordinary[np.arange(count) * len(ordinary) // count]
     is_key = np.zeros(count, dtype=bool)

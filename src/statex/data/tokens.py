@@ -1,13 +1,13 @@
 """The training text of a recipe as tokens, prepared once: memory-mapped files that training reads by position.
 
-A folder of prepared tokens, named by what its tokens follow from (`tokens_key`):
-    index.json         its files with their sizes and hashes, and whether the text is at its end
-    <number>.tokens    token documents end to end, 16 or 32 bits a token
+A folder of prepared tokens, named by everything that its tokens depend on (`tokens_key`):
+    index.json         its files with their sizes and hashes, and whether they hold the whole text
+    <number>.tokens    token documents end to end, 16 or 32 bits per token
     <number>.ends      where each document ends, counted from the beginning of that file, 64 bits
 
-Documents lie there in the shuffled order of `data.seed`. A file is written under another name and renamed, the index
-after it, so that a preparation that was stopped resumes behind the last whole file; one whose text fails, because the
-hub is gone, writes first what it has.
+Documents are in the shuffled order of `data.seed`. A file is written under another name and renamed, the index after
+it, so that an interrupted preparation resumes after the last complete file. Where the text itself
+fails, because the hub is gone, what is tokenised so far is written first.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 TOKENS_PER_FILE = 2**25
 WINDOW = 2**26
-"""Tokens within which training shuffles sequences; so many are prepared at a time, or all that there are."""
+"""Training shuffles sequences within windows of this many tokens; text is prepared a window at a time."""
 INDEX = "index.json"
 
 Progress = Callable[[int, int], None]
@@ -42,17 +42,17 @@ Progress = Callable[[int, int], None]
 
 
 def tokens_key(data: Data, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """A name for the tokens of a text: another text, tokenizer, held-out share, way with bad records or `data.seed`
-    has another.
+    """A name for the tokens of a text; it changes with the text, tokenizer, held-out share, handling of bad records and
+    `data.seed`.
 
-    Files count by path, size and time of their last change; hub data by name and `hub_revision`, for what the hub has
-    now cannot be asked without a network.
+    Files are identified by path, size and modification time; hub data by name and `hub_revision`, because the hub's
+    present contents cannot be checked without a network.
     """
     encoder = DocumentEncoder(tokenizer)
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files_of(data.text, "data.text")]
     text = data.text.model_dump(mode="json", exclude_none=True)
-    told = [FORMAT, text, stats, encoder.backend.to_str(), encoder.end, data.seed, data.shuffle_buffer]
-    return hashlib.blake2b(json.dumps(told).encode("utf-8"), digest_size=10).hexdigest()
+    determines = [FORMAT, text, stats, encoder.backend.to_str(), encoder.end, data.seed, data.shuffle_buffer]
+    return hashlib.blake2b(json.dumps(determines).encode("utf-8"), digest_size=10).hexdigest()
 
 
 def prepare_tokens(
@@ -64,16 +64,16 @@ def prepare_tokens(
     progress: Progress | None = None,
     verify: bool = True,
 ) -> "TokenFolder":
-    """Tokenise the training text as far as it is needed, unless that was done; resume where it was stopped.
+    """Tokenise the training text as far as it is needed, unless that is done; resume where an earlier call stopped.
 
-    The tokenizer's own threads do it, all of the machine's; other processes that want the same tokens wait.
+    The tokenizer's own threads use the whole machine; other processes that want the same tokens wait.
 
     Args:
         data: section of a recipe.
         parent: folder of folders of prepared tokens.
-        needed: tokens; those of `whole_windows`, so that the order of sequences does not depend on their number.
+        needed: how many tokens, from `whole_windows`, so that the order of sequences does not depend on their number.
         progress: called after each batch of documents.
-        verify: compare the files there with their hashes; else with their sizes alone.
+        verify: compare existing files with their hashes; else only with their sizes.
 
     Raises:
         UserError: the text cannot be read, a file of prepared tokens is damaged, or the folder cannot be written to.
@@ -95,7 +95,7 @@ def are_prepared(data: Data, tokenizer: "PreTrainedTokenizerBase", parent: Path,
 
 
 def check_text(data: Data, tokenizer: "PreTrainedTokenizerBase", length: int) -> None:
-    """Raise UserError where the text cannot be read, or is shorter than one sequence; reads no more of it."""
+    """Raise UserError where the text cannot be read or is shorter than one sequence; reads no more than that."""
     total = 0
     for ids in DocumentEncoder(tokenizer)(open_documents(data.text)):
         total += len(ids)
@@ -114,7 +114,7 @@ class TokenFolder:
 
     Args:
         folder: as `prepare_tokens` leaves it.
-        verify: compare the files with their hashes; else with their sizes alone.
+        verify: compare the files with their hashes; else only with their sizes.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -135,7 +135,7 @@ class TokenFolder:
                 pass
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the maps, which each process makes for itself."""
+        """Without the memory maps, which each process opens for itself."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_tokens", "_ends")}
 
     def _check(self, stored: tuple[str, int, str], *, verify: bool) -> None:
@@ -163,7 +163,7 @@ class TokenFolder:
         return sum(file["documents"] for file in self.files)
 
     def has(self, needed: int) -> bool:
-        """Whether so many tokens are there, or the whole text is."""
+        """Whether that many tokens, or the whole text, are prepared."""
         return self.is_whole or self.num_tokens >= needed
 
     @cached_property
@@ -195,13 +195,13 @@ class TokenFolder:
 
 
 class TextOrder:
-    """Which sequence of the text training reads when: each epoch has another order, and each seed.
+    """The order in which training reads the sequences of the text: each epoch and each seed has its own.
 
-    Sequences are permuted within windows of 2**26 tokens; a last rest of an epoch that is shorter than a sequence is
-    left out. Any number of tokens prepared gives the same order.
+    Sequences are permuted within windows of 2**26 tokens; a remainder of an epoch that is shorter than a sequence is
+    left out. The order does not depend on the number of tokens prepared.
 
     Args:
-        tokens: prepared.
+        tokens: the prepared tokens.
         length: tokens of a sequence.
         seed: of the order.
 
@@ -218,7 +218,7 @@ class TextOrder:
         self._last: tuple[tuple[int, int], np.ndarray] | None = None
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and documents of the sequence that comes at an index, from 0 on, without end."""
+        """Token ids and documents of the sequence at an index, from 0 without end."""
         epoch, index = divmod(index, self.per_epoch) if self.per_epoch is not None else (0, index)
         window, index = divmod(index, self.per_window)
         first = window * self.per_window
@@ -235,7 +235,7 @@ class TextOrder:
 
 
 ORDER_STREAM = 2
-"""The random stream of a seed that orders text; those of `mixture` are others."""
+"""The random stream of a seed that orders text, distinct from those of `mixture`."""
 
 
 def whole_windows(read: int, length: int) -> int:
@@ -294,7 +294,7 @@ def _prepare(folder: Path, data: Data, tokenizer: "PreTrainedTokenizerBase", nee
 
 
 def _write_file(folder: Path, number: int, documents: list[np.ndarray]) -> dict[str, Any]:
-    """Write token documents; what the index says of them."""
+    """Write token documents; returns their entry in the index."""
     tokens = np.concatenate(documents)
     ends = np.cumsum([len(document) for document in documents], dtype=np.uint64)
     for name, array in (("tokens", tokens), ("ends", ends)):
@@ -314,5 +314,5 @@ def _digest(content: bytes) -> str:
 
 
 def _damaged(path: Path, problem: str) -> UserError:
-    remedy = f"remove {path.parent}; its tokens are prepared again"
+    remedy = f"remove {path.parent}; its tokens will be prepared again"
     return UserError("data.tokens", str(path), f"prepared tokens are missing or damaged ({problem})", remedy)

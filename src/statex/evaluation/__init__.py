@@ -1,6 +1,6 @@
-"""Measuring recall, text and cost: `measure_model` runs suites on a model, `compare_arms` sets arms side by side.
+"""Measuring recall, text and cost: `measure_model` runs suites on a model, `compare_arms` compares arms item by item.
 
-The names below are imported when they are first used: a recipe needs the settings of the suites, and no torch.
+The names below are imported on first use: a recipe needs the settings of the suites, but no torch.
 """
 
 from importlib import import_module

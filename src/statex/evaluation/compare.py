@@ -35,7 +35,7 @@ def compare_arms(
     seeds that both have (`seed` None, `baseline` set), and each arm's value over its seeds (`seed` None, only where
     an arm has several). `details` of a difference has its `power`: the smallest difference that such a comparison
     would establish in 4 of 5 runs (`detectable`), and the number of `items`, or of `seeds`, that would establish one of
-    the observed size (None: as many as there are; both None: no difference was observed).
+    the observed size (None: as many as now; both None: no difference was observed).
 
     Args:
         folders: (arm, seed) -> the folder `evaluate` wrote, with `items/`.
@@ -73,7 +73,7 @@ def _suite_names(folders: Iterable[Path]) -> list[str]:
 
 
 def require_same_items(suite: str, runs: Runs) -> None:
-    """Refuse runs that were not given exactly the same items."""
+    """Raise UserError unless all runs were given exactly the same items."""
     hashes = {key: digest_of(scores) for key, scores in runs.items()}
     if len(set(hashes.values())) > 1:
         first = next(iter(hashes))
@@ -137,25 +137,16 @@ def _differences(
     seeds = [seed for name, seed in measured if name == arm and (baseline, seed) in measured]
     if not seeds:
         return []
-    ours = [measured[arm, seed] for seed in seeds]
-    theirs = [measured[baseline, seed] for seed in seeds]
-    fraction = unit == "fraction"
-    rows: list[tuple[int | None, Estimate]] = [
-        *((seed, over_seeds([measured[arm, seed]], [measured[baseline, seed]], fraction=fraction)) for seed in seeds),
-        (None, over_seeds(ours, theirs, fraction=fraction)),
-    ]
-    return [
-        (
-            seed,
-            clip_interval(difference, unit, -1.0),
-            {"power": _power(difference), "seeds": seeds if seed is None else [seed]},
-        )
-        for seed, difference in rows
-    ]
+    rows: list[tuple[int | None, Estimate, dict[str, Any]]] = []
+    for seed, some in [*((seed, [seed]) for seed in seeds), (None, seeds)]:
+        ours, theirs = ([measured[name, one] for one in some] for name in (arm, baseline))
+        difference = over_seeds(ours, theirs, fraction=unit == "fraction")
+        rows.append((seed, clip_interval(difference, unit, -1.0), {"power": _power(difference), "seeds": some}))
+    return rows
 
 
 def _power(difference: Estimate) -> dict[str, float | int | None]:
-    """What such a comparison can establish, and what would establish the observed difference."""
+    """The difference that such a comparison can establish, and what would establish the observed one."""
     needed, smallest = needs(difference), detectable(difference)
     return {
         "detectable": smallest if math.isfinite(smallest) else None,
@@ -165,9 +156,9 @@ def _power(difference: Estimate) -> dict[str, float | int | None]:
 
 
 def clip_interval(estimate: Estimate, unit: str, lowest: float) -> Estimate:
-    """The interval of a fraction, cut to values that a fraction (or, from -1, a difference of two) can have.
+    """The interval of a fraction, clipped to values that a fraction (or, from -1, a difference of two) can have.
 
-    With few seeds Student's interval reaches beyond them; the cut interval covers no less.
+    With few seeds Student's interval exceeds them; the clipped interval covers just as much.
     """
     if unit != "fraction":
         return estimate
@@ -175,7 +166,7 @@ def clip_interval(estimate: Estimate, unit: str, lowest: float) -> Estimate:
 
 
 def _recall_shares(runs: Runs, baseline: str, identity: dict[str, Any]) -> list[Result]:
-    """`recall_share`: how much of an arm's gain or loss in text NLL lies on AR-hits (Zoology, section 3).
+    """`recall_share`: the share of an arm's gain or loss in text NLL that falls on AR-hits (Zoology, section 3).
 
     Only where the NLL differs (its interval excludes 0); all seeds together, items as the source of variance.
     """

@@ -1,4 +1,4 @@
-"""What to measure (`Request`), and what every suite is given to do so (`Context`)."""
+"""What to measure (`Request`), and what every suite gets for it (`Context`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from statex.errors import UserError
 from statex.settings import Recall, TextSource
+from statex.utils.environment import device_name, source_commit
 
 if TYPE_CHECKING:
+    import torch
+
     from statex.evaluation.reader import Reader
     from statex.recipe import Evaluation
 
@@ -22,13 +25,13 @@ class Request:
     Args:
         evaluation: the recipe's section.
         output: a folder for the scores of every item, `items/<suite>.jsonl`, and the settings that made them,
-            `evaluation.json` and `harness.json`; a second call with the same settings resumes there. None keeps
+            `evaluation.json` and `harness.json`; a second call with the same settings resumes there. None saves
             nothing.
         text: where held-out documents come from; default: `evaluation.text`, else Python's standard library.
-        count_text: whose training part AR-hits counts n-grams in; default: `text`.
-        training_length: tokens of a training sequence; values past it are marked.
-        shared: a folder for what the evaluations of several models share: the count table of AR-hits.
-        progress: called with the suite's name, the cells done and their number.
+        count_text: the text in whose training part AR-hits counts n-grams; default: `text`.
+        training_length: tokens of a training sequence; values beyond it are marked.
+        shared: a folder for the count table of AR-hits, which the evaluations of several models share.
+        progress: called with the suite's name, the cells done and the number of cells.
         identity: fields of every Result: model, arm, seed, state_bytes.
     """
 
@@ -45,8 +48,12 @@ class Request:
     def held_out_text(self) -> TextSource:
         return self.text or self.evaluation.text or TextSource(standard_library=True)
 
+    def facts(self, reader: Reader) -> dict[str, Any]:
+        """The fields that all of a model's results share."""
+        return {"device": device_name(reader.device), "commit": source_commit()} | self.identity
+
     def context(self, reader: Reader, tokenizer: Any) -> Context:
-        """What the suites are given to measure one model."""
+        """What the suites get to measure one model."""
         text = self.held_out_text
         return Context(
             reader, tokenizer, self.evaluation, text, self.count_text or text, self.training_length,
@@ -56,18 +63,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Context:
-    """What a suite is given.
+    """What a suite gets.
 
     Args:
         reader: the model.
-        tokenizer: the model's, None for a model of bare ids.
+        tokenizer: the model's, None for a model without one.
         evaluation: the recipe's section.
         text: where held-out documents and haystacks come from.
-        count_text: where the n-grams of AR-hits are counted; its part that is kept for training is read.
+        count_text: where the n-grams of AR-hits are counted, in its training part.
         training_length: tokens of a training sequence, where it is known.
         limit: the most tokens the model can read, None for a purely recurrent one.
-        shared: a folder for what several models' evaluations can share (the count table), None to keep nothing.
-        recall: what the model was trained to recall, None where it was not, or where that is not known.
+        shared: a folder for the count table that evaluations of several models share, None not to save it.
+        recall: the recall data that the model was trained on, None where there was none or it is unknown.
     """
 
     reader: Reader
@@ -84,14 +91,30 @@ class Context:
         """The settings of a suite, of the class that its file defines."""
         return self.evaluation.suite(suite)
 
+    def score(self, ids: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`Reader.score` for any number of rows, read in batches.
+
+        Args:
+            ids: (N, T) tokens.
+            labels: (N, T), not shifted, as transformers takes them; -100 where nothing is scored.
+
+        Returns:
+            (N, T - 1) in nats and (N, T - 1) booleans, both on the CPU.
+        """
+        import torch
+
+        batches = zip(ids.split(self.evaluation.batch_size), labels.split(self.evaluation.batch_size), strict=True)
+        nll, right = zip(*(self.reader.score(rows[:, :-1], targets[:, 1:]) for rows, targets in batches), strict=True)
+        return torch.cat(nll), torch.cat(right)
+
     def check_length(self, field_name: str, tokens: int) -> None:
-        """Refuse a prompt that the model cannot read whole; nothing is ever cut."""
+        """Refuse a prompt longer than the model can read; prompts are never truncated."""
         if self.limit is not None and tokens > self.limit:
             raise UserError(
                 field_name,
                 tokens,
                 f"is more than the {self.limit} tokens that this model's attention can read (max_position_embeddings)",
-                f"use lengths to {self.limit}",
+                f"use lengths up to {self.limit}",
             )
 
     def require_tokenizer(self, suite: str) -> Any:

@@ -24,19 +24,18 @@ from statex.results import Result
 from statex.results.claims import RECALL_MARGIN, claim
 from statex.results.statistics import NORMAL_QUANTILE, Estimate, Sums, bootstrap_difference, combine
 from statex.results.suites import HARNESS_GROUPS, split_names
-from statex.utils.environment import device_name, source_commit
 
 SUITE_NAME = "diagnostics"
 NUM_SEQUENCES = 64
-"""MQAR sequences that recall without the new state is measured on."""
+"""MQAR sequences for measuring recall without the new state."""
 NUM_WINDOWS = 32
-"""Windows of text; a state's singular values take far longer than reading the text that filled it."""
+"""Windows of text; computing a state's singular values takes far longer than reading the text."""
 
 
 def diagnose(
     model: torch.nn.Module, tokenizer: Any, request: Request, start: Mapping[str, torch.Tensor] | None = None
 ) -> list[Result]:
-    """How much of its new state a model uses, and how far its fresh tensors have moved.
+    """How much of its new state a model uses, and how much its fresh tensors have changed.
 
     With `start`, for each layer: `weight_change`, the norm of the change of its fresh tensors over the norm of the
     tensors themselves. Where `nll_by_position` is among the suites, after half a window of held-out text, for each
@@ -47,7 +46,7 @@ def diagnose(
     when they are zeroed between a sequence's pairs and its queries.
 
     Args:
-        model: with a plan in its configuration; one without gives no results.
+        model: with a plan in its configuration; without one there are no results.
         start: the state_dict of the model right after the expansion.
     """
     plan = stored_plan(cast(Any, model.config))
@@ -56,7 +55,7 @@ def diagnose(
     reader = Reader(model)
     with statex_ops():
         context = request.context(reader, tokenizer)
-    facts = {"device": device_name(reader.device), "commit": source_commit()} | request.identity
+    facts = request.facts(reader)
     results = weight_changes(plan, model.state_dict(), start, facts) if start is not None else []
     if plan.kind != "expand":
         return results
@@ -80,7 +79,7 @@ def without_new_state(reader: Reader, state: State, plan: StoredPlan) -> State:
 
 @torch.inference_mode()
 def _on_text(context: Context, plan: StoredPlan, facts: dict[str, Any]) -> list[Result]:
-    """Energy and rank at the middle of held-out windows, and what the second half loses without the new state."""
+    """Energy and rank in the middle of held-out windows, and the loss in the second half without the new state."""
     reader, scores, size = context.reader, [], context.evaluation.batch_size
     windows = held_out_windows(context, "nll_by_position", context.settings("nll_by_position"), context.training_length)
     windows = windows[:NUM_WINDOWS]
@@ -126,7 +125,7 @@ def _state_use(state: State, layer: LayerChange, model_type: str) -> dict[str, t
 
 @torch.inference_mode()
 def _on_recall(context: Context, plan: StoredPlan, facts: dict[str, Any]) -> list[Result]:
-    """What MQAR loses when the new entries are zeroed between the pairs and the queries."""
+    """The loss of MQAR when the new entries are zeroed between the pairs and the queries."""
     settings, reader = context.settings("mqar"), context.reader
     num_pairs = max(settings.num_pairs)
     length, middle = TOKENS_PER_PAIR * num_pairs, 2 * num_pairs
@@ -150,7 +149,7 @@ def _on_recall(context: Context, plan: StoredPlan, facts: dict[str, Any]) -> lis
 def weight_changes(
     plan: StoredPlan, now: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor], facts: dict[str, Any]
 ) -> list[Result]:
-    """One result a layer: how far its fresh tensors moved, all together, and in `details` each of them."""
+    """One result per layer: how much its fresh tensors changed, all together, and in `details` each of them."""
     results = []
     for layer in plan.layers:
         moved: dict[str, float] = {}
@@ -206,12 +205,13 @@ def _estimate_of(row: Result) -> Estimate:
 def failure_signatures(
     results: Sequence[Result], baseline: str = "lpt", arms: Collection[str] | None = None
 ) -> list[Result]:
-    """The two ways in which an expansion fails, where the paired differences in `results` show them.
+    """The two ways in which an expansion can fail, where the paired differences in `results` show them.
 
     `text_lost`: text NLL rose (that of AR-hits' documents, else that by position), or common-sense accuracy fell.
     `recall_flat`: recall at the most pairs did not rise by `RECALL_MARGIN`: the whole interval is below it. One that
-    reaches from 0 or below to above the margin is undecided, and no sign. Each is a copy of the difference that shows
-    it, with the suite and metric it is `of` in its slice, so that an arm can have several, and a sentence as its note.
+    reaches from 0 or below to above the margin is undecided, and not a sign. Each is a copy of the difference that
+    shows it, with that difference's suite and metric as `of` in its slice (an arm can have several), and a sentence as
+    its note.
 
     Args:
         arms: those that were expanded; default: all but the baseline.
@@ -225,7 +225,7 @@ def failure_signatures(
     found = []
     for row in differences:
         if row.seed is not None and (row.model, row.arm) in together:
-            continue  # the difference over all seeds speaks for them
+            continue  # the difference over all seeds covers them
         low, high = cast(float, row.low), cast(float, row.high)
         by = f"{row.value:+z.3f} against {baseline} (95 % interval {low:+z.3f} to {high:+z.3f})"
         if (row.suite, row.metric, row.slice) == (text, "nll", {}) and low > 0:
@@ -238,7 +238,7 @@ def failure_signatures(
         elif (row.suite, row.slice.get("num_pairs")) == ("mqar", most) and claim((low, high)) in ("no gain", "loss"):
             sentence = (
                 f"Recall at {most} pairs changed by {by}: a gain of {RECALL_MARGIN:g} or more is ruled out, so the "
-                "capacity that was added may be unused; train longer or at a higher rate."
+                "added capacity may be unused; train longer or at a higher learning rate."
             )
             found.append(_signature(row, "recall_flat", sentence))
     return found

@@ -1,4 +1,4 @@
-"""The folder that an evaluation keeps its scores in: which model and which settings it belongs to."""
+"""The folder in which an evaluation keeps its scores: the model and settings it belongs to."""
 
 import hashlib
 import json
@@ -10,13 +10,14 @@ import torch
 from statex.errors import UserError
 from statex.results.record import SETTINGS_FILES
 from statex.utils.atomic import write_text_atomic
+from statex.utils.nested import first_difference
 
 
 def claim_folder(output: Path, settings: dict[str, Any], name: str = SETTINGS_FILES[0]) -> None:
     """Write the settings to the file `name` in `output`, or check that it was made with the same ones.
 
     Raises:
-        UserError: another model, text or other settings made it.
+        UserError: it was made with another model, text or other settings.
     """
     settings = json.loads(json.dumps(settings))
     for claim in SETTINGS_FILES:
@@ -25,22 +26,12 @@ def claim_folder(output: Path, settings: dict[str, Any], name: str = SETTINGS_FI
         before = json.loads((output / claim).read_text(encoding="utf-8"))
         for key in settings if claim == name else ("model",):
             if before.get(key) != settings[key]:
-                raise UserError(
-                    "output", str(output), f"was made with another {_difference(key, before.get(key), settings[key])}",
-                    "choose another folder, or remove this one",
-                )  # fmt: skip
+                place, old, new = first_difference(before.get(key), settings[key], key)
+                problem = f"was made with another {place} ({old!r}, now {new!r})"
+                raise UserError("output", str(output), problem, "choose another folder, or remove this one")
     if not (output / name).exists():
         output.mkdir(parents=True, exist_ok=True)
         write_text_atomic(output / name, json.dumps(settings, indent=2) + "\n")
-
-
-def _difference(key: str, before: Any, now: Any) -> str:
-    """The dotted name of the first value that differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for inner in now:
-            if before.get(inner) != now[inner]:
-                return _difference(f"{key}.{inner}", before.get(inner), now[inner])
-    return f"{key} ({before!r}, now {now!r})"
 
 
 def fingerprint(model: torch.nn.Module) -> str:

@@ -22,9 +22,9 @@ from statex.models.padding import zero_padding
 logger = logging.getLogger(__name__)
 
 LOGIT_BYTES = {"cpu": 1 << 26, "cuda": 1 << 30}
-"""How many bytes of fp32 logits may exist at one time; they bound the tokens of a scored piece."""
+"""Most bytes of fp32 logits that may exist at once; they bound the tokens of a scored piece."""
 PREFILL_TOKENS = {"cpu": 4096, "cuda": 65_536}
-"""B times T of a piece that is read without logits."""
+"""Most tokens, B times T, of a piece that is read without logits."""
 SHORTEST_PIECE = 64
 PROBE_TOKENS = 16
 
@@ -35,8 +35,8 @@ class State:
 
     Args:
         cache: the model's own.
-        num_tokens: how many it has read, padding included.
-        mask: (B, num_tokens), 0 at padding, None where there is none or a later token need not know.
+        num_tokens: number of tokens read, padding included.
+        mask: (B, num_tokens), 0 at padding, None without padding or where later tokens do not need it.
     """
 
     cache: Any
@@ -54,12 +54,12 @@ class Reader:
     """Scores and continues token sequences with one model.
 
     The model is put into eval mode, and nothing is differentiated. A sequence is read in pieces, each continuing the
-    state of the one before, so that memory does not grow with its length (except for attention, whose cache does), and
-    logits exist for one piece at a time.
+    state of the one before, so that memory does not grow with its length (except for attention's cache), and logits
+    exist for one piece at a time.
 
     Args:
         model: any causal language model of the Hugging Face interface that has a cache.
-        piece: tokens of a piece; default: what LOGIT_BYTES and PREFILL_TOKENS allow.
+        piece: tokens of a piece; default: as many as LOGIT_BYTES and PREFILL_TOKENS allow.
     """
 
     def __init__(self, model: torch.nn.Module, piece: int | None = None):
@@ -84,7 +84,7 @@ class Reader:
         Args:
             ids: (B, T) tokens, the same number in each row; padding on the right needs no mask, as no target follows.
             targets: (B, T) the expected next token at each position, -100 where nothing is scored.
-            state: a state to continue from, which is used up.
+            state: a state to continue from, which is overwritten.
 
         Returns:
             (B, T) in nats and (B, T) booleans, both on the CPU; 0 and False where nothing is scored.
@@ -102,7 +102,7 @@ class Reader:
                 ).cpu()
                 right[:, start:end][here.cpu()] = (chosen.argmax(dim=-1) == part[here]).cpu()
                 del chosen
-            del logits  # or one piece's would be there while the next is read
+            del logits  # or they would still exist while the next piece is read
         return nll, right
 
     def next_token_nll(self, ids: torch.Tensor) -> torch.Tensor:
@@ -115,7 +115,7 @@ class Reader:
 
         Shorter prompts are padded on the left, behind a mask. That is possible only at the beginning of a sequence
         (between its parts, padding would push the last tokens out of a convolution), so prompts that continue
-        `state`, which is used up, must have one length.
+        `state`, which is overwritten, must have one length.
         """
         length = max(map(len, prompts))
         ids = torch.zeros((len(prompts), length), dtype=torch.long)
@@ -174,7 +174,7 @@ class Reader:
 
         Args:
             logits: (B, V) after the last token read.
-            state: the state there, which is used up.
+            state: the state there, which is overwritten.
             finished: called with a row and its tokens so far; a row that is finished is not continued.
         """
         rows: list[list[int]] = [[] for _ in range(len(logits))]
@@ -193,7 +193,7 @@ class Reader:
         return rows
 
     def copy_state(self, state: State, rows: Sequence[int] | None = None) -> State:
-        """A state that can be continued without touching this one; `rows` chooses its rows, any of them repeatedly."""
+        """A copy of a state that can be continued independently; `rows` selects its rows, with repetition."""
         cache, mask = copy.deepcopy(state.cache), state.mask
         if rows is not None:
             cache.reorder_cache(torch.tensor(rows, dtype=torch.long, device=self.device))
@@ -213,9 +213,9 @@ class Reader:
     def supports_chunked_continuation(self) -> bool:
         """Whether several tokens that continue a state are read as they would be one by one.
 
-        transformers' Mamba silently drops the recurrent state then. So it is tried on random tokens: the logits after
-        eight of them must be closer to those of single steps than to those from a fresh state. Of a family that is
-        known not to, as Jamba, whose attention can hide it, nothing is tried.
+        transformers' Mamba silently drops the recurrent state in that case. So it is tested on random tokens: the
+        logits after eight of them must be closer to those of single steps than to those from a fresh state. A family
+        known not to support it is not tested, as attention can hide the difference (Jamba).
         """
         family = FAMILIES.get(getattr(self.config, "base_model_type", self.config.model_type))
         if family is not None and not family.continues_states:
@@ -253,14 +253,14 @@ class Reader:
 
     @cached_property
     def can_batch_states(self) -> bool:
-        """Whether states after different numbers of tokens can share a batch: where every layer is recurrent."""
+        """Whether states after different numbers of tokens can share a batch: true where every layer is recurrent."""
         layers = self._cache_layers
         recurrent = bool(layers) and all(hasattr(layer, "recurrent_states") for layer in layers)
         return recurrent and not self.has_attention and not self.takes_positions
 
     @cached_property
     def _cache_layers(self) -> Sequence[Any]:
-        """The layers of the model's cache after one token; none for a cache of another kind."""
+        """The layers of the model's cache after one token; empty for a cache of another kind."""
         with torch.inference_mode():
             output = self.model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=self.device), use_cache=True)
         return getattr(cache_of(output), "layers", None) or []
@@ -285,7 +285,7 @@ class Reader:
         whole = self._mask_so_far(mask, state, B, T)
         if whole is not None:
             arguments["attention_mask"] = whole.to(self.device)
-        if self.takes_positions:  # not every model counts on from its cache
+        if self.takes_positions:  # not every model counts positions from its cache
             positions = torch.arange(past, past + T).expand(B, T)
             if whole is not None and whole.shape[1] == past + T:
                 positions = (whole.cumsum(dim=1) - 1).clamp_min(0)[:, past:]
@@ -297,7 +297,7 @@ class Reader:
         return output.logits, State(cache_of(output), past + T, whole if self.has_attention else None)
 
     def _mask_so_far(self, mask: torch.Tensor | None, state: State | None, B: int, T: int) -> torch.Tensor | None:
-        """The mask a piece needs: its own (B, T) for recurrent layers, that of all tokens so far for attention."""
+        """The mask that a piece needs: its own (B, T) for recurrent layers, that of all tokens so far for attention."""
         if mask is not None and bool(mask.all()):
             mask = None
         before = state.mask if state is not None else None

@@ -1,16 +1,15 @@
 """Scores of single items, kept as JSON lines, so that any two models can be compared item by item."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from statex.evaluation.suite import Cell
-from statex.utils.atomic import write_text_atomic
+from statex.results.record import read_records, write_records
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,9 @@ class Score:
         cluster: the unit of resampling: its document, its sequence, or itself.
         slice: the cell it belongs to, for example {"length": 1024, "depth": 0.5}.
         scores: every metric measured on it.
-        weights: how much it counts in a metric's mean, where that is not 1: the number of its tokens.
+        weights: its weight in a metric's mean, where that is not 1: its number of tokens.
         digest: hash of the prompt and the expected answer, in tokens.
-        measured: facts of the item itself, for example its length in tokens.
+        measured: facts about the item itself, for example its length in tokens.
     """
 
     item: str
@@ -45,14 +44,12 @@ def item_score(cell: Cell, number: int, scores: dict[str, float], *, digest: str
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
     """Write scores as JSON lines, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(path, "".join(json.dumps(asdict(score)) + "\n" for score in scores))
+    write_records(path, scores)
 
 
 def read_scores(path: Path) -> list[Score]:
     """Read the scores of `path`; keys of a newer version are ignored."""
-    known = {item.name for item in fields(Score)}
-    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    return [Score(**{key: value for key, value in row.items() if key in known}) for row in rows]
+    return read_records(path, Score)
 
 
 def digest(*parts: Sequence[int] | np.ndarray | str) -> str:
@@ -65,12 +62,12 @@ def digest(*parts: Sequence[int] | np.ndarray | str) -> str:
 
 
 def digest_of(scores: Iterable[Score]) -> str:
-    """One hash of all items: equal exactly where two models were given the same ones."""
+    """One hash of all items, equal exactly where two models were given the same items."""
     return digest(*(f"{score.item} {score.digest}" for score in sorted(scores, key=lambda score: score.item)))
 
 
 def group(scores: Iterable[Score], keys: Sequence[str]) -> dict[tuple, list[Score]]:
-    """Scores by the values of some of their slice's keys, in the order they come; those without a key are left out."""
+    """Scores by the values of some of their slice's keys, in order; scores that lack a key are left out."""
     cells: dict[tuple, list[Score]] = {}
     for score in scores:
         if all(key in score.slice for key in keys):

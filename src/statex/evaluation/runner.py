@@ -22,15 +22,14 @@ from statex.recipe import Evaluation
 from statex.results import Result
 from statex.results.suites import HARNESS_GROUPS, SUITES, known_names, split_names, suite_groups, task_name
 from statex.settings import Recall, TextSource
-from statex.utils.environment import device_name, source_commit
 
 
 def measure_model(model: torch.nn.Module, tokenizer: Any, request: Request) -> Measured:
-    """Run all that `request.evaluation.suites` names: our suites first, then lm-eval's tasks.
+    """Run everything that `request.evaluation.suites` names: our suites first, then lm-eval's tasks.
 
     Args:
         model: any causal language model of the Hugging Face interface, already on its device.
-        tokenizer: the model's; None for a model of bare ids, which only some suites support.
+        tokenizer: the model's; None for a model without one, which only some suites support.
 
     Raises:
         UserError: what `evaluate` and `run_harness` raise; names are checked before anything runs.
@@ -52,8 +51,8 @@ def evaluate(model: torch.nn.Module, tokenizer: Any, request: Request) -> list[R
         model, tokenizer: as for `measure_model`.
 
     Raises:
-        UserError: an unknown suite, text or a tokenizer that is missing, text too short for a length, a prompt longer
-            than the model can read, or an `output` that was made with other settings.
+        UserError: an unknown suite, missing text or tokenizer, text too short for a length, a prompt longer than the
+            model can read, or an `output` that was made with other settings.
     """
     suites = [find_suite(name) for name in request.evaluation.suites]
     reader = Reader(model)
@@ -63,7 +62,7 @@ def evaluate(model: torch.nn.Module, tokenizer: Any, request: Request) -> list[R
         suite.check(context)
     if request.output is not None:
         claim_folder(request.output, settings_of(context))
-    facts = {"device": device_name(reader.device), "commit": source_commit()} | request.identity
+    facts = request.facts(reader)
     results = []
     with statex_ops():
         for suite in suites:
@@ -95,14 +94,14 @@ def check_names(names: Sequence[str]) -> None:
 def check_items(
     tokenizer: Any, evaluation: Evaluation, text: TextSource, training_length: int, recall: Recall | None = None
 ) -> None:
-    """Raise what building the items would raise, as far as it can be found cheaply and without the model.
+    """Raise what building the items would raise, as far as that can be found cheaply and without the model.
 
     Args:
-        recall: of the recipe, where MQAR is trained.
+        recall: the recipe's recall data, where MQAR is trained.
 
     Raises:
         UserError: a length without room for its question, text or a document too short for a length, a vocabulary too
-            small, keys or values that training never shows, or a tokenizer that lm-eval's tasks cannot use.
+            small, keys or values that do not occur in training, or a tokenizer that lm-eval's tasks cannot use.
     """
     context = Context(cast(Any, None), tokenizer, evaluation, text, text, training_length, recall=recall)
     suites, tasks = split_names(evaluation.suites)
@@ -126,7 +125,7 @@ def settings_of(context: Context) -> dict[str, Any]:
 
 
 def _scores(suite: Suite, context: Context, request: Request) -> list[Score]:
-    """The scores of all of a suite's items; cells that are on disk are read, the others scored and written."""
+    """The scores of all of a suite's items; cells on disk are read, the others are scored and written."""
     path = request.output / "items" / f"{suite.name}.jsonl" if request.output is not None else None
     scores = read_scores(path) if path is not None and path.exists() else []
     done = {score.item.partition("/")[0] for score in scores}

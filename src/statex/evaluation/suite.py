@@ -1,4 +1,4 @@
-"""What a suite is: its settings, its cells, and the metrics of its items. Free of torch."""
+"""What a suite is: its settings, its cells, and the metrics of its items. Without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cell:
-    """The part of a suite that is scored and stored at once: a length and depth, a number of pairs, or all of it."""
+    """The part of a suite that is scored and stored as a unit: a length and depth, a number of pairs, or all of it."""
 
     name: str
     slice: dict[str, Any] = field(default_factory=dict)
@@ -26,13 +26,13 @@ class Suite:
     """One suite.
 
     Args:
-        name: as recipes and the command line call it; for ours, the name of its file.
+        name: its name in recipes and on the command line; for our suites, the name of the file.
         units: metric -> unit; a "fraction" lies between 0 and 1.
         groups: the keys of a slice by which metrics are reported, () for all items together.
         cells: the cells in order, cheap to list.
         score: the scores of one cell's items.
         settings: the class of its section in a recipe, `[evaluation.<name>]`.
-        check: raises what building the items would raise, as far as it can be found cheaply and without the model.
+        check: raises what building the items would raise, as far as that can be found cheaply and without the model.
         paired: whether its items are the same for every model, so that arms can be compared item by item.
     """
 

@@ -1,4 +1,4 @@
-"""From scores of items to results with intervals: the same rule for every suite."""
+"""From scores of items to results with intervals, by the same rule for every suite."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -46,9 +46,9 @@ def summarize(
 
 
 def generic_suite(name: str, scores: Sequence[Score]) -> Suite:
-    """A suite that is known by its scores only (lm-eval's tasks): its groups are its slices.
+    """A suite known only by its scores (lm-eval's tasks): its groups are its slices.
 
-    Metrics are fractions where all their values lie between 0 and 1, and have no unit elsewhere; `nll` is in nats.
+    Metrics are fractions where all their values lie between 0 and 1, and otherwise have no unit; `nll` is in nats.
     """
     units: dict[str, str] = {}
     for metric, value in sorted((metric, value) for score in scores for metric, value in score.scores.items()):
@@ -65,7 +65,7 @@ def generic_suite(name: str, scores: Sequence[Score]) -> Suite:
 
 
 def estimate_mean(scores: Sequence[Score], metric: str, unit: str) -> Estimate | None:
-    """Wilson's interval where each item is right or wrong and a cluster of its own, else a bootstrap over clusters."""
+    """Wilson's interval where each item is right or wrong and its own cluster, else a bootstrap over clusters."""
     clusters, weighted = sums(scores, metric)
     if not clusters or weighted.weights.sum() <= 0:
         return None
@@ -112,7 +112,7 @@ def result_of(
 
 
 def length_note(where: dict[str, Any], training_length: int | None) -> str:
-    """A remark where some of a value's tokens lie past the training length."""
+    """A remark where some of a value's tokens lie beyond the training length."""
     end = where.get("to", where.get("length"))
     return PAST_TRAINING if training_length is not None and end is not None and end > training_length else ""
 

@@ -8,6 +8,8 @@ from statex.errors import UserError
 
 Initialization = Literal["reinit", "inherit", "preserve"]
 
+Method = Literal["grow", "merge"]
+
 ToList = BeforeValidator(lambda value: list(value) if isinstance(value, tuple | range) else value)
 
 
@@ -18,11 +20,13 @@ class ExpansionConfig(BaseModel):
     them the paper's choice for its two model families, every 6th, is taken.
 
     Args:
-        layers: indices of the layers to expand, as the model counts its layers; a list, a tuple or a range.
+        layers: indices of the layers to expand, in the model's own numbering; a list, a tuple or a range.
         every: expand every k-th recurrent layer, beginning with the first.
         num_layers: expand n of the L recurrent layers, at floor(i L / n).
         factor: by how much each layer's state grows; the default is the paper's (GLA: all heads into one,
             Mamba2: 4).
+        method: "grow" adds keys to each head, "merge" makes one head of several; the default is the family's own with
+            this `init`, and most have one alone (docs/families.md).
         init: "reinit" makes the whole token mixer fresh, with its pre-norm (the paper's default); "inherit" keeps
             the old weights; "preserve" makes the expanded model compute the same function at step 0.
         rank: only with GLA's "preserve": the new query and key rows are a product of this rank instead of full rows.
@@ -38,6 +42,7 @@ class ExpansionConfig(BaseModel):
     every: int | None = Field(default=None, ge=1, lt=2**31)
     num_layers: int | None = Field(default=None, ge=1, lt=2**31)
     factor: int | None = Field(default=None, ge=2, lt=2**31)
+    method: Method | None = None
     init: Initialization = "reinit"
     rank: int | None = Field(default=None, ge=1, lt=2**31)
     seed: int = Field(default=0, ge=0, lt=2**32)

@@ -17,13 +17,13 @@ RESTORE = "restore the model's config.json"
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Edit = Literal["kept", "re-initialised"] | TensorRows
-"""What becomes of a tensor: its weights stay, it is made afresh, or its rows grow or change places."""
+"""What happens to a tensor: it keeps its weights, is re-initialised, or its rows grow or are reordered."""
 _AS_STORED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
 class TensorEdit:
-    """What becomes of one tensor: its full name, its shapes before (None: it is new) and after, and how."""
+    """The edit of one tensor: its full name, its shapes before (None: it is new) and after, and what happens to it."""
 
     name: str
     before: list[Count] | None
@@ -39,12 +39,12 @@ class TensorEdit:
 
     @property
     def words(self) -> str:
-        """The edit as a reader sees it: "kept", "fresh", or what becomes of its rows."""
+        """The edit in words: "kept", "fresh", or what happens to its rows."""
         return _rows_in_words(self.edit) if isinstance(self.edit, TensorRows) else WORDS[self.edit]
 
     @property
     def fits(self) -> bool:
-        """Whether the edit makes a tensor of the shape `after` of one of the shape `before`."""
+        """Whether the edit turns a tensor of the shape `before` into one of the shape `after`."""
         if self.edit == "re-initialised":
             return True
         if not isinstance(self.edit, TensorRows):
@@ -66,7 +66,7 @@ def _sizes(segments: Any) -> tuple[list[int], list[int]]:
 
 
 def _rows_in_words(rows: TensorRows) -> str:
-    new_rows: dict[tuple[str, str], int] = {}  # of blocks that lie apart, such as one head's each, together
+    new_rows: dict[tuple[str, str], int] = {}  # blocks that lie apart, such as one per head, are counted together
     parts = []
     for segment in rows.segments:
         if segment.after > segment.before:
@@ -116,7 +116,7 @@ class ExpansionPlan:
         return _stored_form().dump_python(self, mode="json")
 
     def in_words(self) -> dict[str, Any]:
-        """The same with each edit as a reader sees it."""
+        """The same with each edit in words."""
         values = self.to_dict()
         for layer, in_dict in zip(self.layers, values["layers"]):
             for edit, edit_in_dict in zip(layer.tensors, in_dict["tensors"]):
@@ -132,7 +132,7 @@ class ExpansionPlan:
 
         Raises:
             UserError: it is of another version, a value is missing, unknown or of another type, or an edit does not
-                make the shapes that it names.
+                match the shapes that it names.
         """
         if values.get("version") != PLAN_VERSION:
             problem, remedy = f"is not version {PLAN_VERSION}, which this statex reads", "update statex, or "
@@ -172,7 +172,7 @@ def _stored_form() -> TypeAdapter[ExpansionPlan]:
 
 @dataclass(frozen=True)
 class TensorChange:
-    """What all edits of one tensor amount to; its shapes are None where it is not there."""
+    """The combined effect of all edits of one tensor; a shape is None where the tensor does not exist."""
 
     name: str
     before: list[int] | None
@@ -181,13 +181,13 @@ class TensorChange:
 
     @property
     def growth(self) -> int:
-        """Numbers that the tensor has more than before."""
+        """How many more numbers the tensor has than before."""
         return math.prod(self.after) - (math.prod(self.before) if self.before is not None else 0)
 
 
 @dataclass(frozen=True)
 class LayerChange:
-    """What the steps that edited one layer amount to, in order."""
+    """The combined effect, in order, of the steps that edited one layer."""
 
     index: int
     steps: list[LayerEdit]
@@ -215,7 +215,7 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class StoredPlan:
-    """What made a model of the un-expanded one: its expansions and re-initialisations, in order."""
+    """The steps from the un-expanded model to this one: expansions and re-initialisations, in order."""
 
     steps: list[ExpansionPlan]
 
@@ -231,7 +231,7 @@ class StoredPlan:
 
     @property
     def layers(self) -> list[LayerChange]:
-        """What became of each layer that any step edited."""
+        """The changes of each layer that any step edited."""
         edits: dict[int, list[LayerEdit]] = {}
         for layer in (layer for step in self.steps for layer in step.layers):
             edits.setdefault(layer.index, []).append(layer)

@@ -12,8 +12,12 @@ Initializer = Callable[[Family, Any, StateGeometry, StateGeometry, int | None], 
 
 
 def reinit(family: Family, config: Any, before: StateGeometry, after: StateGeometry, rank: int | None) -> EditOf:
-    """All fresh, by the model's own initialisation, but what the family keeps (arXiv 2509.22630, section 3.3)."""
-    return lambda name: "kept" if name in family.kept_by_reinit else "re-initialised"
+    """All fresh, by the model's own initialisation, but what the family keeps (arXiv 2509.22630, section 3.3).
+
+    What it keeps are numbers of each head: where several become one, there is none to keep.
+    """
+    kept = family.kept_by_reinit if after.num_heads == before.num_heads else ()
+    return lambda name: "kept" if name in kept else "re-initialised"
 
 
 def inherit(family: Family, config: Any, before: StateGeometry, after: StateGeometry, rank: int | None) -> EditOf:

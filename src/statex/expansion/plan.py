@@ -20,7 +20,7 @@ from statex.families import Family, LayerShape, family_of
 def plan_expansion(model_or_config: nn.Module | PreTrainedConfig, expansion: ExpansionConfig) -> ExpansionPlan:
     """Work out an expansion without touching anything; a configuration suffices, weights are not needed.
 
-    A model that was expanded before is expanded further from what it is now.
+    A model that was expanded before is expanded further from its present state.
 
     Raises:
         UserError: unknown family, layer out of range, factor that does not fit, or a layer that was expanded before
@@ -31,7 +31,8 @@ def plan_expansion(model_or_config: nn.Module | PreTrainedConfig, expansion: Exp
     family.check(model.config)
     shapes = layer_shapes(model.config)
     layers = select_layers(family.recurrent_layers(model.config), expansion)
-    factor = expansion.factor if expansion.factor is not None else _default_factor(family, model.config, layers)
+    method = family.method_of(expansion.init, expansion.method)
+    factor = expansion.factor if expansion.factor is not None else _default_factor(family, model.config, layers, method)
     edits = []
     for index in layers:
         before, rank = shapes[index]
@@ -39,7 +40,7 @@ def plan_expansion(model_or_config: nn.Module | PreTrainedConfig, expansion: Exp
             if rank is not None:
                 problem = "gave its key dimensions low-rank projections, which cannot grow"
                 raise UserError("rank", rank, problem, "leave the layer as it is")
-            geometry = family.expanded_geometry(model.config, before, factor, expansion.init)
+            geometry = family.expanded_geometry(model.config, before, factor, expansion.init, method)
             after = LayerShape(geometry, expansion.rank)
             edits.append(_plan_layer(model, family, index, shapes[index], after, expansion.init))
     return ExpansionPlan("expand", family.model_type, expansion.init, factor, expansion.rank, expansion.seed, edits)
@@ -84,9 +85,9 @@ def select_layers(recurrent: list[int], expansion: ExpansionConfig) -> list[int]
     return recurrent[:: expansion.every or 6]
 
 
-def _default_factor(family: Family, config: PreTrainedConfig, layers: list[int]) -> int:
+def _default_factor(family: Family, config: PreTrainedConfig, layers: list[int], method: str) -> int:
     shapes = layer_shapes(config)
-    factors = {family.default_factor(config, shapes[index].geometry) for index in layers}
+    factors = {family.default_factor(config, shapes[index].geometry, method) for index in layers}
     if len(factors) > 1:
         problem = f"has no default: since an earlier expansion it would be one of {sorted(factors)}, layer by layer"
         raise UserError("factor", None, problem, "give a factor")
@@ -95,14 +96,14 @@ def _default_factor(family: Family, config: PreTrainedConfig, layers: list[int])
 
 @contextmanager
 def _expanded_before(config: PreTrainedConfig, index: int) -> Iterator[None]:
-    """Say of an error that a layer cannot be expanded as it is since an earlier expansion, where there was one."""
+    """Where there was an earlier expansion, report errors as a layer that cannot be expanded again after it."""
     try:
         yield
     except UserError as error:
         stored = stored_plan(config)
         if stored is None or index not in (layer.index for layer in stored.layers):
             raise
-        problem = f"was expanded before and cannot be so again: {error.field} = {error.value!r} {error.problem}"
+        problem = f"was expanded before and cannot be expanded again: {error.field} = {error.value!r} {error.problem}"
         raise UserError(
             "layers", index, problem, f"{error.remedy}, or start from the checkpoint before that"
         ) from error
@@ -112,7 +113,7 @@ def model_of(model_or_config: nn.Module | PreTrainedConfig) -> Any:
     """The model itself, or one on the meta device made from a configuration.
 
     Raises:
-        UserError: a model that cannot be changed in place as it stands, or something that is no model.
+        UserError: a model that cannot be changed in place as it stands, or something that is not a model.
     """
     if isinstance(model_or_config, nn.Module):
         require_expandable(model_or_config)

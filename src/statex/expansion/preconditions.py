@@ -1,4 +1,4 @@
-"""What a model must be before its layers are exchanged: whole, in plain tensors, of the family's own class."""
+"""What a model must be before its layers are replaced: complete, in plain tensors, of the family's own class."""
 
 from collections.abc import Iterator
 from itertools import chain
@@ -13,7 +13,7 @@ from statex.families import Family, family_of
 
 PLAIN_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FIRST_EXPAND = "expand the model as from_pretrained gives it, then"
-WRAPPERS = {  # (package, class): what a module of it means for the model, and what to do
+WRAPPERS = {  # (package, class): what a module of that class says about the model, and what to do
     ("peft", "*"): ("has adapters", "merge them (`merge_and_unload()`), or expand the model before they are added"),
     ("deepspeed", "*"): ("is DeepSpeed's", f"{FIRST_EXPAND} hand it to DeepSpeed"),
     ("bitsandbytes", "*"): ("is quantised", f"{FIRST_EXPAND} quantise it"),
@@ -29,8 +29,8 @@ WRAPPERS = {  # (package, class): what a module of it means for the model, and w
 def require_expandable(model: nn.Module) -> None:
     """Raise UserError, which says what to do, where the layers of a model cannot be exchanged in place.
 
-    Such are a model inside a wrapper (adapters, compiled code, parallel training), one whose weights are quantised,
-    sharded or kept elsewhere, and one of a class that a saved folder would not lead back to.
+    That is the case for a model inside a wrapper (adapters, compiled code, parallel training), one whose weights are
+    quantised, sharded or kept elsewhere, and one of a class that a saved folder could not restore.
     """
     obstacles = chain(_wrappers(model), _weights_elsewhere(model), _special_tensors(model), _another_class(model))
     for problem, remedy in obstacles:
@@ -55,10 +55,10 @@ HOOKS = (
 
 
 def require_no_hooks(path: str, mixer: nn.Module) -> None:
-    """Raise UserError where hooks of the user's are registered on a module or tensor of a mixer that is exchanged.
+    """Raise UserError where the user has registered hooks on a module or tensor of a mixer that is to be replaced.
 
-    They would be lost with it, and may hold on to what it was. Hooks that torch and transformers registered are not
-    the user's.
+    The hooks would be lost with it, and may refer to its old modules. Hooks that torch and transformers registered are
+    ignored.
 
     Args:
         path: the mixer's name in its model.
@@ -75,7 +75,7 @@ def _is_of_libraries(hook: Any) -> bool:
 
 
 Obstacles = Iterator[tuple[str, str]]
-"""Each what is wrong and what to do."""
+"""Each says what is wrong and what to do."""
 
 
 def _wrappers(model: nn.Module) -> Obstacles:
@@ -87,7 +87,7 @@ def _wrappers(model: nn.Module) -> Obstacles:
         if module._compiled_call_impl is not None:  # module.compile(), in place
             yield WRAPPERS["torch", "OptimizedModule"]
     if not isinstance(model, PreTrainedModel):
-        yield "is no model of transformers", "expand the model itself, before anything is put around it"
+        yield "is not a model of transformers", "expand the model itself, before anything is wrapped around it"
 
 
 def _weights_elsewhere(model: nn.Module) -> Obstacles:
@@ -114,7 +114,7 @@ def _another_class(model: Any) -> Obstacles:
     family = family_of(model.config)
     expected: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model.config), None)
     if expected is None or not isinstance(model, expected):
-        yield f"is no causal language model of {family.model_type}", "load it with AutoModelForCausalLM"
+        yield f"is not a causal language model of type {family.model_type}", "load it with AutoModelForCausalLM"
     elif type(model) is not expected and not hasattr(model, "replay_expansion"):
         replays = f"{model.config.model_type}'s expanded class ({expanded_name(family)})"
         yield (
@@ -136,7 +136,7 @@ def _outline(module: nn.Module) -> dict[str, Any]:
 
 
 def _kind(module: nn.Module) -> type:
-    """A module's class; of statex's own, which only compute otherwise, the one of transformers beneath."""
+    """A module's class; for statex's own, which only compute differently, its transformers base class."""
     return next(cls for cls in type(module).__mro__ if _package(cls) != "statex")
 
 

@@ -1,4 +1,4 @@
-"""Grow a tensor by named blocks of rows; knows no family and no model."""
+"""Grow a tensor by named blocks of rows; independent of families and models."""
 
 import torch
 

@@ -25,7 +25,7 @@ class LayerState:
 
 @dataclass(frozen=True)
 class StateStep:
-    """One expansion or re-initialisation: of which layers, and their elements before and after it."""
+    """One expansion or re-initialisation: its layers, and their state elements before and after it."""
 
     kind: str
     init: str

@@ -13,7 +13,7 @@ from statex.families import FAMILIES
 
 
 def new_entries(layer: LayerChange) -> torch.Tensor:
-    """(H, K, V) of an expanded layer's state: True at the entries that the state before had not.
+    """(H, K, V) of an expanded layer's state: True at the entries that the state before expansion did not have.
 
     Where heads were merged these are the blocks off the diagonal, in which one old head's keys meet another's values;
     where keys were added to each head, the rows behind the old ones.

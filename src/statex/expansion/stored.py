@@ -1,4 +1,4 @@
-"""The plan in a model's configuration: read strictly, checked against the model, and what it makes of each layer."""
+"""The plan in a model's configuration: read strictly, checked against the model, and the shapes it gives each layer."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,10 +8,11 @@ import torch
 from transformers import PreTrainedConfig
 
 from statex.errors import UserError
-from statex.expansion.edits import RESTORE, ExpansionPlan, StoredPlan
+from statex.expansion.edits import RESTORE, ExpansionPlan, LayerEdit, StoredPlan
 from statex.expansion.initializers import RESETS_PRE_NORM
 from statex.expansion.version1 import read_version_1
 from statex.families import Family, LayerShape, StateGeometry, family_of
+from statex.families.base import GROW, MERGE
 
 
 def stored_plan(config: PreTrainedConfig) -> StoredPlan | None:
@@ -38,7 +39,7 @@ def stored_plan(config: PreTrainedConfig) -> StoredPlan | None:
 
 
 def layer_shapes(config: PreTrainedConfig) -> dict[int, LayerShape]:
-    """What each recurrent layer's mixer is built with, as the configuration and its stored plan say."""
+    """The shape of each recurrent layer's mixer, by the configuration and its stored plan."""
     plan, shapes = stored_plan(config), _original_shapes(family_of(config), config)
     for step in plan.steps if plan else ():
         shapes |= _shapes_after(step, shapes)
@@ -46,7 +47,7 @@ def layer_shapes(config: PreTrainedConfig) -> dict[int, LayerShape]:
 
 
 def layer_geometry(config: PreTrainedConfig) -> dict[int, StateGeometry]:
-    """State of each recurrent layer, as the configuration and its stored plan say."""
+    """State of each recurrent layer, by the configuration and its stored plan."""
     return {index: shape.geometry for index, shape in layer_shapes(config).items()}
 
 
@@ -62,7 +63,7 @@ def _shapes_after(step: ExpansionPlan, shapes: dict[int, LayerShape]) -> dict[in
 
 
 def _check_step(plan: ExpansionPlan, family: Family, config: PreTrainedConfig, shapes: dict[int, LayerShape]) -> None:
-    """Raise UserError unless the plan says what an expansion of layers of these shapes would."""
+    """Raise UserError unless the plan is what an expansion of layers of these shapes would be."""
     if plan.model_type != family.model_type:
         raise UserError("expansion.model_type", plan.model_type, f"is not {family.model_type}, the model's", RESTORE)
     indices = [layer.index for layer in plan.layers]
@@ -79,11 +80,17 @@ def _check_step(plan: ExpansionPlan, family: Family, config: PreTrainedConfig, s
         if plan.kind == "expand":
             if (rank := shapes[layer.index].rank) is not None:
                 raise UserError("expansion.layers", layer.index, f"was expanded with rank {rank} already", RESTORE)
-            after = family.expanded_geometry(config, before, plan.factor, plan.init)
+            after = family.expanded_geometry(config, before, plan.factor, plan.init, _method(layer, plan, family))
         for name, geometry in (("before", before), ("after", after)):
             if (stored := getattr(layer, name)) != geometry:
                 field = f"expansion.layers.{layer.index}.{name}"
                 raise UserError(field, asdict(stored), f"is not the model's, {asdict(geometry)}", RESTORE)
+
+
+def _method(layer: LayerEdit, plan: ExpansionPlan, family: Family) -> str | None:
+    """How a layer was enlarged, which its heads tell; None where the family does not do so with this initialisation."""
+    method = MERGE if layer.after.num_heads < layer.before.num_heads else GROW
+    return method if method in family.methods.get(plan.init, ()) else None
 
 
 def check_plan_tensors(model: Any, plan: StoredPlan) -> None:

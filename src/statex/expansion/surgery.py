@@ -20,8 +20,8 @@ STEP_SEED_STRIDE = 1_000_000_007  # nor must a layer's first and second expansio
 def apply_plan(model: Any, plan: ExpansionPlan) -> None:
     """Edit the tensors of `model` in place exactly as the plan says, and add the plan to those in its configuration.
 
-    The model keeps device and dtype of every tensor, and those that were frozen (`requires_grad`) stay so under the
-    same name, whatever they now hold; tensors of new names are trainable. On the meta device only shapes change.
+    Every tensor keeps its device and dtype, and tensors that were frozen (`requires_grad`) stay frozen under the same
+    name, whatever their new contents; tensors with new names are trainable. On the meta device only shapes change.
     """
     family, earlier = family_of(model.config), stored_plan(model.config)
     steps = earlier.steps if earlier else []
@@ -42,7 +42,7 @@ def apply_plan(model: Any, plan: ExpansionPlan) -> None:
 
 @torch.no_grad()
 def _reset_norm(model: Any, family: Family, layer: LayerEdit) -> None:
-    """Make afresh, by the model's own initialisation, what the plan re-initialises outside the mixer: its pre-norm."""
+    """Re-initialise, with the model's own initialisation, what the plan resets outside the mixer: its pre-norm."""
     mixer = f"{family.mixer_name(model.config, layer.index)}."
     for edit in layer.tensors:
         if not edit.name.startswith(mixer) and edit.edit == "re-initialised":
@@ -60,7 +60,7 @@ def _reset_norm(model: Any, family: Family, layer: LayerEdit) -> None:
 def unchanged_on_error(model: nn.Module) -> Iterator[None]:
     """Inside this context, a failure leaves each module of it with its class, submodules, tensors and attributes.
 
-    Tensors must be exchanged and not written to.
+    This covers tensors that are replaced, not tensors that are written to.
     """
     before = [
         (module, type(module), dict(vars(module)), dict(module._modules), dict(module._parameters))
@@ -150,7 +150,18 @@ def _edited_mixer(model: Any, family: Family, layer: LayerEdit, shape: LayerShap
             value = source.detach().clone()
         _set_parameter(new, name, value.to(device=device, dtype=dtype))
     family.fill_buffers(model.config, new)
+    _take_buffers(old, new)
     return new.to(device=device)
+
+
+def _take_buffers(old: nn.Module, new: nn.Module) -> None:
+    """Keep the buffers that a checkpoint holds, and give those that have another shape the old ones' dtype."""
+    saved = old.state_dict()
+    for name, fresh in list(new.named_buffers()):
+        if name in saved:
+            path, _, leaf = name.rpartition(".")
+            value = saved[name].clone() if saved[name].shape == fresh.shape else fresh.to(saved[name].dtype)
+            setattr(new.get_submodule(path), leaf, value)
 
 
 def _set_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:

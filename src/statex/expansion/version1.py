@@ -1,4 +1,4 @@
-"""Plans as the first version stored them, each edit in words: read, and turned into what the words mean."""
+"""Plans as the first version stored them, each edit in words: read, and converted to structured edits."""
 
 import functools
 import json

@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import transformers
+
 from statex.errors import UserError
+from statex.families.bailing_hybrid import BailingHybridFamily
 from statex.families.bamba import BambaFamily
 from statex.families.base import Family, LayerShape, Segment, StateGeometry, TensorRows
 from statex.families.falcon_h1 import FalconH1Family
@@ -13,14 +16,16 @@ from statex.families.jamba import JambaFamily
 from statex.families.kimi_linear import KimiLinearFamily
 from statex.families.mamba import MambaFamily
 from statex.families.mamba2 import Mamba2Family
+from statex.families.minimax import MiniMaxFamily
 from statex.families.nemotron_h import NemotronHFamily
 from statex.families.olmo_hybrid import OlmoHybridFamily
 from statex.families.qwen3_5 import Qwen35Family
 from statex.families.qwen3_next import Qwen3NextFamily
 from statex.families.rwkv7 import RWKV7Family
+from statex.families.xlstm import XLSTMFamily
 from statex.families.zamba2 import Zamba2Family
 
-FAMILIES: dict[str, Family] = {
+ALL_FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         GLAFamily(),
@@ -34,13 +39,20 @@ FAMILIES: dict[str, Family] = {
         Qwen35Family(),
         OlmoHybridFamily(),
         KimiLinearFamily(),
+        BailingHybridFamily(),
+        MiniMaxFamily(),
         MambaFamily(),
         FalconMambaFamily(),
         JambaFamily(),
         RWKV7Family(),
+        XLSTMFamily(),
     )
 }
+FAMILIES = {name: family for name, family in ALL_FAMILIES.items() if family.is_available}
+"""Those that the installed transformers has."""
 
+OURS_ONLY = {"xlstm": "statex_xlstm"}
+"""Model types of transformers that are families in a form of statex's own, which `statex.load` makes of a folder."""
 
 NOT_EXPANDABLE = {
     "recurrent_gemma": "its recurrence keeps one number a channel: there are no keys to add",
@@ -50,6 +62,8 @@ NOT_EXPANDABLE = {
     "lfm3": "its convolutions keep the last few inputs and have no recurrent state",
 }
 """Recurrent models, or such as are taken for them, whose state cannot be enlarged, and why not."""
+OF_FLA = "it is flash-linear-attention's, of whose models statex reads and expands `gla` and `rwkv7` alone"
+NOT_EXPANDABLE |= dict.fromkeys(("gsa", "hgrn2", "retnet", "delta_net", "gated_deltanet", "kda"), OF_FLA)
 
 
 def family_of(config: Any) -> Family:
@@ -66,8 +80,15 @@ def family_of(config: Any) -> Family:
 
 def unknown_family(model_type: object) -> UserError:
     """The error that says why a model cannot be expanded and names the known families."""
+    name = str(model_type)  # it may be anything yet
+    if name in ALL_FAMILIES and name not in FAMILIES:
+        problem = f"is not in transformers {transformers.__version__}, by which statex would read and expand it"
+        return UserError("model_type", model_type, problem, "install a newer transformers (docs/families.md)")
+    if name in OURS_ONLY:
+        problem = f"is transformers' own model, which takes no expanded state; statex's is {OURS_ONLY[name]}"
+        return UserError("model_type", model_type, problem, "load its folder with statex.load")
     problem, known = "is not a family that statex can expand", f"known families: {', '.join(FAMILIES)}"
-    if (reason := NOT_EXPANDABLE.get(str(model_type))) is not None:
+    if (reason := NOT_EXPANDABLE.get(name)) is not None:
         problem = f"{problem}: {reason}"
     else:
         known = f"{known}; a model of attention alone has no recurrent state to enlarge"
@@ -75,6 +96,7 @@ def unknown_family(model_type: object) -> UserError:
 
 
 __all__ = [
+    "ALL_FAMILIES",
     "FAMILIES",
     "NOT_EXPANDABLE",
     "Family",

@@ -42,3 +42,4 @@ class BambaFamily(Mamba2TypeFamily):
     causal_lm_class = f"{MODELING}.BambaForCausalLM"
     mixer_class = f"{MODELING}.BambaMixer"
     norm_classes = (f"{MODELING}.BambaRMSNormGated",)
+    blocks_compile = True

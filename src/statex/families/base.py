@@ -1,19 +1,25 @@
-"""What a family of recurrent models has to tell: where its mixers are, how big their states, whose rows are whose."""
+"""What a family of recurrent models defines: where its mixers are, how big their states, whose rows are whose."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from importlib.util import find_spec
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import ConfigDict, Field, NonNegativeInt
 from torch import nn
 from transformers import PreTrainedConfig
 
+from statex.errors import UserError
 from statex.families.fields import ConfigFields, PositiveFloat, Size
 
 _AS_STORED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # where a stored plan is read
 Fill = Literal["fresh", "zero", "copy"]
+GROW, MERGE = "grow", "merge"
+MERGED_BY_DEFAULT = (4, 3, 2)
+"""Heads that are merged into one where no factor is given, the first that divides their number: with 32 heads of 128
+key channels all in one, it would have 4096."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ class Family(ABC):
     """Whether these are statex's own and replay a stored plan; for transformers' classes, such ones are derived."""
     mixer_class: str = ""
     """Of its token mixer, which runs on statex's ops in the derived model; empty: it stays as it is."""
-    recurrence: Literal["mamba2", "gated_delta", "kimi_delta"] = "mamba2"
+    recurrence: Literal["mamba2", "gated_delta", "kimi_delta", "lightning"] = "mamba2"
     """What kind of mixer that is, hence which functions of its module statex's ops replace (`models/dispatch.py`)."""
     continues_states: bool = True
     """Whether its scan begins with a given state, or afresh within a row of packed documents; transformers' own for the
@@ -113,6 +119,11 @@ class Family(ABC):
     """What it has that keeps processes from sharing a sequence (`training.sequence_parallel`); empty: nothing."""
     norm_classes: tuple[str, ...] = ()
     """Of its norms, gated or not, which the derived model runs on statex's op."""
+    methods: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(("reinit", "inherit", "preserve"), (GROW,))
+    """How the state is enlarged with each initialisation, the first where no method is given: GROW adds keys to each
+    head, MERGE makes one head of several."""
+    merging_needs: str = ""
+    """Why merged heads have not every initialisation, after "init = ...", where there is MERGE."""
     grows: str = "key dimension"
     """What an expansion enlarges, for docs/families.md; this and the next two."""
     factors: str = "2 and more; 4 where none is given"
@@ -121,8 +132,15 @@ class Family(ABC):
     """What was measured on models of some size, with links from docs/."""
     blocks_compile: bool = False
     """Whether torch.compile takes each of its blocks as one graph."""
+    compiled_by_default: bool = False
+    """Whether training on a GPU compiles them where nothing is said: where that was tried on one, and is faster."""
     kept_by_reinit: tuple[str, ...] = ()
     """Tensors of the mixer that a re-initialisation leaves alone."""
+
+    @property
+    def is_available(self) -> bool:
+        """Whether the installed transformers has its classes."""
+        return find_spec(self.config_class.rpartition(".")[0].rpartition(".")[0]) is not None
 
     @property
     def module_classes(self) -> tuple[str, ...]:
@@ -163,19 +181,60 @@ class Family(ABC):
     def geometry(self, config: PreTrainedConfig) -> StateGeometry:
         """State of a recurrent layer before any expansion."""
 
-    @abstractmethod
-    def default_factor(self, config: PreTrainedConfig, before: StateGeometry) -> int:
-        """The paper's factor for a layer with this state."""
+    def method_of(self, init: str, method: str | None = None) -> str:
+        """GROW or MERGE: the one asked for, or the family's own with this initialisation.
 
-    @abstractmethod
+        Raises:
+            UserError: the two do not go together, or the family has not this method.
+        """
+        possible = self.methods.get(init, ())
+        if method in possible or (method is None and possible):
+            return method or possible[0]
+        merging = [f'"{each}"' for each, methods in self.methods.items() if MERGE in methods]
+        if merging and (method == MERGE or not possible):
+            otherwise = f', or method = "{GROW}"' if possible else ""
+            problem, remedy = self.merging_needs, f"use init = {' or '.join(merging)}"
+            raise UserError("init", init, problem, f"{remedy}{otherwise}")
+        problem = f"is not how a layer of {self.model_type} is enlarged with init = {init!r}"
+        raise UserError("method", method, problem, f'use "{possible[0]}", or leave it out')
+
+    def default_factor(self, config: PreTrainedConfig, before: StateGeometry, method: str = GROW) -> int:
+        """The factor for a layer with this state where none is given: the paper's, for the families that it has."""
+        if method == GROW:
+            return 4
+        num_heads = self.num_mergeable_heads(config, before)
+        return next((factor for factor in MERGED_BY_DEFAULT if num_heads % factor == 0), num_heads)
+
     def expanded_geometry(
-        self, config: PreTrainedConfig, before: StateGeometry, factor: int, init: str
+        self, config: PreTrainedConfig, before: StateGeometry, factor: int, init: str, method: str | None = None
     ) -> StateGeometry:
         """State of a layer with the state `before`, once expanded.
 
         Raises:
-            UserError: the factor does not fit.
+            UserError: the factor does not fit, or the method does not go with the initialisation.
         """
+        if self.method_of(init, method) == MERGE:
+            return self.merged_geometry(config, before, factor)
+        if factor < 2:
+            raise UserError("factor", factor, "does not enlarge the state", "use 2 or more")
+        return StateGeometry(before.num_heads, factor * before.key_dim, before.value_dim)
+
+    def num_mergeable_heads(self, config: PreTrainedConfig, before: StateGeometry) -> int:
+        """Heads of keys, which a factor of merging must divide."""
+        return before.num_heads
+
+    def merged_geometry(self, config: PreTrainedConfig, before: StateGeometry, factor: int) -> StateGeometry:
+        """State of a layer with the state `before`, each `factor` heads made into one.
+
+        Raises:
+            UserError: the factor does not divide the heads.
+        """
+        H = self.num_mergeable_heads(config, before)
+        if factor < 2 or H % factor:
+            divisors = [n for n in range(2, H + 1) if H % n == 0]
+            remedy = f"use one of {divisors}" if divisors else "there is one head, and nothing to merge"
+            raise UserError("factor", factor, f"does not divide the {H} heads of a layer", remedy)
+        return StateGeometry(before.num_heads // factor, factor * before.key_dim, factor * before.value_dim)
 
     @abstractmethod
     def build_mixer(

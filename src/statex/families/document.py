@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from statex.errors import UserError
-from statex.families import FAMILIES, NOT_EXPANDABLE, Family
+from statex.families import ALL_FAMILIES, NOT_EXPANDABLE, Family
+from statex.families.base import GROW
 
 HEAD = """# Families
 
@@ -32,9 +33,13 @@ token by token.
 def families_page() -> str:
     """The text of docs/families.md."""
     header = ("model_type", "what it is", "what grows", "factors", "initialisations", "runs on", "measured")
-    rows = [header, ("---",) * len(header), *map(_row, FAMILIES.values())]
+    rows = [header, ("---",) * len(header), *map(_row, ALL_FAMILIES.values())]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    refused = [f"- `{name}`, `{init}`: {problem}." for name in FAMILIES for init, problem in _refused(FAMILIES[name])]
+    refused = [
+        f"- `{name}`, `{init}` with `{method}`: {problem}."
+        for name, family in ALL_FAMILIES.items()
+        for init, method, problem in _refused(family)
+    ]
     cannot = [f"- `{name}`: {reason}." for name, reason in NOT_EXPANDABLE.items()]
     lacking = ["## Initialisations that a family lacks", "", *refused, ""]
     others = [
@@ -49,25 +54,34 @@ def families_page() -> str:
 
 def _row(family: Family) -> tuple[str, ...]:
     what = (inspect.getdoc(type(family)) or "").partition("\n")[0].removesuffix(".")
-    lacking = {init for init, _ in _refused(family)}
-    inits = ", ".join(f"`{init}`" for init in ("reinit", "inherit", "preserve") if init not in lacking)
+    refused = {(init, method) for init, method, _ in _refused(family)}
+    methods = {init: [one for one in methods if (init, one) not in refused] for init, methods in family.methods.items()}
+    inits = ", ".join(f"`{init}`" for init, left in methods.items() if left)
     ops = "statex's ops" if family.continues_states else "transformers' own"
     return f"`{family.model_type}`", what, family.grows, family.factors, inits, ops, family.measured
 
 
-def _refused(family: Family) -> list[tuple[str, str]]:
-    """The initialisations that the family has not, of a model as its configuration's defaults make it, and why not."""
+def _refused(family: Family) -> list[tuple[str, str, str]]:
+    """The initialisations that the family has not, by the method that it has them not with, and why not."""
+    problems = []
+    for init in ("inherit", "preserve"):
+        for method in sorted({each for methods in family.methods.values() for each in methods}):
+            try:
+                family.method_of(init, method)
+                if method == GROW and init == "preserve":
+                    _preserve(family)
+            except UserError as error:
+                if error.field == "init":
+                    problems.append((init, method, error.problem))
+    return problems
+
+
+def _preserve(family: Family) -> None:
+    """What `preserve` makes of a model as its configuration's defaults make it."""
     module, _, name = family.config_class.rpartition(".")
     config: Any = getattr(import_module(module), name)()
-    before, problems = family.geometry(config), []
-    for init in ("inherit", "preserve"):
-        try:
-            after = family.expanded_geometry(config, before, 4, init)
-            if init == "preserve":
-                family.preserving_rows(config, before, after, None)
-        except UserError as error:
-            problems.append((init, error.problem))
-    return problems
+    before = family.geometry(config)
+    family.preserving_rows(config, before, family.expanded_geometry(config, before, 4, "preserve"), None)
 
 
 if __name__ == "__main__":

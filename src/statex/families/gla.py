@@ -9,11 +9,12 @@ from pydantic import Field
 from torch import nn
 
 from statex.errors import UserError
-from statex.families.base import Family, Segment, StateGeometry, TensorRows
+from statex.families.base import GROW, MERGE, Family, Segment, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Share, Size
+from statex.families.shared import ZERO_AT_ZERO
 
-# Feature maps with f(0) = 0 and f'(0) != 0: zero query rows then add nothing at step 0 and still learn
-PRESERVABLE_FEATURE_MAPS = (None, "silu", "swish", "gelu")
+PRESERVABLE_FEATURE_MAPS = (None, *ZERO_AT_ZERO)
+"""Zero query rows then add nothing at step 0 and still learn."""
 
 
 class GLAFields(ConfigFields):
@@ -44,6 +45,8 @@ class GLAFamily(Family):
     model_class = "statex.models.gla.modeling.GLAModel"
     causal_lm_class = "statex.models.gla.modeling.GLAForCausalLM"
     holds_plan = True
+    methods: ClassVar = {"reinit": (MERGE,), "inherit": (MERGE,), "preserve": (GROW,)}
+    merging_needs = "would need queries that read no other head's keys"
     grows = "heads are merged; with `preserve`, the key dimension"
     factors = "divisors of the number of heads, all heads where none is given; with `preserve`, 2 and more"
     measured = (
@@ -51,6 +54,7 @@ class GLAFamily(Family):
         "[generation](results/generation.md) and [kernels](results/kernels.md) on an H200"
     )
     blocks_compile = True
+    compiled_by_default = True
 
     def recurrent_layers(self, config: Any) -> list[int]:
         return list(range(config.num_hidden_layers))
@@ -59,14 +63,10 @@ class GLAFamily(Family):
         H = config.num_heads
         return StateGeometry(H, config.key_dim // H, config.value_dim // H)
 
-    def default_factor(self, config: Any, before: StateGeometry) -> int:
+    def default_factor(self, config: Any, before: StateGeometry, method: str = MERGE) -> int:
         return num_kv_heads(config, before)
 
-    def expanded_geometry(self, config: Any, before: StateGeometry, factor: int, init: str) -> StateGeometry:
-        if init == "preserve":
-            if factor < 2:  # the default of a model with one key head
-                raise UserError("factor", factor, "does not enlarge the state", "use 2 or more")
-            return StateGeometry(before.num_heads, factor * before.key_dim, before.value_dim)
+    def merged_geometry(self, config: Any, before: StateGeometry, factor: int) -> StateGeometry:
         heads = "num_heads" if config.num_kv_heads == config.num_heads else "num_kv_heads"
         H_kv = num_kv_heads(config, before)
         if H_kv == 1:

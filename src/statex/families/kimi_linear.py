@@ -8,16 +8,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from statex.errors import UserError
-from statex.families.base import Family, StateGeometry, TensorRows
+from statex.families.base import MERGE, Family, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Size
 from statex.families.gated_delta import LayerType
-from statex.families.shared import NO_STATE_PASSED, layers_of_types, refuse_rank, require_silu
+from statex.families.shared import NO_STATE_PASSED, ONE_RATE, layers_of_types, refuse_rank, require_silu
 
 MODELING = "transformers.models.kimi_linear.modeling_kimi_linear"
-FACTORS = (4, 3, 2)
-"""Heads that are merged into one by default, the first that divides their number: with all 32, a head would have 4096
-key channels."""
 
 
 class KimiLinearFields(ConfigFields):
@@ -43,7 +39,7 @@ class KimiLinearFamily(Family):
     """
 
     model_type = "kimi_linear"
-    fields = KimiLinearFields
+    fields: type[ConfigFields] = KimiLinearFields
     recurrence = "kimi_delta"
     whole_sequences = NO_STATE_PASSED
     mixer_path = "model.layers.{}.self_attn"
@@ -53,6 +49,8 @@ class KimiLinearFamily(Family):
     model_class = f"{MODELING}.KimiLinearModel"
     causal_lm_class = f"{MODELING}.KimiLinearForCausalLM"
     mixer_class = f"{MODELING}.KimiLinearDeltaAttention"
+    methods: ClassVar = {"reinit": (MERGE,)}
+    merging_needs = ONE_RATE
     grows = "heads are merged"
     factors = "divisors of the number of heads; 4, 3 or 2, whichever is one first, where none is given"
 
@@ -64,20 +62,6 @@ class KimiLinearFamily(Family):
 
     def geometry(self, config: Any) -> StateGeometry:
         return StateGeometry(config.linear_num_heads, config.linear_head_dim, config.linear_head_dim)
-
-    def default_factor(self, config: Any, before: StateGeometry) -> int:
-        return next((factor for factor in FACTORS if before.num_heads % factor == 0), before.num_heads)
-
-    def expanded_geometry(self, config: Any, before: StateGeometry, factor: int, init: str) -> StateGeometry:
-        H, K = before.num_heads, before.key_dim
-        if init != "reinit":
-            problem = "would need one decay rate and one rate of writing in the place of several heads' own"
-            raise UserError("init", init, problem, 'use init = "reinit"')
-        if factor < 2 or H % factor:
-            divisors = [n for n in range(2, H + 1) if H % n == 0]
-            remedy = f"use one of {divisors}" if divisors else "there is one head, and nothing to merge"
-            raise UserError("factor", factor, f"does not divide the {H} heads of a layer", remedy)
-        return StateGeometry(H // factor, factor * K, factor * K)
 
     def build_mixer(
         self, mixer_class: type[nn.Module], config: Any, layer_idx: int, geometry: StateGeometry, rank: int | None

@@ -42,6 +42,7 @@ class Mamba2Family(Mamba2TypeFamily):
         "[generation](results/generation.md) and [kernels](results/kernels.md) on an H200"
     )
     blocks_compile = True
+    compiled_by_default = True
     config_class = "transformers.models.mamba2.configuration_mamba2.Mamba2Config"
     model_class = f"{MODELING}.Mamba2Model"
     causal_lm_class = f"{MODELING}.Mamba2ForCausalLM"

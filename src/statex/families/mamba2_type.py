@@ -20,7 +20,6 @@ from statex.families.shared import (
     layers_of_types,
     refuse_rank,
     require_silu,
-    with_more_keys,
 )
 
 LONGEST_CHUNK = 1024
@@ -86,12 +85,6 @@ class Mamba2TypeFamily(Family):
     def geometry(self, config: Any) -> StateGeometry:
         names = self.names
         return StateGeometry(*(getattr(config, name) for name in (names.num_heads, names.state_size, names.head_dim)))
-
-    def default_factor(self, config: Any, before: StateGeometry) -> int:
-        return 4
-
-    def expanded_geometry(self, config: Any, before: StateGeometry, factor: int, init: str) -> StateGeometry:
-        return with_more_keys(before, factor)
 
     def build_mixer(
         self, mixer_class: type[nn.Module], config: Any, layer_idx: int, geometry: StateGeometry, rank: int | None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from statex.families.base import Family, Segment, StateGeometry, TensorRows
-from statex.families.shared import INHERIT_NOISE, RECURRENT_TYPES, layers_of_types, refuse_rank, with_more_keys
+from statex.families.shared import INHERIT_NOISE, RECURRENT_TYPES, layers_of_types, refuse_rank
 
 
 class MambaTypeFamily(Family):
@@ -42,12 +42,6 @@ class MambaTypeFamily(Family):
 
     def geometry(self, config: Any) -> StateGeometry:
         return StateGeometry(1, getattr(config, self.state_size_field), self.inner_size(config))
-
-    def default_factor(self, config: Any, before: StateGeometry) -> int:
-        return 4
-
-    def expanded_geometry(self, config: Any, before: StateGeometry, factor: int, init: str) -> StateGeometry:
-        return with_more_keys(before, factor)
 
     def build_mixer(
         self, mixer_class: type[nn.Module], config: Any, layer_idx: int, geometry: StateGeometry, rank: int | None

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from statex.families.base import Fill, Segment, StateGeometry, TensorRows
 from statex.families.fields import PositiveFloat, Size
-from statex.families.gated_delta import GatedDeltaFamily, GatedDeltaFields
+from statex.families.gated_delta import GatedDeltaFamily, GatedDeltaFields, num_key_heads
 
 MODELING = "transformers.models.olmo_hybrid.modeling_olmo_hybrid"
 
@@ -35,11 +35,12 @@ class OlmoHybridFamily(GatedDeltaFamily):
     causal_lm_class = f"{MODELING}.OlmoHybridForCausalLM"
     mixer_class = f"{MODELING}.OlmoHybridGatedDeltaNet"
     norm_classes = (f"{MODELING}.OlmoHybridRMSNormGated",)
+    blocks_compile = True
 
     def _projections(
         self, config: Any, before: StateGeometry, after: StateGeometry, queries: Fill, keys: Fill, noise: float
     ) -> dict[str, TensorRows]:
-        sizes = config.linear_num_key_heads, before.key_dim, after.key_dim
+        sizes = num_key_heads(config, before), before.key_dim, after.key_dim
         return {
             "q_proj.weight": TensorRows((Segment("q", *sizes, fill=queries, noise=noise),)),
             "k_proj.weight": TensorRows((Segment("k", *sizes, fill=keys, noise=noise),)),

@@ -4,7 +4,7 @@ from typing import Any
 
 from statex.families.base import Fill, Segment, StateGeometry, TensorRows
 from statex.families.fields import Size
-from statex.families.gated_delta import GatedDeltaFamily, GatedDeltaFields
+from statex.families.gated_delta import GatedDeltaFamily, GatedDeltaFields, num_key_heads
 
 MODELING = "transformers.models.qwen3_5.modeling_qwen3_5"
 
@@ -25,11 +25,12 @@ class Qwen35Family(GatedDeltaFamily):
     causal_lm_class = f"{MODELING}.Qwen3_5ForCausalLM"
     mixer_class = f"{MODELING}.Qwen3_5GatedDeltaNet"
     norm_classes = (f"{MODELING}.Qwen3_5RMSNormGated",)
+    blocks_compile = True
 
     def _projections(
         self, config: Any, before: StateGeometry, after: StateGeometry, queries: Fill, keys: Fill, noise: float
     ) -> dict[str, TensorRows]:
-        sizes = config.linear_num_key_heads, before.key_dim, after.key_dim
+        sizes = num_key_heads(config, before), before.key_dim, after.key_dim
         num_values = before.num_heads * before.value_dim
         segments = (
             Segment("q", *sizes, fill=queries, noise=noise),

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from statex.families.base import Fill, Segment, StateGeometry, TensorRows
 from statex.families.fields import Size
-from statex.families.gated_delta import GatedDeltaFamily, GatedDeltaFields
+from statex.families.gated_delta import GatedDeltaFamily, GatedDeltaFields, num_key_heads
 
 MODELING = "transformers.models.qwen3_next.modeling_qwen3_next"
 
@@ -39,7 +39,8 @@ class Qwen3NextFamily(GatedDeltaFamily):
     def _projections(
         self, config: Any, before: StateGeometry, after: StateGeometry, queries: Fill, keys: Fill, noise: float
     ) -> dict[str, TensorRows]:
-        G, num_values = config.linear_num_key_heads, before.num_heads * before.value_dim // config.linear_num_key_heads
+        G = num_key_heads(config, before)
+        num_values = before.num_heads // G * before.value_dim
         of_a_key_head = (
             Segment("q", 1, before.key_dim, after.key_dim, fill=queries, noise=noise),
             Segment("k", 1, before.key_dim, after.key_dim, fill=keys, noise=noise),

@@ -10,7 +10,7 @@ from torch import nn
 
 from statex.families.base import Family, Fill, Segment, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Size
-from statex.families.shared import INHERIT_NOISE, refuse_rank, with_more_keys
+from statex.families.shared import INHERIT_NOISE, refuse_rank
 
 
 class RWKV7Fields(ConfigFields):
@@ -55,12 +55,6 @@ class RWKV7Family(Family):
 
     def geometry(self, config: Any) -> StateGeometry:
         return StateGeometry(config.num_heads, config.head_dim, config.num_values // config.num_heads)
-
-    def default_factor(self, config: Any, before: StateGeometry) -> int:
-        return 4
-
-    def expanded_geometry(self, config: Any, before: StateGeometry, factor: int, init: str) -> StateGeometry:
-        return with_more_keys(before, factor)
 
     def build_mixer(
         self, mixer_class: type[nn.Module], config: Any, layer_idx: int, geometry: StateGeometry, rank: int | None

@@ -3,7 +3,6 @@
 from typing import Any
 
 from statex.errors import UserError
-from statex.families.base import StateGeometry
 
 INHERIT_NOISE = 0.3
 """Bare copies of rows get equal gradients and never diverge; with this share of noise they do."""
@@ -14,8 +13,22 @@ ACTIVATIONS = ("silu", "swish")
 NO_STATE_PASSED = "the gated delta rule, of which no state is passed between processes yet"
 """The `whole_sequences` of its families."""
 
+ONE_RATE = "would need one decay rate and one rate of writing in the place of several heads' own"
+"""The `merging_needs` of the delta rule's families: both are numbers of a head."""
+
 RECURRENT_TYPES = ("linear_attention", "hybrid")
 """transformers' names for a layer with a recurrent state, alone or beside attention."""
+
+
+ZERO_AT_ZERO = ("silu", "swish", "gelu")
+"""Activations with f(0) = 0 and f'(0) != 0: rows of zeros before them add nothing and still learn."""
+
+
+def require_a_type_each(fields: Any) -> None:
+    """Raise UserError where `layer_types` are not as many as the layers."""
+    if fields.layer_types is not None and len(fields.layer_types) != fields.num_hidden_layers:
+        problem = f"is not one type for each of num_hidden_layers = {fields.num_hidden_layers} layers"
+        raise UserError("layer_types", fields.layer_types, problem, "list as many")
 
 
 def layers_of_types(config: Any, *types: str) -> list[int]:
@@ -26,19 +39,8 @@ def layers_of_types(config: Any, *types: str) -> list[int]:
 def require_silu(config: Any, field: str) -> None:
     """Raise UserError where the convolution's activation is another than the one that statex's ops have."""
     if getattr(config, field) not in ACTIVATIONS:
-        problem = "is an activation that statex's convolution lacks, which has SiLU only"
+        problem = "is not supported by statex's convolution, which has SiLU only"
         raise UserError(field, getattr(config, field), problem, f"use one of {', '.join(ACTIVATIONS)}")
-
-
-def with_more_keys(before: StateGeometry, factor: int) -> StateGeometry:
-    """The state with `factor` times as many keys in each head.
-
-    Raises:
-        UserError: the factor is below 2.
-    """
-    if factor < 2:
-        raise UserError("factor", factor, "does not enlarge the state", "use 2 or more")
-    return StateGeometry(before.num_heads, factor * before.key_dim, before.value_dim)
 
 
 def refuse_rank(rank: int | None) -> None:

@@ -1,6 +1,6 @@
-"""How a model is given its cache and where it returns it: decided here alone.
+"""How a model takes its cache and where it returns it: decided only here.
 
-transformers calls both `cache` since 5.24. Before, they were `cache_params` for Mamba, Mamba2 and their like, and
+transformers calls both `cache` since 5.24. Before, they were `cache_params` for Mamba, Mamba2 and similar models, and
 `past_key_values` for all other models; models outside transformers may keep those names.
 """
 
@@ -46,7 +46,7 @@ def one_cache(cache: Any, past_key_values: Any) -> Any:
     """The cache that was given, under the one name or the other.
 
     Raises:
-        ValueError: under both.
+        ValueError: it was given under both.
     """
     if cache is not None and past_key_values is not None:
         raise ValueError("past_key_values: a second cache beside the argument `cache`; leave one out")

@@ -50,7 +50,7 @@ class CapturedStep:
         return self.model(input_ids=self.ids, use_cache=True, **{self.cache_name: cache}).logits[:, -1]
 
     def _compile_kernels(self, cache: Any) -> None:
-        """Take a step on a copy: nothing may be compiled or set up while a graph is captured."""
+        """Take a step on a copy: nothing may be compiled or initialised while a graph is captured."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

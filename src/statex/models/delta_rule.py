@@ -38,8 +38,8 @@ def chunk_gated_delta_rule(
     beta [B,T,H].
 
     Returns the output [B,T,H,V], and the final state [B,H,K,V] where asked. `seq_idx` [B,T], or the borders
-    `cu_seqlens` of all rows laid end to end, start a fresh state at each document. Of an expanded layer
-    `query_channels` says how many key channels there were before: they alone give the query its length and its scale.
+    `cu_seqlens` of all rows laid end to end, start a fresh state at each document. In an expanded
+    layer, `query_channels` is the number of key channels before: they alone determine the query's length and scale.
     `chunk_size` is the caller's hint, which ours does not need.
 
     Raises:

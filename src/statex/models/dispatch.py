@@ -16,6 +16,7 @@ import transformers
 from statex.errors import UserError
 from statex.families import FAMILIES
 from statex.models.delta_rule import GATED_DELTA, KIMI_DELTA, NO_PACKED_CACHE, gated_norm_forward, with_query_channels
+from statex.models.lightning import lightning_attention
 from statex.models.padding import padding_stays_zero, zero_padding
 from statex.ops import gated_rms_norm, short_convolution, short_convolution_step, ssd, ssd_step
 from statex.ops.segments import cu_seqlens_of
@@ -43,8 +44,8 @@ def mamba2_chunk_scan(
     """transformers' function of that name: hidden_states [B,T,H,P], dt [B,T,H], A [H], B and C [B,T,G,N].
 
     Returns the output [B,T,H,P], with the final state [B,H,P,N] where asked. `seq_idx` [B,T] starts a fresh state at
-    each document; `cu_seqlens`, what `cu_seqlens_of` makes of it, spares finding the borders again. `chunk_size` is the
-    caller's hint, which ours does not need.
+    each document; `cu_seqlens`, what `cu_seqlens_of` makes of it, saves computing the borders again. `chunk_size` is
+    the caller's hint, which ours does not need.
 
     Raises:
         ValueError: packed documents with a cache.
@@ -80,7 +81,7 @@ def mamba2_selective_state_update(
 ) -> torch.Tensor:
     """transformers' function of that name, one token: state [B,H,P,N] in place, hidden_states and dt [B,H,P].
 
-    dt, A [H,P,N], D and dt_bias [H,P] are broadcast by the caller along P and N; ours takes one number a head.
+    dt, A [H,P,N], D and dt_bias [H,P] are broadcast by the caller along P and N; ours takes one number per head.
     """
     dt, bias = dt[..., 0], dt_bias[..., 0] if dt_bias is not None else None
     if not (dt_softplus and bias is not None):  # else the step does both
@@ -152,31 +153,38 @@ REPLACEMENTS = CONVOLUTION | {
 
 
 class Recurrence(NamedTuple):
-    """What statex's ops take the place of in transformers' modules whose mixers are of one kind."""
+    """What statex's ops replace in transformers' modules whose mixers are of one kind."""
 
     functions: dict[str, Callable]
     """Of the module, by name."""
     norm_forward: Callable
     """Of the norms."""
     around_mixer: Callable[[Callable], Callable]
-    """What an expanded mixer's forward gets besides."""
+    """What a mixer's forward gets besides, or what takes its place where it calls no functions for its recurrence."""
+    cache: str = ""
+    """Full name of the cache that takes the place of transformers' own, which it is derived from; empty: none does."""
 
 
 RECURRENCES = {
     "mamba2": Recurrence(REPLACEMENTS, norm_forward, padding_stays_zero),
     "gated_delta": Recurrence(CONVOLUTION | GATED_DELTA, gated_norm_forward, with_query_channels),
     "kimi_delta": Recurrence(CONVOLUTION | KIMI_DELTA, gated_norm_forward, with_query_channels),
+    "lightning": Recurrence(
+        {},
+        norm_forward,
+        lightning_attention,
+        cache="statex.models.lightning_cache.LightningCache",
+    ),
 }
-"""By the name that families have them under."""
+"""By the name that families use for them."""
 ONLY_DISPATCHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen3_5_moe": ("gated_delta", ("Qwen3_5MoeRMSNormGated",)),
     "lara_mini": ("gated_delta", ()),
     "qwen4_exp": ("gated_delta", ()),
-    "bailing_hybrid": ("kimi_delta", ()),
     "glm5_next": ("kimi_delta", ()),
 }
-"""Models of transformers (some only in newer versions) that are no families: their recurrence, and those of their norms
-that ours can take the place of."""
+"""Models of transformers (some only in newer versions) that are not families of statex: their recurrence, and those of
+their norms that ours can replace."""
 
 
 @contextmanager
@@ -208,7 +216,7 @@ def replaced_modules() -> dict[str, tuple[str, tuple[str, ...]]]:
     """The modules of transformers in which something is replaced, by full name: the recurrence of their mixers, and the
     norms in them that are replaced.
 
-    They are those of the families that run on statex's ops, and those of models that are no families.
+    These belong to the families that run on statex's ops, and to the models that are not families.
     """
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
     for family in FAMILIES.values():
@@ -229,6 +237,19 @@ def _replacements(path: str, recurrence: str, norms: tuple[str, ...]) -> Iterato
         yield module, name, function
     for name in norms:
         yield find_member(module, name), "forward", RECURRENCES[recurrence].norm_forward
+    for family in FAMILIES.values() if recurrence != "mamba2" else ():  # whose mixers `zero_padding` sees to
+        if family.mixer_class.rpartition(".")[0] == path:
+            mixer = imported(family.mixer_class)
+            yield mixer, "forward", RECURRENCES[recurrence].around_mixer(mixer.forward)
+    if RECURRENCES[recurrence].cache:
+        cache = imported(RECURRENCES[recurrence].cache)
+        yield module, cache.__base__.__name__, cache
+
+
+def imported(path: str) -> Any:
+    """The class of that full name, under its present or an earlier name."""
+    module, _, name = path.rpartition(".")
+    return find_member(import_module(module), name)
 
 
 def find_member(module: Any, name: str) -> Any:

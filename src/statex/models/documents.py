@@ -1,4 +1,4 @@
-"""Packed documents in transformers' models: what keeps them apart, in the recurrence and in attention beside it.
+"""Packed documents in transformers' models: how they are kept apart, in the recurrence and in attention beside it.
 
 Letters: B batch, T time.
 """
@@ -43,7 +43,7 @@ def document_arguments(
             f"seq_idx: the scan of {base_model.config.model_type} cannot keep packed documents apart; "
             "leave it out (data.reset_state_at_documents = false)"
         )
-    borders = {"seq_idx": seq_idx, "cu_seqlens": cu_seqlens_of(seq_idx)}  # found once for all layers
+    borders = {"seq_idx": seq_idx, "cu_seqlens": cu_seqlens_of(seq_idx)}  # computed once for all layers
     if not has_attention(base_model):
         return borders
     implementation = base_model.config._attn_implementation

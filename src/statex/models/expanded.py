@@ -25,22 +25,22 @@ def expand(model: nn.Module, config: ExpansionConfig | None = None, **fields: An
         config: what to expand; or its fields as keywords, for example `expand(model, every=6, init="reinit")`.
 
     Returns:
-        The plan that was carried out. It is stored in `model.config`, behind those of earlier expansions, so that
+        The plan that was carried out. It is stored in `model.config`, after those of earlier expansions, so that
         `save_pretrained` and `AutoModelForCausalLM.from_pretrained` (after `import statex`) need nothing else. A
-        parameter that was frozen (`requires_grad`) stays so under its name, whatever it now holds.
+        parameter that was frozen (`requires_grad`) stays frozen under its name, whatever its new contents.
 
     Raises:
         UserError: unknown family, layer out of range, factor that does not fit, a layer expanded before that cannot be
             expanded further, fields out of range, or mixers that are larger than the memory; or a model that cannot be
             changed in place: inside a wrapper (adapters, compiled code, parallel training), quantised, partly on disk,
-            with hooks on a mixer that is exchanged, or of a class of the user's own that cannot hold an expanded state.
+            with hooks on a mixer that is replaced, or of a class of the user's own that cannot hold an expanded state.
             Whatever fails, the model is unchanged.
     """
     if config is not None and fields:
         raise UserError("config", config, "excludes further fields", "give an ExpansionConfig or its fields, not both")
     if config is not None and not isinstance(config, ExpansionConfig):
         raise UserError(
-            "config", config, "is no ExpansionConfig", "give one, or its fields, as in expand(model, every=6)"
+            "config", config, "is not an ExpansionConfig", "give one, or its fields, as in expand(model, every=6)"
         )
     plan = plan_expansion(model, config or ExpansionConfig(**fields))
     _require_memory(model, plan)

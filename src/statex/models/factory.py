@@ -1,14 +1,13 @@
 """One factory for the expanded classes of every family: transformers' own, with a stored plan replayed, on our ops.
 
 A family names transformers' classes; they are imported when first needed. Saved folders name ours by this module, as
-`StatexMamba2ForCausalLM` for `Mamba2ForCausalLM`. A family of our own classes, which hold a plan themselves, has
-nothing made.
+`StatexMamba2ForCausalLM` for `Mamba2ForCausalLM`. For a family of our own
+classes, which hold a plan themselves, nothing is made.
 """
 
 import functools
 import inspect
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from statex.families import FAMILIES, Family, family_of
 from statex.models.caches import CACHE_NAMES
-from statex.models.dispatch import find_member
+from statex.models.dispatch import RECURRENCES, imported
 from statex.models.documents import document_arguments, has_attention
 from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions, with_arguments_of
 from statex.models.replay import ReplayExpansion
@@ -51,21 +50,16 @@ def _expanded_name(path: str) -> str:
     return f"{PREFIX}{path.rpartition('.')[2]}"
 
 
-def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return find_member(import_module(module), name)
-
-
 def _derived(path: str, *mixins: type, **members: Any) -> Any:
     """A class derived from transformers' own of that full name, behind the mixins."""
-    base, name = _imported(path), _expanded_name(path)
+    base, name = imported(path), _expanded_name(path)
     doc = f"transformers' {base.__name__} with the state of some layers expanded, as `config.expansion` says."
     own = {"__module__": __name__, "__doc__": doc, "__qualname__": name}
     return type(name, (*mixins, base), own | members)
 
 
 class ExpandedConfig(FoundThroughShim):
-    """What our configuration has beside transformers': the plan (statex.expansion.edits), and what the mixer lacks."""
+    """What our configuration adds to transformers': the plan (statex.expansion.edits), and the limits of our mixer."""
 
     def validate_architecture(self) -> None:
         """Refuse what our mixer cannot compute; called by transformers whenever a configuration is made."""
@@ -77,7 +71,7 @@ class ExpandedConfig(FoundThroughShim):
 def expanded_config_class(family: Family) -> Any:
     """The configuration class of a family that has a plan; no model code is imported."""
     if family.holds_plan:
-        return _imported(family.config_class)
+        return imported(family.config_class)
     made = _derived(
         family.config_class,
         ExpandedConfig,
@@ -90,10 +84,10 @@ def expanded_config_class(family: Family) -> Any:
 
 
 class ExpandedModel(ReplayExpansion):
-    """What our model classes do beside transformers'."""
+    """What our model classes add to transformers'."""
 
     exchanged: ClassVar[dict[type, type]]
-    """Ours, by the class of transformers whose place they take."""
+    """Ours, by the transformers class that they replace."""
 
     def __init__(self, config: Any):
         super().__init__(config)  # type: ignore[call-arg]
@@ -108,7 +102,7 @@ class ExpandedModel(ReplayExpansion):
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
-        """As transformers', and the buffers of a mixer, which it makes for un-expanded ones alone."""
+        """As transformers does, and fill the buffers of a mixer, which it makes for un-expanded ones alone."""
         super()._init_weights(module)  # type: ignore[misc]
         family_of(self.config).fill_buffers(self.config, module)  # type: ignore[attr-defined]
 
@@ -123,12 +117,12 @@ class ExpandedModel(ReplayExpansion):
 @functools.cache
 def expanded_model_classes(family: Family) -> ModelClasses:
     """The model classes of a family that hold a plan; imports its model code."""
-    model, causal_lm = _imported(family.model_class), _imported(family.causal_lm_class)
+    model, causal_lm = imported(family.model_class), imported(family.causal_lm_class)
     if family.holds_plan:
         return ModelClasses(model, causal_lm)
     exchanged = _on_statex_ops(family)
     members = {"config_class": expanded_config_class(family), "exchanged": exchanged}
-    ours = _derived(family.model_class, ExpandedModel, forward=_model_forward(model), **members)
+    ours = _derived(family.model_class, ExpandedModel, forward=_model_forward(model, family), **members)
     exchanged[model] = ours
     forward = _causal_lm_forward(causal_lm, model)
     made = ModelClasses(ours, _derived(family.causal_lm_class, ExpandedModel, forward=forward, **members))
@@ -140,20 +134,19 @@ def expanded_model_classes(family: Family) -> ModelClasses:
 
 def _on_statex_ops(family: Family) -> dict[type, type]:
     """The family's mixer and norms on statex's ops, by transformers' own."""
-    from statex.models.dispatch import RECURRENCES
     from statex.models.on_statex_ops import mixer_on_statex_ops
 
     if not family.mixer_class:
         return {}
-    mixer = _imported(family.mixer_class)
+    mixer = imported(family.mixer_class)
     forward = mixer_on_statex_ops(mixer.forward, family.recurrence)
     exchanged = {mixer: _derived(family.mixer_class, forward=forward)}
     forward = RECURRENCES[family.recurrence].norm_forward
-    return exchanged | {_imported(norm): _derived(norm, forward=forward) for norm in family.norm_classes}
+    return exchanged | {imported(norm): _derived(norm, forward=forward) for norm in family.norm_classes}
 
 
 def _convert_checkpoints_alike(family: Family) -> None:
-    """Have checkpoints of our model type renamed as transformers renames those of the family's own."""
+    """Register for our model type the renaming that transformers applies to the family's own checkpoints."""
     from transformers.conversion_mapping import (
         get_checkpoint_conversion_mapping,
         register_checkpoint_conversion_mapping,
@@ -173,11 +166,12 @@ def _known_keywords(base: Any) -> set[str]:
     return {*names, older_cache_name, *outputs}
 
 
-def _model_forward(base: Any) -> Callable:
+def _model_forward(base: Any, family: Family) -> Callable:
     """The forward of a base model."""
     _, *names, _ = inspect.signature(base.forward).parameters
     known, attends = _known_keywords(base), has_attention(base)
     of_the_loss = LOSS_KEYWORDS if attends else ()  # which language models with attention hand on
+    new_cache = imported(path) if (path := RECURRENCES[family.recurrence].cache) else None
 
     @with_arguments_of(base.forward)
     def forward(
@@ -217,6 +211,8 @@ def _model_forward(base: Any) -> Callable:
             if attends and given.get("position_ids") is None:
                 start = cache.get_seq_length()  # which some of transformers' models take for 0
                 given["position_ids"] = torch.arange(start, start + T, device=tokens[0].device)[None]
+        elif new_cache is not None and _makes_cache(self, given):
+            given[next(name for name in CACHE_NAMES if name in names)] = new_cache()
         return base.forward(self, **given)
 
     return forward
@@ -227,8 +223,15 @@ def _cache_in(given: dict[str, Any]) -> Any:
     return next((given[name] for name in CACHE_NAMES if given.get(name) is not None), None)
 
 
+def _makes_cache(model: Any, given: dict[str, Any]) -> bool:
+    """Whether transformers' forward makes a cache when none is given."""
+    asked = given.get("use_cache")
+    use_cache = model.config.use_cache if asked is None else asked
+    return use_cache and not (model.gradient_checkpointing and model.training)
+
+
 def _causal_lm_forward(base: Any, model: Any) -> Callable:
-    """The forward of a language model, which hands on to its base model what it does not read."""
+    """The forward of a language model, which passes what it does not read to its base model."""
     known, attends = {*_known_keywords(base), *_known_keywords(model), *LOSS_KEYWORDS}, has_attention(base)
 
     @with_arguments_of(base.forward)

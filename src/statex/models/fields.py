@@ -1,4 +1,4 @@
-"""Refuse the values of a configuration that make no model, before transformers makes anything of them."""
+"""Refuse values of a configuration that describe no model, before transformers uses them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ NOT_SUPPORTED = (
 )  # fmt: skip
 """Keys by which transformers reads other weights, other code or another configuration than the folder's own."""
 SET_BY_TRANSFORMERS = {"model_type", "num_labels", "torch_dtype", "name_or_path", "output_attentions", "rope_scaling"}
-"""Attributes of its configuration classes that are no fields and that transformers takes from a file."""
+"""Attributes of its configuration classes that are not fields, but that transformers takes from a file."""
 
 
 def check_fields(family: Family, config_class: type, values: Mapping[str, Any]) -> None:
     """Raise UserError, with field and value, unless `values` can be those of a configuration of the family.
 
     Args:
-        config_class: the configuration's class; its defaults stand for what `values` leave out.
+        config_class: the configuration's class; its defaults stand in for what `values` omit.
         values: as a config.json or a recipe has them.
     """
     defaults = defaults_of(config_class)
@@ -35,7 +35,7 @@ def check_fields(family: Family, config_class: type, values: Mapping[str, Any]) 
         known = name in defaults or name in family.fields.model_fields
         known = known or name in SET_BY_TRANSFORMERS or name in NOT_SUPPORTED
         if not known and hasattr(config_class, name):
-            raise UserError(name, value, "would replace a part of the configuration's class", "remove it")
+            raise UserError(name, value, "would overwrite an attribute of the configuration's class", "remove it")
     try:
         family.fields.model_validate(defaults | dict(values))
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Keywords of a forward that nobody would read: refused, where transformers drops them."""
+"""Keywords of a forward that nothing reads are refused, where transformers would silently drop them."""
 
 import inspect
 from collections.abc import Callable, Container, Mapping
@@ -20,7 +20,7 @@ def check_keywords(given: Mapping[str, Any], known: Container[str] = LOSS_KEYWOR
 
 
 def check_no_attentions(output_attentions: bool | None) -> None:
-    """Refuse attention weights of a model that has none; wrappers such as PEFT's give the argument as None.
+    """Refuse a request for attention weights, which the model does not have; wrappers such as PEFT's pass None.
 
     Raises:
         ValueError: they are asked for.
@@ -30,7 +30,7 @@ def check_no_attentions(output_attentions: bool | None) -> None:
 
 
 def with_arguments_of(original: Callable) -> Callable[[Callable], Callable]:
-    """Show the arguments of transformers' forward beside those of ours: generate and the Trainer read the signature."""
+    """Add the arguments of transformers' forward to our signature, which generate and the Trainer read."""
 
     def decorate(forward: Callable) -> Callable:
         theirs, ours = (inspect.signature(one) for one in (original, forward))

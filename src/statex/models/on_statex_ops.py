@@ -14,7 +14,7 @@ from statex.models.dispatch import RECURRENCES, find_member
 
 
 def mixer_on_statex_ops(forward: Callable, recurrence: str) -> Callable:
-    """A mixer's forward whose recurrence, step and convolution are statex's, with what expanded ones get besides."""
+    """A mixer's forward with statex's recurrence, step and convolution, and the arguments that expanded ones add."""
     around = RECURRENCES[recurrence].around_mixer
     return around(force_accelerate_hooks("conv1d")(on_statex_ops(forward, recurrence)))
 

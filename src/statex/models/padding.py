@@ -1,7 +1,7 @@
-"""What the forwards of transformers' Mamba2-type mixers leave out, put into what they see as their input projection.
+"""What the forwards of transformers' Mamba2-type mixers omit, added to the input projection that they call.
 
-Padding stays 0: transformers sets its inputs to 0, but a bias of the projection makes something of them again, which
-the convolution carries into the first tokens of a sequence. And the limits of time steps hold in single steps.
+Padding stays 0: transformers sets its inputs to 0, but a bias of the projection makes them non-zero again, and the
+convolution carries that into the first tokens of a sequence. And the limits of time steps hold in single steps.
 """
 
 import functools
@@ -16,7 +16,7 @@ import torch
 from statex.families import FAMILIES
 
 UNLIMITED = (0.0, math.inf)
-"""The limits of time steps that limit nothing."""
+"""Limits of time steps that have no effect."""
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def padding_stays_zero(forward: Callable) -> Callable:
 
 
 class _Seen:
-    """A mixer as its forward sees it: all of the mixer's own, but the input projection."""
+    """A mixer as its forward sees it: the mixer itself except for the input projection."""
 
     def __init__(self, mixer: Any):
         self.mixer = mixer
@@ -77,7 +77,7 @@ class _ZeroAtPadding(_Seen):
 
 
 class _WithinLimits(_Seen):
-    """softplus is monotone: time steps are limited where what it is taken of is, the projection's last H outputs."""
+    """softplus is monotone, so limiting its input, the projection's last H outputs, limits the time steps."""
 
     def in_proj(self, hidden_states: torch.Tensor) -> torch.Tensor:
         projected = self.mixer.in_proj(hidden_states)

@@ -22,9 +22,9 @@ CACHE_NAME = cache_field(CausalLMOutputWithPast)  # what `generate` calls it, to
 class RecurrentModel(ReplayExpansion):
     """Mixin of a base model: `embeddings`, `layers` and `norm` in a row; put it before the transformers classes.
 
-    A layer is called with hidden states [B, T, D] and what the layer before it handed on, and returns hidden states, or
-    a tuple of them and what it hands on. These are positional arguments, since gradient checkpointing computes the
-    gradients of no others.
+    A layer is called with hidden states [B, T, D] and whatever the layer before it passed on, and returns hidden
+    states, or a tuple of them and what it passes on. These are positional arguments: gradient checkpointing computes
+    gradients for no others.
     """
 
     embeddings: Any
@@ -59,10 +59,10 @@ class RecurrentModel(ReplayExpansion):
         cache: the states of the tokens before, updated in place; `past_key_values` is its name before transformers
             5.24.
         use_cache: whether to return a cache, by default that of the configuration, and none in training.
-        seq_idx: [B, T], which document of a packed row each token belongs to; the state starts anew at each.
+        seq_idx: [B, T], which document of a packed row each token belongs to; the state is reset at each.
             It excludes a cache.
         cu_seqlens: the same for a batch of 1, as in FLA: [S + 1] int, the borders of the documents from 0 to T.
-        output_attentions: of the Hugging Face interface; there are none.
+        output_attentions: part of the Hugging Face interface; must be false, as there are none.
 
         With `return_dict=False` the outputs come as a tuple.
         """
@@ -97,7 +97,7 @@ class RecurrentModel(ReplayExpansion):
         """The cache of a pass: that given, or a new one where one is to be returned.
 
         Raises:
-            ValueError: a cache that could not be kept as it should.
+            ValueError: a cache that could not be kept up to date.
         """
         if is_packed:
             if cache is not None or use_cache:
@@ -105,7 +105,7 @@ class RecurrentModel(ReplayExpansion):
             return None
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             if cache is not None:
-                raise ValueError("cache: gradient checkpointing would update it twice; leave out the one or the other")
+                raise ValueError("cache: gradient checkpointing would update it twice; leave one of them out")
             return None
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
@@ -113,10 +113,10 @@ class RecurrentModel(ReplayExpansion):
 
 
 class StaticStates(StaticCache):
-    """The cache for which generate compiles. The states of every cache stay where they are; its type decides."""
+    """The cache type for which generate compiles; the states of every cache keep their place in memory."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0 as long as nothing was read; after that states do not know it, and transformers' own error says so."""
+        """0 until something was read; after that a state does not know it, and transformers' own error says so."""
         return super().get_seq_length(layer_idx) if self.has_previous_state() else 0
 
 
@@ -147,16 +147,16 @@ class RecurrentForCausalLM(ReplayExpansion):
         self,
         input_ids: torch.LongTensor,
         *,
-        inputs_embeds: torch.Tensor | None = None,  # named, or generate takes it that the model has no use for it
+        inputs_embeds: torch.Tensor | None = None,  # named, or generate assumes that the model does not use it
         attention_mask: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict:
-        """As transformers', without the mask once the prompt is read: it grows, which compiled code must not see.
+        """As transformers', without the mask once the prompt is read: it grows, which would recompile compiled code.
 
         Raises:
-            ValueError: a cache that has read tokens beside ids that are not marked as what follows them, by a mask of
-                all tokens. transformers would cut off those read, but a state does not say how many they are.
+            ValueError: a cache that has read tokens is given with ids that are not marked, by a mask of all tokens, as
+                those that follow. transformers would cut off the tokens read, but a state does not record their number.
         """
         cache = kwargs.get(CACHE_NAME)
         if is_first_iteration and cache is not None and cache.has_previous_state():
@@ -177,7 +177,7 @@ class RecurrentForCausalLM(ReplayExpansion):
 
     @staticmethod
     def create_masks_for_generate(attention_mask: torch.Tensor | None = None, **kwargs) -> torch.Tensor | None:
-        """The padding mask as it is, [B, any]: a recurrence has no use for a causal one."""
+        """The padding mask unchanged, [B, any]: a recurrence does not need a causal one."""
         return attention_mask
 
     @can_return_tuple

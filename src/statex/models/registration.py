@@ -1,7 +1,7 @@
-"""Make our names known to transformers' Auto classes, none of our code being imported before one of them is asked.
+"""Make our names known to transformers' Auto classes without importing our code before one of them is used.
 
 The families and their configurations are imported when one of transformers' mappings is first read, and a model class
-when it is the answer: importing model code takes seconds.
+when it is looked up: importing model code takes seconds.
 """
 
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
@@ -50,7 +50,7 @@ class LateEntries(dict):
 
 
 class Late:
-    """A class that is not made yet."""
+    """A class that has not been made yet."""
 
     def __init__(self, make: Callable[[], type]):
         self.make = make
@@ -65,7 +65,7 @@ def _register_once() -> None:
 
 
 def register_when_needed() -> None:
-    """Have our names registered as soon as one of transformers' mappings is read; no name of its own is touched."""
+    """Have our names registered as soon as one of transformers' mappings is read; its own names stay untouched."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
     for mapping in (CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):

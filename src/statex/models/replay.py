@@ -17,4 +17,4 @@ class ReplayExpansion(SourcesStayHere):
             replay_plan(self)
 
     def exchange_classes(self) -> None:
-        """Have mixers that have just been put in compute as the others do; where all are of one class, they do."""
+        """Make mixers that have just been inserted compute as the others do; a no-op where all are of one class."""

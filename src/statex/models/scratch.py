@@ -14,15 +14,15 @@ BOUNDS = {
     "num_hidden_layers": range(1, 257), "chunk_size": range(1, 65_537), "conv_size": range(1, 257),
     "conv_kernel": range(1, 257),
 }  # fmt: skip
-"""Values of fields that cost time or memory before a tensor shows it, or where none does."""
-NOT_FROM_RECIPES = {"expansion": "is what arms are for"}
+"""Bounds of fields that cost time or memory before, or without, affecting any tensor."""
+NOT_FROM_RECIPES = {"expansion": "is set by the arms"}
 
 
 def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> PreTrainedConfig:
     """The configuration of a known family with these fields, and the vocabulary of `tokenizer`.
 
     Raises:
-        UserError: an unknown family, a field that is none of its architecture, one that follows from the tokenizer, or
+        UserError: an unknown family, a field that is not of its architecture, one that follows from the tokenizer, or
             values that the family refuses.
     """
     register_families()
@@ -38,7 +38,7 @@ def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> P
         if name in NOT_FROM_RECIPES:
             raise UserError(f"config.{name}", value, NOT_FROM_RECIPES[name], "remove it")
         if name not in known:
-            raise UserError(f"config.{name}", value, f"is no field of the architecture of {family}", "remove it")
+            raise UserError(f"config.{name}", value, f"is not a field of the architecture of {family}", "remove it")
         if name in BOUNDS and not (isinstance(value, int) and value in BOUNDS[name]):
             bounds = f"{BOUNDS[name].start} to {BOUNDS[name].stop - 1}"
             raise UserError(f"config.{name}", value, f"is not a number from {bounds}", "give one")

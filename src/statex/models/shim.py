@@ -16,7 +16,7 @@ class SourcesStayHere:
 
 
 class FoundThroughShim(SourcesStayHere):
-    """Mixin of configuration classes: wherever config.json is written, the shim that it names is written beside it."""
+    """Mixin of configuration classes: wherever config.json is written, the shim that it names is written next to it."""
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As transformers', which a model calls before it uploads its folder, plus the shim."""
@@ -30,7 +30,7 @@ class FoundThroughShim(SourcesStayHere):
 
 
 def auto_classes(model_type: str) -> dict[str, Any]:
-    """Our classes of a model type, by the Auto class that gives them."""
+    """Our classes of a model type, by the Auto class that returns them."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
     config_class = CONFIG_MAPPING[model_type]

@@ -1,4 +1,4 @@
-"""A model tried before anything is spent on it: its size worked out without memory, and one tiny pass made."""
+"""A model tried before time is spent on it: its size is computed without allocating it, and one tiny pass is made."""
 
 import copy
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from statex.models.dispatch import statex_ops
 
 NUM_TOKENS = 8
 WHOLE, WHOLE_LAYERS = 2**22, 8
-"""Weights and state elements, and layers, of a model that is tried whole; of a larger one, a layer is."""
+"""Most weights and state elements, and layers, of a model that is tried whole; of a larger one, one layer is tried."""
 MOST = 2**24
-"""Of what is tried at all: 64 MiB of weights, and gradients as large."""
+"""Largest model that is tried at all: 64 MiB of weights, and as much for gradients."""
 
 
 def model_without_memory(field: str, value: Any, config: PreTrainedConfig) -> PreTrainedModel:
@@ -26,7 +26,7 @@ def model_without_memory(field: str, value: Any, config: PreTrainedConfig) -> Pr
         field, value: what the configuration comes from, for errors.
 
     Raises:
-        UserError: the configuration makes no model, one with an empty tensor, or one without a recurrent state.
+        UserError: the configuration describes no model, one with an empty tensor, or one without a recurrent state.
     """
     with explained(field, value, "makes no model", "correct the configuration"), torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -43,14 +43,14 @@ def try_model(
 ) -> None:
     """One forward and backward pass of a sequence of a few random tokens, on the CPU, with random weights.
 
-    A model larger than WHOLE is tried with one of its layers and a small vocabulary, and none that is too large even
-    so. torch's random state is left as it was.
+    A model larger than WHOLE is tried with one of its layers and a small vocabulary, and not at all if that is still
+    too large. torch's random state is left as it was.
 
     Args:
         field, value: what the model comes from, for errors.
         config: of the model before any expansion.
         size: its weights and state elements, after the expansion.
-        change: expands the model, which has one layer alone where its second argument is True.
+        change: expands the model; its second argument says whether the model has only one layer.
 
     Raises:
         UserError: the pass fails, or its loss or gradients are not finite.
@@ -77,7 +77,7 @@ def try_model(
 
 
 def _layers_are_alike(config: Any) -> bool:
-    """Whether one layer stands for all: none is expanded or of another kind, and no list names their kinds."""
+    """Whether one layer represents all: none is expanded or of another kind, and no list names their kinds."""
     has_list = any(isinstance(vars(config).get(name), list) for name in ("layer_types", "layers_block_type"))
     return stored_plan(config) is None and not has_list and len(set(getattr(config, "layer_types", ()))) < 2
 

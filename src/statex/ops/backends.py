@@ -71,7 +71,7 @@ _default = "auto"  # what `use_backend` says
 def use_backend(name: str) -> Iterator[None]:
     """What `backend="auto"` means inside this context: "torch", "triton", or "auto" for the choice by device.
 
-    It holds for all threads of the process: gradient checkpointing computes again in a thread of autograd's own.
+    It applies to all threads of the process: gradient checkpointing recomputes in one of autograd's own threads.
 
     Raises:
         ValueError: the name is unknown.
@@ -103,7 +103,7 @@ def choose(op: str, backend: str, like: Tensor) -> Callable:
 
 
 def _choose_compiled(op: str, name: str) -> Callable:
-    """What torch.compile is to take into its graph: an operator, or PyTorch's code to fuse."""
+    """What torch.compile takes into its graph: an operator, or PyTorch code to fuse."""
     fused = op in FUSED_BY_COMPILER and not (op in FUSED_WITHOUT_GRADIENTS and torch.is_grad_enabled())
     if name == "triton" and not fused:
         return _triton_functions[op]
@@ -150,7 +150,7 @@ def _require_triton(op: str, device: torch.device) -> None:
 
 @functools.cache
 def _import_triton(op: str) -> Exception | None:
-    """Put the Triton version of `op` into `_triton_functions`; or say why there is none."""
+    """Put the Triton version of `op` into `_triton_functions`, or return the reason why there is none."""
     if op not in TRITON:
         return LookupError("it has no Triton version")
     module, function = TRITON[op]

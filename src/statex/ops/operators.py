@@ -15,7 +15,7 @@ from torch import Tensor
 def define(schema: str, kernel: Callable, fake: Callable) -> Any:
     """Define the operator `statex::name` of a schema "name(arguments) -> results".
 
-    `torch.library.custom_op` would do the same, and add twice as much to the time of a call.
+    `torch.library.custom_op` would do the same with twice the overhead per call.
 
     Args:
         kernel: computes the results on any device. They alias neither the arguments nor one another.
@@ -37,10 +37,10 @@ def needs_gradients(*inputs: Tensor | None) -> bool:
 
 
 def absent(like: Tensor) -> Tensor:
-    """What stands for a result that there is none of: an operator always returns the same number of tensors."""
+    """Stands for a result that does not exist: an operator always returns the same number of tensors."""
     return like.new_empty(0)
 
 
 def num_states(tokens: Tensor, cu_seqlens: Tensor | None) -> int:
-    """The number of states of [B, T, ...]: one a row, or one a segment. It may be a symbol."""
+    """The number of states of [B, T, ...]: one per row, or one per segment. It may be a symbol."""
     return tokens.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1

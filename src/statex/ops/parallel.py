@@ -35,7 +35,7 @@ _slices: Slices | None = None  # of all threads: gradient checkpointing computes
 
 
 def slices() -> Slices | None:
-    """What `sequence_parallel` says here."""
+    """The slices that `sequence_parallel` has set, None outside of it."""
     return _slices
 
 
@@ -71,7 +71,7 @@ def sequence_parallel(group: dist.ProcessGroup, seq_idx: Tensor | None = None) -
 
 
 def carried(end: Tensor, kept: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """What each rank begins with: 0 on the first, then `end + kept * (what that rank began with)` of the one before.
+    """What each rank starts with: 0 on the first, then `end + kept * (what that rank started with)` of the one before.
 
     Args:
         end: [...], what a rank ends with if it begins with 0.
@@ -195,7 +195,7 @@ def parallel_short_convolution(
     if reach == 0:
         return run(x, weight, bias, left_context=None, seq_idx=seq_idx)
     if x.shape[1] < reach:
-        refuse(f"x has {x.shape[1]} tokens a rank, fewer than the {reach} that the convolution reaches back")
+        refuse(f"x has {x.shape[1]} tokens per rank, fewer than the {reach} that the convolution reaches back")
     context = carried(x[:, -reach:], x.new_zeros(()), here.group)
     if seq_idx is None:
         if left_context is not None:
@@ -246,7 +246,7 @@ class _Rows:
         return kept if self.reached is None else kept * _broadcast(self.reached, kept.ndim)
 
     def last(self, states: Tensor) -> Tensor:
-        """[B, ...]: the state at the end of each row, of one state a segment."""
+        """[B, ...]: the state at the end of each row, of one state per segment."""
         return states if self.first_segments is None else states[self.last_segments]
 
     def final(self, states: Tensor, kept: Tensor, begin: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every recurrence shares: the precision of the arithmetic, and sequences of several segments (cu_seqlens).
+"""What all recurrences share: the precision of the arithmetic, and sequences of several segments (cu_seqlens).
 
 Shape letters: B batch, T time, S number of segments.
 """
@@ -103,8 +103,8 @@ def cu_seqlens_of(seq_idx: Tensor) -> Tensor:
         seq_idx: [B, T] int, which document of its row each token belongs to.
 
     Returns:
-        cu_seqlens [S + 1] over the B * T tokens, on the CPU, where they are read: once a pass of a model, not once a
-        layer. A row's first token always begins a document.
+        cu_seqlens [S + 1] over the B * T tokens, on the CPU, where they are read: once per pass of a model, not once
+        per layer. A row's first token always begins a document.
     """
     begins = torch.ones_like(seq_idx, dtype=torch.bool)
     begins[:, 1:] = seq_idx[:, 1:] != seq_idx[:, :-1]

@@ -78,7 +78,7 @@ def convolution_gradient_kernel(
     HAS_BIAS: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
 ):  # fmt: skip
     """TILES * BT tokens of BD channels of one row: the gradient before the activation, d_sum [B, T, D], and its sums
-    with each tap's inputs, the last alone (the bias): d_weight [programs a channel, W + 1, D] fp32."""
+    with each tap's inputs, the last alone (the bias): d_weight [programs per channel, W + 1, D] fp32."""
     tiles_d: tl.constexpr = (D + BD - 1) // BD
     part, row = tl.program_id(0) // tiles_d, tl.program_id(1).to(tl.int64)
     cols = tl.program_id(0) % tiles_d * BD + tl.arange(0, BD)

@@ -64,7 +64,7 @@ def gated_norm_gradient_kernel(
     D: tl.constexpr, SIZE: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, TILES: tl.constexpr,
     HAS_GATE: tl.constexpr, HAS_WEIGHT: tl.constexpr, GATE_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """TILES times BR rows of one group; d_weight [programs a group, D] fp32 gets the sums over them. GATE_FIRST only
+    """TILES times BR rows of one group; d_weight [programs per group, D] fp32 gets the sums over them. GATE_FIRST only
     with a gate."""
     groups: tl.constexpr = D // SIZE
     group, part = tl.program_id(0) % groups, tl.program_id(0) // groups
@@ -146,7 +146,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _tile(rows: int, size: int, numbers: int) -> tuple[int, int, int]:
-    """Rows, channels and warps of a program whose threads hold so many `numbers` of each tensor."""
+    """Rows, channels and warps of a program whose threads hold this many `numbers` of each tensor."""
     width = triton.next_power_of_2(size)
     height = 1 if rows <= FEW_ROWS else max(1, TILE // width)
     return height, width, max(1, min(16, height * width // (32 * numbers)))

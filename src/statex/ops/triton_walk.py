@@ -1,6 +1,6 @@
 """The walk over time that carries a large state in registers; the kernels of both recurrences share it.
 
-Shape letters: T time, H heads, K rows and V columns of a head's state, C tokens a chunk (a state is kept for each),
+Shape letters: T time, H heads, K rows and V columns of a head's state, C tokens per chunk (a state is kept for each),
 N chunks of all segments together, S segments; a block is 64 tokens. For `ssd` a "head" is a group, whose K rows are
 the channels of all its heads.
 """

@@ -199,8 +199,8 @@ def _check_groups(num_heads: int, num_groups: int) -> None:
 
 
 def check_segments(cu_seqlens: Tensor | None, batch: int, num_tokens: int) -> int:
-    """The number of states: one a row, or one a segment. The borders are read only where that needs no GPU sync, and
-    not while torch.compile traces: what runs then reads them."""
+    """The number of states: one per row, or one per segment. The borders are read only where that needs no GPU sync,
+    and not while torch.compile traces: what runs then reads them."""
     if cu_seqlens is None:
         return batch
     if batch != 1:

@@ -1,1 +1,1 @@
-"""From results to a page: reads a run's recipe and results, needs no torch and no network."""
+"""From results to a page: reads a run's recipe and results, without torch or network."""

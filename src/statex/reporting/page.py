@@ -31,8 +31,8 @@ def write_report(folder: Path, output: Path | None = None) -> tuple[Path, Path]:
 
     Args:
         folder: the run's.
-        output: where to write them, with the run's recipe and results, so that the page can be written again from
-            there; default: into `folder`.
+        output: where to write them, with copies of the run's recipe and results, from which the page can be written
+            again; default: into `folder`.
 
     Raises:
         UserError: the folder has no recipe.toml or no results.jsonl.

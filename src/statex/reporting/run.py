@@ -19,11 +19,11 @@ from statex.results.suites import split_names
 
 @dataclass(frozen=True)
 class Shown:
-    """A measured value as it is shown.
+    """A measured value as the report shows it.
 
     Args:
-        result: the row that combines the seeds if there is one, else the single seed's. Where several
-            seeds were not combined its value is their mean and it has no interval.
+        result: the row that combines the seeds if there is one, else the single seed's. For several seeds that were
+            not combined, its value is their mean and it has no interval.
         seeds: the training seeds behind it.
         spread: the lowest and highest seed, only where several seeds were not combined.
     """
@@ -40,10 +40,21 @@ class Shown:
             return None
         return low, high
 
+    def scaled(self, factor: float, unit: str | None = None) -> "Shown":
+        """The value times a factor, by default in the same unit; a negative factor swaps the ends of its interval."""
+
+        def times(ends: tuple[Any, Any]) -> tuple[Any, Any]:
+            low, high = (None if end is None else end * factor for end in ends)
+            return (low, high) if factor > 0 else (high, low)
+
+        row, (low, high) = self.result, times((self.result.low, self.result.high))
+        row = replace(row, value=row.value * factor, low=low, high=high, unit=row.unit if unit is None else unit)
+        return Shown(row, self.seeds, self.spread and times(self.spread))
+
 
 @dataclass(frozen=True)
 class Measure:
-    """What a value is of, the same for all arms: suite, metric, slice, and the arm that was subtracted."""
+    """What was measured, the same for all arms: suite, metric, slice, and the arm that was subtracted."""
 
     suite: str
     metric: str
@@ -56,13 +67,8 @@ class Measure:
         return json.loads(self.slice)
 
 
-def measure_of(result: Result) -> Measure:
-    """The measure a result belongs to."""
-    return Measure(result.suite, result.metric, slice_key(result.slice), result.baseline)
-
-
 def slice_key(values: dict[str, Any]) -> str:
-    """A slice as a text that is equal for equal slices."""
+    """A slice as a string that is equal for equal slices."""
     return json.dumps(values, sort_keys=True)
 
 
@@ -70,7 +76,7 @@ def slice_key(values: dict[str, Any]) -> str:
 class Run:
     """A run's folder, read: the recipe (also verbatim) and all results.
 
-    Where models were only evaluated, by `statex eval`, each stands as an arm, and `recipe_text` has the settings.
+    Models that were only evaluated, by `statex eval`, appear as arms, and `recipe_text` has the settings.
     """
 
     recipe: Recipe
@@ -97,7 +103,7 @@ class Run:
         return self.recipe.arms[arm].kind if arm in self.recipe.arms and not self.evaluation_only else ""
 
     def rank(self, model: str, arm: str) -> int:
-        """An arm's place among the expanded arms of its model (and those of no kind), else 0."""
+        """An arm's place among the expanded arms of its model (and those without a kind), else 0."""
         drawn_by_rank = [one for one in self.arms(model) if self.kind(one) in ("statex", "")]
         return drawn_by_rank.index(arm) if arm in drawn_by_rank else 0
 
@@ -106,16 +112,16 @@ class Run:
         return next(iter(self.arms_of_kind(model, "lpt")), None)
 
     def find(self, model: str, arm: str, measure: Measure) -> Shown | None:
-        """What was measured of an arm, None if it was not run."""
+        """The value of a measure for an arm, None if it was not run."""
         return self._shown.get((model, arm, measure))
 
     @property
     def asked(self) -> list[str]:
-        """Our suites that the recipe asks for, whether they have results or not; groups become what is in them."""
+        """Our suites that the recipe asks for, whether they have results or not; with groups expanded."""
         return split_names(self.recipe.evaluation.suites)[0]
 
     def measures(self, model: str, suite: str, metric: str | None = None, paired: bool = False) -> list[Measure]:
-        """What was measured in a suite, in order of slices: plain values or, if `paired`, differences of arms."""
+        """The measures of a suite, in order of slices: plain values or, if `paired`, differences of arms."""
         found: dict[Measure, None] = {}
         for name, _, measure in self._shown:
             wanted = measure.suite == suite and metric in (None, measure.metric)
@@ -138,8 +144,9 @@ class Run:
     @cached_property
     def _shown(self) -> dict[tuple[str, str, Measure], Shown]:
         groups: dict[tuple[str, str, Measure], list[Result]] = defaultdict(list)
-        for result in self.results:
-            groups[result.model, result.arm, measure_of(result)].append(result)
+        for row in self.results:
+            measure = Measure(row.suite, row.metric, slice_key(row.slice), row.baseline)
+            groups[row.model, row.arm, measure].append(row)
         seeds = [] if self.evaluation_only else self.recipe.seeds
         return {key: _estimate(rows, seeds) for key, rows in groups.items() if key[2].suite != "run"}
 
@@ -164,19 +171,21 @@ def is_evaluation(folder: Path) -> bool:
 
 
 def read_evaluations(folders: Sequence[Path]) -> Run:
-    """Read the folders of evaluated models as one run, whose arms are called as the folders are.
+    """Read the folders of evaluated models as one run, with the folders' names as arms.
 
     Raises:
         UserError: one of the folders has no results.jsonl, or two have the same name.
     """
     names = [re.sub(r"[^A-Za-z0-9._-]+|^[^A-Za-z0-9]+", "", folder.resolve().name) or "model" for folder in folders]
     if len(set(names)) < len(names):
-        raise UserError("run", ", ".join(names), "has a name twice", "evaluate with --out, into folders of other names")
+        raise UserError(
+            "run", ", ".join(names), "has a name twice", "evaluate with --out into folders with different names"
+        )
     model = names[0] if len(names) == 1 else "models"
     results, missing, settings = [], [], []
     for name, folder in zip(names, folders):
         if not (folder / "results.jsonl").is_file():
-            raise UserError("run", str(folder), "has no results.jsonl", "let the evaluation end")
+            raise UserError("run", str(folder), "has no results.jsonl", "let the evaluation finish")
         results += [replace(row, model=model, arm=name) for row in read_results(folder / "results.jsonl")]
         if (folder / NOT_RUN_FILE).is_file():
             missing += json.loads((folder / NOT_RUN_FILE).read_text(encoding="utf-8"))
@@ -215,7 +224,7 @@ def _ordered(first: Iterable[str], others: Iterable[str]) -> list[str]:
 
 
 def _slice_order(values: dict[str, Any]) -> tuple:
-    """Numbers by size, words by the alphabet, a slice with fewer keys first, and lengths before all else."""
+    """Numbers by size, words alphabetically, slices with fewer keys first, and lengths before everything else."""
     keys = sorted(values, key=lambda key: (key != "length", key))
     numeric = {key: isinstance(values[key], int | float) for key in keys}
     return len(values), [(key, not numeric[key], values[key] if numeric[key] else str(values[key])) for key in keys]

@@ -1,4 +1,4 @@
-"""The picture of a sweep of `statex bench ops`: cost against the size of the state, or against tokens, as one SVG."""
+"""The figure of a sweep of `statex bench ops`: cost against the size of the state or the tokens, as one SVG."""
 
 import json
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ AXES = {  # sweep -> title, the record's key on the x axis, that axis
     "tokens": ("Cost against the number of tokens", "tokens", "tokens"),
 }
 PEER, FLOOR = "peer", "floor"
-STYLES = {"statex": "statex", PEER: "lpt", FLOOR: "base"}  # whose curve -> the arm of a report that is drawn so
+STYLES = {"statex": "statex", PEER: "lpt", FLOOR: "base"}  # whose curve -> the kind of arm whose style it has
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What a chart shows of one pass.
+    """The quantity that a chart shows for one pass.
 
     Args:
         keys: whose curve -> the record's key.
-        per_token: a factor to the printed unit for what grows with the tokens, None for what does not.
+        per_token: conversion to the printed unit for quantities that grow with the tokens, None for others.
     """
 
     title: str
@@ -39,10 +39,10 @@ class Quantity:
 
 TIMES = {"statex": "ms", PEER: "peer_ms", FLOOR: "floor_ms"}
 QUANTITIES = (
-    Quantity("forward, ns a token", "fwd", TIMES, 1e6),
-    Quantity("with backward, ns a token", "fwd+bwd", TIMES, 1e6),
+    Quantity("forward, ns per token", "fwd", TIMES, 1e6),
+    Quantity("with backward, ns per token", "fwd+bwd", TIMES, 1e6),
     Quantity(
-        "peak memory with backward, KB a token", "fwd+bwd", {"statex": "peak_bytes", PEER: "peer_peak_bytes"}, 1e-3
+        "peak memory with backward, KB per token", "fwd+bwd", {"statex": "peak_bytes", PEER: "peer_peak_bytes"}, 1e-3
     ),
 )
 RATIOS = (  # where there are no times: on a CPU
@@ -52,7 +52,7 @@ RATIOS = (  # where there are no times: on a CPU
 
 
 def write_sweep(path: Path) -> Path:
-    """Draw the sweep whose records are in a JSON file; returns the SVG file beside it.
+    """Draw the sweep whose records are in a JSON file; returns the SVG file next to it.
 
     Raises:
         UserError: the file is not there, or holds no sweep.
@@ -70,7 +70,7 @@ def write_sweep(path: Path) -> Path:
 
 
 def sweep_picture(records: Sequence[Record]) -> str:
-    """A row of charts for each recurrence, as SVG; a case that was wrong is named and has no point."""
+    """A row of charts for each recurrence, as SVG; a case with wrong results is named and has no point."""
     title, key, label = AXES[records[0]["sweep"]]
     timed = any(record.get("ms") is not None for record in records)
     rows = []
@@ -102,7 +102,7 @@ def _value(record: Record, key: str, per_token: float | None) -> float:
 
 
 def _about(records: Sequence[Record], key: str) -> str:
-    """What all points share, and where they were taken."""
+    """What all points have in common, and where they were measured."""
     fixed, unit = ("tokens", "tokens") if key == "state_size" else ("state_size", "state elements")
     shared = [f"{size:,}" for size in sorted({record[fixed] for record in records})]
     parts = [f"{listing(shared)} {unit}"]

@@ -1,4 +1,4 @@
-"""A run's outcome on the terminal: the verdict, then one table of the arms with recall as a picture, then the rest."""
+"""A run's outcome on the terminal: the verdict, then a table of the arms with recall as bars, then the rest."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The verdict: what a run has shown, decided by rules from paired differences and stated in plain sentences.
+"""The verdict: what a run has shown, decided from paired differences by fixed rules and stated in plain sentences.
 
 An aim has three outcomes, judged by the 95 % interval of a paired difference. Recall of an expanded arm above that of
 post-training alone: met where the interval is above 0, not met where it is below `RECALL_MARGIN`. Recall of the control
@@ -29,7 +29,7 @@ Outcome = Literal["met", "not met", "undecided", "not run"]
 
 @dataclass(frozen=True)
 class Aim:
-    """One aim for one arm: what was aimed at and measured, whether that reaches it, and what would decide it."""
+    """One aim for one arm: the target, the measured value, the outcome, and what would decide it."""
 
     aim: str
     arm: str
@@ -40,7 +40,7 @@ class Aim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said about a model: one sentence, the aims behind it, and reservations."""
+    """The verdict on a model: one sentence, the aims behind it, and reservations."""
 
     model: str
     sentence: str
@@ -60,7 +60,8 @@ def verdict(run: Run, model: str) -> Verdict:
     clauses.append(_text_clause(text))
     aims.append(_text_aim(baseline, text))
     sentence = f"**{model}**: " + "; ".join(clauses) + "."
-    return Verdict(model, sentence, aims, _reservations(run, model))
+    reservations = [remark for remark in (_failures(run, model), _plateau(run, model)) if remark]
+    return Verdict(model, sentence, aims, reservations)
 
 
 def hardest_recall(run: Run, model: str) -> Measure | None:
@@ -90,15 +91,11 @@ def relative_text_nll(run: Run, model: str, arm: str) -> Shown | None:
     difference = run.find(model, arm, replace(measure, baseline=baseline))
     if reference is None or difference is None or not reference.result.value > 0:
         return None
-    scale = 100 / reference.result.value
-    row = difference.result
-    low, high = (None if bound is None else bound * scale for bound in (row.low, row.high))
-    spread = difference.spread and (difference.spread[0] * scale, difference.spread[1] * scale)
-    return Shown(replace(row, value=row.value * scale, low=low, high=high, unit="%"), difference.seeds, spread)
+    return difference.scaled(100 / reference.result.value, "%")
 
 
 def signatures(run: Run, model: str) -> list[tuple[str, Measure, str]]:
-    """(arm, measure, sentence) of each sign of failure that the run's diagnosis found, by the rules of today."""
+    """(arm, measure, sentence) of each sign of failure that the run's diagnosis found, by the present rules."""
     found = []
     for measure in run.measures(model, "diagnostics", paired=True):
         for arm in run.arms(model):
@@ -225,16 +222,9 @@ def _text_aim(baseline: str, text: dict[str, Shown | None]) -> Aim:
     outcomes = {arm: text_outcome(relative) for arm, relative in measured.items()}
     best: tuple[Outcome, ...] = ("met", "undecided", "not met")
     outcome = next(one for one in best if one in outcomes.values())
-    arm = min((arm for arm in measured if outcomes[arm] == outcome), key=lambda arm: _upper_end(measured[arm]))
+    upper_ends = {arm: one.interval[1] if one.interval else math.inf for arm, one in measured.items()}
+    arm = min((arm for arm in measured if outcomes[arm] == outcome), key=upper_ends.__getitem__)
     return Aim(aim, arm, format_percent_difference(measured[arm]), outcome)
-
-
-def _upper_end(relative: Shown) -> float:
-    return relative.interval[1] if relative.interval else math.inf
-
-
-def _reservations(run: Run, model: str) -> list[str]:
-    return [remark for remark in (_failures(run, model), _plateau(run, model)) if remark]
 
 
 def _plateau(run: Run, model: str) -> str | None:
@@ -249,13 +239,13 @@ def _plateau(run: Run, model: str) -> str | None:
         return None
     return (
         f"{arm} reaches only {format_value(estimate.result.value)} at {easiest.values.get('num_pairs')} pairs "
-        f"(n = {estimate.result.n}): where recall is not learnt at the fewest pairs, arms differ in optimisation as "
-        "much as in memory."
+        f"(n = {estimate.result.n}): where recall is not learnt even at the fewest pairs, arms differ in optimisation "
+        "as much as in memory."
     )
 
 
 def _failures(run: Run, model: str) -> str | None:
-    """Which signs of failure the diagnosis found in which arms."""
+    """The signs of failure that the diagnosis found, with their arms."""
     arms: dict[str, list[str]] = {}
     for arm, measure, _ in signatures(run, model):
         arms.setdefault(measure.metric.replace("_", " "), []).append(arm)

@@ -1,4 +1,4 @@
-"""How values, metrics and slices are written: the same in tables, pictures and sentences."""
+"""The wording of values, metrics and slices, the same in tables, pictures and sentences."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ METRICS = {
     "nll": "NLL",
     "training_tokens_per_second": "training tokens/s",
     "training_peak_memory": "training peak memory",
-    "training_data_wait": "share of training that waited for data",
+    "training_data_wait": "share of training time spent waiting for data",
     "prefill_tokens_per_second": "prefill tokens/s",
     "decode_ms_per_token": "decode ms/token",
     "decode_graph_ms_per_token": "decode ms/token, captured graph",
@@ -98,7 +98,7 @@ def format_number(value: float) -> str:
 
 
 def format_value(value: float, unit: str = "", signed: bool = False) -> str:
-    """A value with as many digits as its unit deserves; bytes, seconds and milliseconds carry their unit."""
+    """A value with digits suited to its unit; bytes, seconds and milliseconds include their unit."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else ("−" if value < 0 else "") + "∞"
     sign = "−" if value < 0 else "+" if signed and value > 0 else ""
@@ -149,7 +149,7 @@ def format_percent_difference(difference: Shown | None) -> str:
 
 
 def format_needs(result: Result) -> str:
-    """What would establish a difference of the size that was seen in 4 of 5 runs, "" where that is not known."""
+    """What would establish a difference of the observed size in 4 of 5 runs, "" where that is unknown."""
     power = result.details.get("power") or {}
     items, seeds = power.get("items"), power.get("seeds")
     if seeds:
@@ -170,7 +170,7 @@ def _format_change(difference: Shown | None, form: Callable[[float], str], unit:
 
 
 def _two_digits(value: float) -> str:
-    """Two digits after the point, a third where two would hide which side of 0 it is on."""
+    """Two decimals, or three where two would hide its sign."""
     return _signed(value, 2 if abs(value) >= 0.005 or value == 0 else 3)
 
 
@@ -180,7 +180,7 @@ def _signed(value: float, digits: int) -> str:
 
 
 def seeds(numbers: tuple[int, ...]) -> str:
-    """The seeds as a list, "–" without any."""
+    """The seeds as a list, "–" without seeds."""
     return ", ".join(str(seed) for seed in numbers) or "–"
 
 

@@ -1,4 +1,4 @@
-"""What evaluation writes and reporting reads: results, their intervals, what these claim, and the names of suites."""
+"""What evaluation writes and reporting reads: results, intervals, the claims these allow, and the names of suites."""
 
 from statex.results.record import Result, merge_results, read_results, write_results
 

@@ -1,7 +1,7 @@
-"""What the interval of a paired difference allows to claim: the one set of rules for verdict and diagnosis.
+"""What the interval of a paired difference allows one to claim: the same rules for verdict and diagnosis.
 
-That nothing was established is no finding: "no gain" is claimed only where the interval's upper end is below a stated
-margin, and what is neither gain nor no gain is undecided.
+The absence of evidence is not a finding: "no gain" is claimed only where the interval's upper end is below a stated
+margin, and anything between is undecided.
 """
 
 from typing import Literal
@@ -12,11 +12,11 @@ TEXT_MARGIN = 0.02
 """A rise of text NLL, as a share of the baseline's, up to this counts as kept."""
 
 Claim = Literal["gain", "no gain", "loss", "undecided"]
-"""Of a difference where more is better. A loss, too, is established: the whole interval is below 0."""
+"""About a difference where more is better. A loss must be established too: the whole interval is below 0."""
 
 
 def claim(interval: tuple[float, float] | None, margin: float = RECALL_MARGIN) -> Claim:
-    """What a 95 % interval of a difference establishes, by a margin above 0; nothing without an interval."""
+    """What the 95 % interval of a difference establishes, given a margin above 0; undecided without an interval."""
     if interval is None:
         return "undecided"
     low, high = interval

@@ -4,14 +4,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from statex.utils.atomic import write_text_atomic
 
 SETTINGS_FILES = ("evaluation.json", "harness.json")
-"""How the scores in an evaluation's folder were made: those of our suites, and those of lm-eval's tasks."""
+"""The settings that made the scores in an evaluation's folder: those of our suites, and those of lm-eval's tasks."""
 NOT_RUN_FILE = "not_run.json"
-"""The tasks of lm-eval that lacked their data, each with the command that fetches it."""
+"""The tasks of lm-eval whose data was missing, each with the command that fetches it."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,28 @@ class Result:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+Record = TypeVar("Record")
+
+
+def write_records(path: Path, records: Iterable[Any]) -> None:
+    """Write instances of a dataclass to `path` as JSON lines, atomically."""
+    write_text_atomic(path, "".join(json.dumps(asdict(record)) + "\n" for record in records))
+
+
+def read_records(path: Path, kind: type[Record]) -> list[Record]:
+    """Read the instances of a dataclass in `path`; keys of a newer version are ignored."""
+    known = {item.name for item in fields(cast(Any, kind))}
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    return [kind(**{key: value for key, value in row.items() if key in known}) for row in rows]
+
+
 def write_results(path: Path, results: Iterable[Result]) -> None:
     """Write results to `path` as JSON lines, atomically."""
-    write_text_atomic(path, "".join(json.dumps(asdict(result)) + "\n" for result in results))
+    write_records(path, results)
 
 
 def merge_results(path: Path, results: Iterable[Result]) -> None:
-    """Write results to `path`; those of other suites that are there stay."""
+    """Write results to `path`; existing results of other suites are kept."""
     results = list(results)
     suites = {row.suite for row in results}
     before = read_results(path) if path.exists() else []
@@ -73,7 +88,4 @@ def merge_results(path: Path, results: Iterable[Result]) -> None:
 
 def read_results(path: Path) -> list[Result]:
     """Read the results of `path`; keys of a newer version are ignored."""
-    known = {item.name for item in fields(Result)}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = (json.loads(line) for line in lines if line.strip())
-    return [Result(**{key: value for key, value in row.items() if key in known}) for row in rows]
+    return read_records(path, Result)

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import nctdtrinc, ndtri, stdtrit  # scipy.stats has the same ones and takes half a second to import
+from scipy.special import nctdtrinc, ndtri, stdtrit  # scipy.stats, with the same functions, takes 0.5 s to import
 
 from statex.errors import UserError
 
 NORMAL_QUANTILE = float(ndtri(0.975))
 POWER = 0.8
-"""The share of runs in which a planned comparison is to establish the difference it was planned for."""
+"""Power: the share of runs in which a comparison should establish the difference that it was planned for."""
 MOST_ITEMS = 1_000_000
-"""Where more items than this are needed, more seeds are."""
+"""Where more items than this would be needed, more seeds are called for."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ class Sums:
 
 
 def wilson(successes: float, n: int, quantile: float = NORMAL_QUANTILE) -> Estimate:
-    """The Wilson interval of a share (E. B. Wilson 1927), right also where the share is 0 or 1.
+    """The Wilson interval of a share (E. B. Wilson 1927), which also holds where the share is 0 or 1.
 
     Args:
         successes: how many of the `n` independent items succeeded; a fraction of an item counts as such.
     """
     if n < 1:
         raise UserError("n", n, "an interval needs at least one item", "raise num_items")
-    share = min(successes / n, 1.0)  # a sum of rounded fractions may be above
+    share = min(successes / n, 1.0)  # a sum of rounded fractions may exceed it
     denominator = 1 + quantile**2 / n
     centre = (share + quantile**2 / (2 * n)) / denominator
     half = quantile * math.sqrt(share * (1 - share) / n + quantile**2 / (4 * n * n)) / denominator
@@ -126,10 +126,10 @@ def bootstrap_difference(
 
 
 def unanimous_difference(value: float, n: int) -> Estimate:
-    """The difference of two fractions that is the same on all `n` items, with what so few items leave open.
+    """The difference of two fractions that is the same on all `n` items, with the uncertainty that so few items leave.
 
-    Of the shares of items gained and lost one is 0, and each has Wilson's interval, of which R. G. Newcombe's method
-    (Statistics in Medicine 1998) makes that of their difference.
+    Of the shares of items gained and lost one is 0. Each has Wilson's interval, and R. G. Newcombe's method (Statistics
+    in Medicine 1998) combines them into the interval of their difference.
     """
     gained, lost = wilson(max(value, 0.0) * n, n), wilson(max(-value, 0.0) * n, n)
     low = value - math.hypot(gained.value - gained.low, lost.high - lost.value)
@@ -155,12 +155,12 @@ def over_seeds(runs: list[Sums], baseline: list[Sums] | None = None, *, fraction
     count twice (random effects of seeds and items, crossed, by the usual analysis of variance on the linearised
     means). The interval is Student's with Satterthwaite's degrees of freedom: a bootstrap over 3 seeds would be far
     too narrow. More items shrink V_items alone, which has V_both in it; s^2 / S - V_both is what the seeds cause.
-    With one seed the interval is over items only, and `method` says so. Where all seeds and items agree there is no
-    variance to be seen, and a fraction's interval is what one seed's n items leave open: seeds that share their items
-    carry no more information than those n items.
+    With one seed the interval is over items only, and `method` says so. Where all seeds and items agree no variance
+    is visible, and a fraction's interval is that of one seed's n items: seeds that share their items carry no more
+    information than those n items.
 
     Args:
-        runs: one `Sums` a seed.
+        runs: one `Sums` per seed.
         baseline: the other arm's, in the same order of seeds.
         fraction: the metric lies between 0 and 1.
     """
@@ -217,11 +217,11 @@ def combine(estimates: Sequence[Estimate]) -> Estimate:
 
 @dataclass(frozen=True)
 class Needs:
-    """What would establish a difference of the size that was seen, with 80 % power; None leaves a number as it is.
+    """What would establish a difference of the observed size with 80 % power; None: as many as there are.
 
     Args:
         items: this many items for each seed.
-        seeds: this many training seeds; given only where no number of items suffices with the seeds there are.
+        seeds: this many training seeds; given only where no number of items suffices with the present seeds.
     """
 
     items: int | None = None
@@ -229,11 +229,12 @@ class Needs:
 
 
 def needs(difference: Estimate) -> Needs | None:
-    """The items, or else the seeds, that would establish this difference with 80 % power; None where there is none.
+    """The items, or else the seeds, that would establish this difference with 80 % power; None without a difference.
 
-    Items scale only the part of the variance that they cause. Where what the seeds cause is alone too much, more
-    seeds are needed, and more items too if no number of seeds would do with the items there are. Each part counts
-    with the degrees of freedom of its own (K. S. Banerjee's bound, 1960), so that more of either never reads as less.
+    More items shrink only the part of the variance that items cause. Where the part that seeds cause is too large by
+    itself, more seeds are needed, and more items too if no number of seeds would do with the present items. Each part
+    counts with its own degrees of freedom (K. S. Banerjee's bound, 1960), so that needing more of either never looks
+    like needing less.
     """
     size, n, seeds = difference.value**2, difference.n, difference.seeds
     if size < 1e-24 or not math.isfinite(difference.standard_error):
@@ -275,7 +276,7 @@ def student_quantile(freedom: float) -> float:
 
 
 def _all_agree(rates: np.ndarray) -> bool:
-    """Whether there is no variance to see, but for rounding."""
+    """Whether all are equal up to rounding."""
     return rates.size > 0 and float(np.ptp(rates)) < 1e-12
 
 

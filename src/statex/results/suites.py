@@ -11,8 +11,8 @@ class SuiteEntry:
 
     Args:
         title: in a report.
-        short_title: where there is little room.
-        section: the section of a report that shows it; "other" leaves it to what the suite is sliced by.
+        short_title: where space is short.
+        section: the section of a report that shows it; "other": chosen by the keys that the suite is sliced by.
         groups: names for several suites at once, in recipes and on the command line.
     """
 
@@ -55,7 +55,7 @@ HARNESS_GROUPS: dict[str, tuple[str, ...]] = {
 """Groups of lm-eval's tasks; those that begin with `statex_` are our own, written for lm-eval."""
 
 LM_EVAL = "lm_eval_"
-"""Prefix of a task of lm-eval that shares the name of one of our suites, as niah_single_1: both may be in a folder."""
+"""Prefix of lm-eval's tasks that share the name of one of our suites, as niah_single_1 does: a folder may hold both."""
 
 
 def suite_groups() -> dict[str, tuple[str, ...]]:
@@ -67,7 +67,7 @@ def suite_groups() -> dict[str, tuple[str, ...]]:
 def split_names(names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Our suites and lm-eval's tasks among `names`, with groups expanded and without repetitions.
 
-    What is neither a suite nor a group is taken for a task of lm-eval, of which there are thousands.
+    A name that is neither a suite nor a group is taken for one of lm-eval's thousands of tasks.
     """
     groups, ours = suite_groups(), dict[str, None]()
     tasks: dict[str, None] = {}
@@ -92,6 +92,6 @@ def task_name(name: str) -> str:
 
 
 def known_names() -> str:
-    """The names that are known, for an error message."""
+    """The known names, for an error message."""
     groups = ", ".join([*suite_groups(), *HARNESS_GROUPS])
     return f"known suites: {', '.join(SUITES)}; groups: {groups}; or a task of lm-eval, where it is installed"

@@ -7,11 +7,11 @@ from statex.expansion.config import ExpansionConfig
 from statex.recipe import Arm
 
 CHANGED_KINDS = ("statex", "control")
-"""The kinds of arms whose mixers are changed before they are trained."""
+"""The kinds of arms whose mixers are changed before training."""
 
 
 def plan_of_arm(network: Any, arm: Arm) -> Any:
-    """What an arm of kind statex or control makes of a model on the meta device."""
+    """The plan of an arm of kind statex or control, for a model on the meta device."""
     from statex.expansion.plan import plan_expansion, plan_reinitialization, select_layers
     from statex.families import family_of
 
@@ -24,7 +24,7 @@ def plan_of_arm(network: Any, arm: Arm) -> Any:
 
 
 def change_by_arm(arm: Arm, network: Any, one_layer: bool = False) -> None:
-    """Apply the change of an arm of kind statex or control to a model; with `one_layer`, one whose only layer is 0."""
+    """Apply the change of an arm of kind statex or control to a model; with `one_layer`, to layer 0, its only one."""
     from statex.expansion.plan import select_layers
     from statex.families import family_of
     from statex.models.expanded import expand, reinitialize

@@ -9,7 +9,7 @@ from statex.utils.environment import source_commit, versions
 
 
 def unfinished_stages(recipe: Recipe) -> list[Stage]:
-    """The stages of the whole recipe that are not finished, whoever does them."""
+    """The stages of the whole recipe that are not finished, whichever call runs them."""
     stages = [
         stage
         for chain in chains_of(recipe)
@@ -45,7 +45,9 @@ def collect_results(recipe: Recipe) -> list[Result]:
         baseline = next((arm for arm, settings in recipe.arms_of(model).items() if settings.kind == "lpt"), "lpt")
         expanded = [arm for arm, settings in recipe.arms_of(model).items() if settings.kind == "statex"]
         compared = compare_arms(evaluated, baseline=baseline, model=model, device=device, commit=commit)
-        suites = {row.suite for row in rows}  # scores of suites that the recipe no longer names are kept, and not told
+        suites = {
+            row.suite for row in rows
+        }  # scores of suites that the recipe no longer names are kept, but not reported
         compared = [row for row in compared if row.suite in suites]
         results += rows + combine_seeds(rows) + compared + failure_signatures(compared, baseline, expanded)
     return results

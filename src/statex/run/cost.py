@@ -1,6 +1,6 @@
-"""What a recipe's training will take, before anything is started: tokens, operations, memory, GPU hours, money.
+"""What a recipe's training will take, estimated before it starts: tokens, operations, memory, GPU hours, money.
 
-N: parameters without embeddings that are only looked up.
+N: parameters, without embeddings that are only looked up.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from statex.training.memory import Size, peak_memory_of, size_of
 
 MFU = 0.45
 PRODUCT_PER_SECOND = FLOPS_PER_SECOND["H200"]
-"""What hours follow from where no throughput is given: the bf16 product of an H100 or H200, and the share of it that
+"""The basis of hours where no throughput is given: the bf16 matrix product of an H100 or H200, and the share of it that
 training steps of 1.3B models reach (docs/results/training.md; small models reach less)."""
 GPUS = (1, 2, 4, 8)
 
@@ -30,12 +30,12 @@ class StageCost:
 
     Args:
         arm: its name; None for pre-training.
-        parameters, state: of the model, and elements of its state at batch 1.
+        parameters, state: number of the model's parameters, and of its state's elements at batch 1.
         steps, tokens: of one seed.
-        operations: of one seed, floating-point: 6 N a token, 2 N more where all activations are computed again, and 7
-            products with the state, 3 more where processes share sequences.
-        memory: bytes at the peak, by the number of GPUs, which is a multiple of `sequence_parallel`: so many share the
-            activations. Weights, gradients and optimizer are shared by FSDP alone.
+        operations: floating-point, of one seed: 6 N a token, 2 N more where all activations are recomputed, and 7
+        products with the state, 3 more where processes share sequences.
+        memory: bytes at the peak, by the number of GPUs, a multiple of `sequence_parallel`, as that many share the
+        activations. Weights, gradients and optimizer state are shared by FSDP alone.
         hours: of one GPU, for all seeds.
     """
 
@@ -57,11 +57,11 @@ class StageCost:
 def costs(
     recipe: Recipe, selection: Selection | None = None, *, tokens_per_second: float | None = None
 ) -> list[StageCost]:
-    """What the training stages of a recipe take, once it is checked as before a run; nothing is written.
+    """What the training stages of a recipe take; the recipe is checked as before a run, and nothing is written.
 
     Args:
         selection: the part of the recipe; default: all.
-        tokens_per_second: of one GPU, as `statex bench training` or the log of a run has it; default: by MFU.
+        tokens_per_second: of one GPU, as `statex bench training` or the log of a run reports it; default: from MFU.
 
     Raises:
         UserError: what `check_recipe` raises.

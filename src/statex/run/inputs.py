@@ -1,4 +1,4 @@
-"""What the stages of a recipe are checked against before anything is written; they share it, so each is made once."""
+"""What the stages of a recipe are checked against before anything is written; shared by all, and made once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ class Outline:
     """A model before it is made or loaded.
 
     Args:
-        field, value: what the recipe says of it, for errors.
+        field, value: where the recipe names it and what it says, for errors.
         network: on the meta device.
         size: its weights and state (`statex.training.memory.Size`).
     """
@@ -33,7 +33,7 @@ class Inputs:
     """A recipe's tokenizer and the outlines of its models.
 
     Args:
-        is_started: whether the processes that would train are those that there are; else there may be as few as one.
+        is_started: whether the processes that will train are already running; else this may be a single one.
     """
 
     def __init__(self, recipe: Recipe, *, is_started: bool = True):
@@ -42,14 +42,14 @@ class Inputs:
         self._seen: set[tuple[str, ...]] = set()
 
     def is_new(self, *check: str) -> bool:
-        """Whether this check is asked for the first time: most stages share a section, or a model."""
+        """Whether this check has not been made yet: most stages share a section or a model."""
         is_new = check not in self._seen
         self._seen.add(check)
         return is_new
 
     @cached_property
     def tokenizer(self) -> Any:
-        """That of the models made from scratch, which the run's folder has or which is trained; None without any."""
+        """The tokenizer of the models made from scratch, from the run's folder or trained; None without any."""
         from statex.checkpoint import read_tokenizer
         from statex.data.tokenizer import train_tokenizer
 
@@ -61,11 +61,11 @@ class Inputs:
         return train_tokenizer(self.recipe.data.text, self.recipe.data.tokenizer, self.recipe.data.recall)
 
     def outline(self, model: str) -> Outline:
-        """The outline of one of the recipe's models, which was compared with the memory and tried with a few tokens.
+        """The outline of one of the recipe's models, checked against the memory and tried on a few tokens.
 
         Raises:
-            UserError: a checkpoint that is not whole or has no tokenizer, or a configuration that makes no model that
-                can be trained here.
+            UserError: a checkpoint that is incomplete or has no tokenizer, or a configuration whose model cannot be
+                trained here.
         """
         if model not in self._outlines:
             self._outlines[model] = self._make_outline(model)
@@ -118,7 +118,7 @@ class Inputs:
             require_memory(field, value, size, section, training, self.recipe.data.recall)
 
     def check_training(self, section: str, training: Training) -> None:
-        """Raise what a stage of training would of its settings; `section` is the recipe's name of them."""
+        """Raise what a stage of training would raise about its settings; `section` is their name in the recipe."""
         from statex.training.captured import check_capture
         from statex.training.trial import try_training
 
@@ -128,7 +128,7 @@ class Inputs:
                 try_training(training, self.recipe.data.reset_state_at_documents, self.is_started)
 
     def check_batches(self, section: str, training: Training, model: str) -> None:
-        """Raise what a stage of training would of its data."""
+        """Raise what a stage of training would raise about its data."""
         from statex.data.mixture import TrainingBatches
 
         if self.is_new("batches", model, training.model_dump_json()):
@@ -140,7 +140,7 @@ class Inputs:
 
 @contextmanager
 def errors_in(section: str) -> Iterator[None]:
-    """Name the field of an error as the recipe does: of a stage, that of its section; `data` is named in full."""
+    """Name the field of an error as the recipe does: within the stage's section, or in full for `data`."""
     try:
         yield
     except UserError as error:

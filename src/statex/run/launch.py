@@ -14,7 +14,7 @@ from typing import Any
 ProgressCallback = Callable[[str, str, int, int], None]
 """Called with chain, stage, done, total."""
 
-KEEP_FREED_MEMORY = {  # glibc would give each step's tensors back and have them zeroed anew: up to a quarter of a step
+KEEP_FREED_MEMORY = {  # glibc would give each step's tensors back and zero them again: up to a quarter of a step
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "67108864",
@@ -127,7 +127,7 @@ def wait_for(following: dict[Future, Sequence[Call]], submit: Callable[[Call], F
             for future in done:
                 future.result()
         except BrokenProcessPool:
-            problem = "a worker was killed, perhaps for want of memory; the same command resumes"
+            problem = "a worker was killed, perhaps because memory ran out; the same command resumes"
             raise ChildProcessError(problem) from None
         except BaseException:
             for future in pending:

@@ -1,4 +1,4 @@
-"""What is measured of an arm, and by which evaluation: after an edit of that section, only what it changes."""
+"""What is measured of an arm, and with which settings; after an edit of them, only what depends on it is repeated."""
 
 import json
 import shutil
@@ -19,22 +19,22 @@ from statex.utils.environment import default_device, device_name, source_commit
 RESULTS = "results.jsonl"
 DIAGNOSTICS = "diagnostics.jsonl"
 SECTION = Path("evaluation", "section.json")
-"""The section of the recipe by which an arm is measured."""
+"""The file that records the evaluation section with which an arm was measured."""
 
 
 def was_measured_by(folder: Path, evaluation: Evaluation) -> bool:
-    """Whether what is in an arm's folder was measured by this evaluation, as it was where the folder does not say."""
+    """Whether an arm's folder was measured with this evaluation; assumed where the folder has no record."""
     before = _recorded(folder)
     return before is None or not changed_settings(before, evaluation)
 
 
 def changed_settings(before: Evaluation, now: Evaluation) -> list[str]:
-    """The keys of the evaluation that differ, but for what becomes of records that cannot be read."""
+    """The keys of the evaluation that differ, apart from the handling of records that cannot be read."""
     return [name for name, value in _settings(now).items() if _settings(before)[name] != value]
 
 
 def record_evaluation(folder: Path, evaluation: Evaluation) -> None:
-    """Record the settings with which the arm in a folder is measured; kept where it is recorded already."""
+    """Record the settings with which the arm in a folder is measured, unless they are already recorded."""
     if not (folder / SECTION).exists():
         _write(folder, evaluation)
 
@@ -46,7 +46,7 @@ def begin_evaluation(folder: Path, evaluation: Evaluation) -> bool:
     in between is repaired by the next.
 
     Returns:
-        Whether an earlier call has begun to measure.
+        Whether an earlier call has started measuring.
     """
     begun_before = (folder / "evaluation").exists()
     before = _recorded(folder)
@@ -61,7 +61,7 @@ def begin_evaluation(folder: Path, evaluation: Evaluation) -> bool:
 
 
 def _remove_scores(folder: Path, changed: set[str], evaluation: Evaluation) -> None:
-    """Remove the scores that depend on changed settings; a section of one suite goes for that suite alone."""
+    """Remove the scores that depend on changed settings; a suite's own section affects that suite alone."""
     sections = {name for name, value in evaluation if isinstance(value, BaseModel)} - {"text"}
     if changed - sections:
         shutil.rmtree(folder / "items", ignore_errors=True)
@@ -87,7 +87,7 @@ def _settings(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def lacked_data(folder: Path) -> bool:
-    """Whether an arm's evaluation left tasks of lm-eval out, whose data may be there by now."""
+    """Whether an arm's evaluation left out tasks of lm-eval whose data may have arrived since."""
     return any(row.suite == "run" and row.metric == "not_run" for row in read_results(folder / RESULTS))
 
 
@@ -129,13 +129,13 @@ def measurements(
     if measured.not_run:
         missing = {"tasks": [asdict(one) for one in measured.not_run]}
         results.append(Result("run", "not_run", len(measured.not_run), "tasks", details=missing, **facts))
-    note = "of the last call alone: an earlier one had done part of it" if begun_before else ""
+    note = "of the last call only: an earlier call had done part of the work" if begun_before else ""
     seconds = Result("cost", "seconds", watch.seconds(), "s", n=1, slice={"stage": "evaluate"}, note=note, **facts)
     return [*results, *_state_results(network, facts), *_training_cost(folder, facts), seconds]
 
 
 def diagnosis(recipe: Recipe, trained: Path, start: Path, identity: dict[str, Any]) -> list[Result]:
-    """What a trained arm does with what its expansion gave it; `start` is the model it was trained from."""
+    """How a trained arm uses what its expansion added; `start` is the model it was trained from."""
     from statex.checkpoint import load
     from statex.evaluation import Request
     from statex.evaluation.diagnostics import diagnose
@@ -166,7 +166,7 @@ def _use_in_training(folder: Path, facts: dict[str, Any]) -> Iterator[Result]:
 
 
 def measured_dtype(recipe: Recipe) -> Any:
-    """The dtype that all arms are measured in: a coarser one's rounding would count as a difference between arms."""
+    """The dtype that all arms are measured in: otherwise rounding would count as a difference between arms."""
     import torch
 
     from statex.training.arguments import compute_in_bf16
@@ -178,7 +178,7 @@ def measured_dtype(recipe: Recipe) -> Any:
 
 
 def _load_to_measure(recipe: Recipe, trained: Path) -> tuple[Any, Any]:
-    """A trained model on the device at hand, in the dtype of all arms however they are stored, and its tokenizer."""
+    """A trained model on the device at hand, in the common dtype of all arms, and its tokenizer."""
     from statex.checkpoint import load, load_tokenizer
 
     network: Any = load(trained, dtype=measured_dtype(recipe))
@@ -220,7 +220,7 @@ def _state_results(network: Any, facts: dict[str, Any]) -> Iterator[Result]:
 
 
 def _training_cost(folder: Path, facts: dict[str, Any]) -> Iterator[Result]:
-    """What training cost, from its summary; nothing for an arm that was not trained."""
+    """The cost of training, from its summary; nothing for an arm that was not trained."""
     if not (folder / SUMMARY).exists():
         return
     facts = facts | {"dtype": ""}  # of training, not of measuring

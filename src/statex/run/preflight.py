@@ -1,6 +1,6 @@
 """What comes before the first stage of a run: its recipe checked, its tokenizer trained, its folder made.
 
-A mistake must be told before anything is written, and before hours of pre-training, not after them.
+A mistake must be reported before anything is written, and before hours of pre-training rather than after.
 """
 
 import logging
@@ -19,6 +19,7 @@ from statex.run.measuring import changed_settings, record_evaluation
 from statex.run.selection import Selection, chains_of
 from statex.run.stages import Evaluate, arm_folder, measuring_stages, training_stages
 from statex.utils.atomic import new_folder, write_text_atomic
+from statex.utils.nested import first_difference
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,10 @@ def prepare_run(recipe: Recipe) -> None:
         return
     if folder.exists() and any(folder.iterdir()):
         raise UserError(
-            "output", str(folder), "exists and is no run's folder", "give this run another name, or remove that folder"
+            "output",
+            str(folder),
+            "exists and is not the folder of a run",
+            "give this run another name, or remove that folder",
         )
     inputs = check_recipe(recipe)
     if folder.exists():
@@ -52,18 +56,18 @@ def prepare_run(recipe: Recipe) -> None:
 
 
 def check_recipe(recipe: Recipe, *, is_started: bool = True) -> Inputs:
-    """Raise what the stages of a recipe would, as far as can be told without training.
+    """Raise what the stages of a recipe would raise, as far as can be known without training.
 
     Args:
-        is_started: whether the processes that would train are those that there are.
+        is_started: whether the processes that will train are already running.
 
     Returns:
-        What they were checked against, with the tokenizer of models made from scratch.
+        What the stages were checked against, including the tokenizer of models made from scratch.
 
     Raises:
-        UserError: a suite, model, expansion or setting that does not exist or fit, a checkpoint that is not whole or
-            has no tokenizer, text that is missing, or shorter than one sequence, or a length of an evaluation that has
-            no room for its question or more than its text.
+        UserError: a suite, model, expansion or setting that does not exist or fit, a checkpoint that is incomplete or
+            has no tokenizer, text that is missing or shorter than one sequence, or an evaluation length that is too
+            short for its question or too long for its text.
     """
     inputs = Inputs(recipe, is_started=is_started)
     for check in checks_of(recipe):
@@ -72,7 +76,7 @@ def check_recipe(recipe: Recipe, *, is_started: bool = True) -> Inputs:
 
 
 def checks_of(recipe: Recipe) -> list[Check]:
-    """All that is checked: what names and text there are, then each stage of the first seed."""
+    """All checks: of names and text, then of each stage of the first seed."""
     stages = [
         stage
         for chain in chains_of(recipe, Selection(seeds=recipe.seeds[:1]))
@@ -97,14 +101,14 @@ def _check_text(inputs: Inputs) -> None:
 
 
 def _check_place(folder: Path) -> None:
-    """Raise UserError where no folder can be made, before anything is.
+    """Raise UserError where the folder cannot be made.
 
-    The system is asked by making one and removing it again: no test of permissions knows all that may be in the way.
+    Makes the folder and removes it again: no test of permissions covers everything that may prevent it.
     """
     with explained("output", str(folder), "cannot be the folder of a run", "change output or name"):
         place = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
         if not place.is_dir():
-            raise UserError("output", str(folder), f"{place} is no folder", "change output or name")
+            raise UserError("output", str(folder), f"{place} is not a folder", "change output or name")
         longest = os.pathconf(place, "PC_NAME_MAX") - len("..lock")
         if any(len(os.fsencode(part)) > longest for part in folder.parts):
             raise UserError("output", str(folder), f"has a part longer than {longest} bytes", "shorten it")
@@ -115,9 +119,9 @@ def _check_place(folder: Path) -> None:
 def refuse_other_recipe(made_by: Recipe, recipe: Recipe) -> None:
     """Raise UserError unless both are the same run.
 
-    It is the same wherever it and its tokens are kept, however many processes share the work or a sequence, however its
-    models are measured or watched, and where a record or a step that cannot be used is now skipped: none was passed
-    before.
+    A run stays the same if it or its tokens are moved, if another number of processes shares the work or a sequence, if
+    its models are measured or watched differently, or if unusable records or steps are now skipped: until now none
+    was.
     """
     free: Any = {"bad_steps", "most_bad_steps", "spike", "sequence_parallel", "watch_state_every"}
     excluded: Any = {
@@ -131,7 +135,7 @@ def refuse_other_recipe(made_by: Recipe, recipe: Recipe) -> None:
     }
     before, now = (each.model_dump(mode="json", exclude=excluded) for each in (made_by, recipe))
     if before != now:
-        key = _first_difference(before, now)
+        key, *_ = first_difference(before, now)
         raise UserError(
             "output", str(recipe.folder), f"was made by another recipe (they differ in {key})",
             "give this run another name (--set name=...), or remove that folder",
@@ -141,7 +145,7 @@ def refuse_other_recipe(made_by: Recipe, recipe: Recipe) -> None:
 def _take_evaluation(made_by: Recipe, recipe: Recipe) -> None:
     """Where the evaluation was edited, check it and write it to the run's recipe; the stages see what it changes.
 
-    What was measured by the old one is marked so first: arms of earlier versions do not say.
+    Results of the old one are first marked as such: arms of earlier versions have no record.
     """
     changed = changed_settings(made_by.evaluation, recipe.evaluation)
     if not changed:
@@ -166,12 +170,3 @@ def _take_evaluation(made_by: Recipe, recipe: Recipe) -> None:
 
 def _write_recipe(path: Path, recipe: Recipe) -> None:
     write_text_atomic(path, tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True)))
-
-
-def _first_difference(before: Any, now: Any, key: str = "") -> str:
-    """The dotted name of the first value that differs."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in dict.fromkeys([*before, *now]):
-            if before.get(name) != now.get(name):
-                return _first_difference(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
-    return key

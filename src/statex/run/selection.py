@@ -69,6 +69,6 @@ def _chosen(option: str, asked: Sequence[Key], known: Iterable[Key]) -> list[Key
     known = list(known)
     for name in asked:
         if name not in known:
-            problem = f"is no {option.removeprefix('--')} of this recipe"
+            problem = "is not one of this recipe"
             raise UserError(option, name, problem, f"known: {', '.join(map(str, known))}")
     return [name for name in known if name in asked] if asked else known

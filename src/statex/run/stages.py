@@ -1,6 +1,6 @@
 """The stages of a chain: what each checks before a run begins, what it does, and how it is known to be finished.
 
-Every stage writes under another name and renames; what is there already is not done again. They write to
+Every stage writes under another name and then renames; finished work is not repeated. Stages write to
 
     <model>/pretrained-seed<k>/trained/      of a model that is made from scratch
     <model>/<arm>-seed<k>/{expanded,trained}/, training.json, evaluation/, results.jsonl, diagnostics.jsonl
@@ -31,7 +31,7 @@ from statex.run.selection import Chain
 from statex.training import SUMMARY
 
 StageProgress = Callable[[str, int, int], None]
-"""Called with a stage's title, what of it is done and how much there is."""
+"""Called with a stage's title, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -42,31 +42,31 @@ class Stage(ABC):
     model: str
     seed: int
     is_shared: ClassVar[bool] = False
-    """Whether several selections have it: one process does it, and others wait."""
+    """Whether several selections share it: one process runs it, and the others wait."""
     by_one_process: ClassVar[bool] = False
-    """Whether under torchrun the first process does it alone, and the others wait."""
+    """Whether under torchrun the first process runs it alone, and the others wait."""
 
     @property
     @abstractmethod
     def title(self) -> str:
-        """What the progress display calls it."""
+        """Its name in the progress display."""
 
     @property
     @abstractmethod
     def folder(self) -> Path:
-        """Where it writes."""
+        """The folder it writes to."""
 
     @abstractmethod
     def check(self, inputs: Inputs) -> None:
-        """Raise what the stage would, as far as can be told before anything is written.
+        """Raise what the stage would raise, as far as can be known before anything is written.
 
         Raises:
-            UserError: a value of the recipe, a checkpoint or a text that the stage cannot be done with.
+            UserError: the stage cannot run with a value of the recipe, a checkpoint or a text.
         """
 
     @abstractmethod
     def is_finished(self) -> bool:
-        """Whether all that the stage writes is there."""
+        """Whether everything that the stage writes exists."""
 
     def is_needed(self) -> bool:
         """Whether there is anything to do."""
@@ -74,7 +74,7 @@ class Stage(ABC):
 
     @abstractmethod
     def run(self, progress: StageProgress) -> None:
-        """Do it."""
+        """Run the stage."""
 
     @property
     def base(self) -> Path:
@@ -87,7 +87,7 @@ class Stage(ABC):
 
 @dataclass(frozen=True)
 class PrepareTokens(Stage):
-    """Tokenise the training text as far as the stages of one model need it; all that share it find it there."""
+    """Tokenise the training text as far as the stages of one model need it; stages share the result."""
 
     by_one_process = True
     title = "prepare tokens"
@@ -98,7 +98,7 @@ class PrepareTokens(Stage):
 
     @property
     def needed(self) -> int:
-        """Tokens that are prepared for the longest of its trainings, whichever the seed."""
+        """Tokens to prepare for the model's longest training, with any seed."""
         from statex.data.mixture import text_windows
 
         trainings = list(_trainings(self.recipe, self.model))
@@ -107,7 +107,7 @@ class PrepareTokens(Stage):
         )
 
     def check(self, inputs: Inputs) -> None:
-        """The stages that read the text check it."""
+        """Nothing: the stages that read the text check it."""
 
     def is_finished(self) -> bool:
         from statex.data.tokens import are_prepared
@@ -118,7 +118,7 @@ class PrepareTokens(Stage):
         return are_prepared(self.recipe.data, self.tokenizer(), self.folder, needed)
 
     def _is_used_up(self) -> bool:
-        """Whether all that reads the tokens is trained."""
+        """Whether every model that reads the tokens is trained."""
         arms = self.recipe.arms_of(self.model).items()
         folders = [arm_folder(self.recipe, self.model, name, self.seed) for name, arm in arms if arm.kind != "base"]
         if self.recipe.models[self.model].pretraining is not None:
@@ -200,7 +200,7 @@ class ArmStage(Stage):
 
     @property
     def section(self) -> str:
-        """The recipe's name of what the arm is trained by."""
+        """The recipe's section with the arm's training settings."""
         return f"arms.{self.arm}.training" if self.settings.training else "training"
 
     @property
@@ -291,7 +291,7 @@ class Train(ArmStage):
 
 @dataclass(frozen=True)
 class Evaluate(ArmStage):
-    """Measure a trained arm by the recipe's evaluation; what it was measured by before is replaced."""
+    """Measure a trained arm with the recipe's evaluation, replacing results of other settings."""
 
     verb = "evaluate"
 
@@ -324,12 +324,12 @@ class Evaluate(ArmStage):
 
 @dataclass(frozen=True)
 class Diagnose(ArmStage):
-    """Look at what a trained arm does with what its expansion gave it."""
+    """Examine how a trained arm uses what its expansion added."""
 
     verb = "diagnose"
 
     def check(self, inputs: Inputs) -> None:
-        """It measures nothing that `Evaluate` does not."""
+        """Nothing: it needs only what `Evaluate` checks."""
 
     def is_finished(self) -> bool:
         return (self.folder / DIAGNOSTICS).exists()
@@ -341,7 +341,7 @@ class Diagnose(ArmStage):
 
 
 def training_stages(recipe: Recipe, chain: Chain) -> list[Stage]:
-    """What makes and trains the models of a chain, in order."""
+    """The stages that make and train the models of a chain, in order."""
     of_chain = recipe, chain.model, chain.seed
     stages: list[Stage] = [PrepareTokens(*of_chain)]
     if recipe.models[chain.model].pretraining is not None:
@@ -355,7 +355,7 @@ def training_stages(recipe: Recipe, chain: Chain) -> list[Stage]:
 
 
 def measuring_stages(recipe: Recipe, chain: Chain) -> list[Stage]:
-    """What measures the trained models of a chain, in order."""
+    """The stages that measure the trained models of a chain, in order."""
     stages: list[Stage] = []
     for arm in chain.arms:
         stages.append(Evaluate(recipe, chain.model, chain.seed, arm))
@@ -370,7 +370,7 @@ def arm_folder(recipe: Recipe, model: str, arm: str, seed: int) -> Path:
 
 
 def _trainings(recipe: Recipe, model: str) -> Iterator[Training]:
-    """The sections by which one model is trained, in all its arms."""
+    """The training sections of one model, in all its arms."""
     pretraining = recipe.models[model].pretraining
     if pretraining is not None:
         yield pretraining

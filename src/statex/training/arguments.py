@@ -163,7 +163,7 @@ def _check_fields(training: Training) -> None:
     for field, value in training.trainer.items():
         refuse_own_field(field, value)
         if field not in TrainingArguments.__dataclass_fields__:
-            problem = "is no field of transformers.TrainingArguments"
+            problem = "is not a field of transformers.TrainingArguments"
             raise UserError(f"training.trainer.{field}", value, problem, "correct its name")
         _check_type(field, value)
     loggers = get_available_reporting_integrations()

@@ -25,10 +25,11 @@ recall data."""
 
 
 def compiles(config: PreTrainedConfig, training: Training, device: torch.device) -> bool:
-    """Whether the blocks of a model are compiled; "auto": on a GPU, where the family's can be, and whole sequences."""
+    """Whether the blocks of a model are compiled; "auto": on a GPU, where the family's are by default, and whole
+    sequences."""
     if training.compile != "auto":
         return training.compile
-    could = device.type == "cuda" and family_of(config).blocks_compile
+    could = device.type == "cuda" and family_of(config).compiled_by_default
     if could and training.sequence_parallel > 1:
         logger.warning("blocks are not compiled: states that come from another process are in no graph")
         return False

@@ -33,7 +33,7 @@ def captures(config: PreTrainedConfig, training: Training, data: Data, device: t
     """Whether steps are captured; "auto": on one GPU, where a step has the same kernels each time."""
     if training.cuda_graphs != "auto":
         return training.cuda_graphs
-    could = device.type == "cuda" and world_size == 1 and family_of(config).blocks_compile
+    could = device.type == "cuda" and world_size == 1 and family_of(config).compiled_by_default
     return could and _obstacle(training, data) is None
 
 

@@ -49,7 +49,7 @@ def last_checkpoint(folder: Path) -> str | None:
     if damaged:
         path, reason = damaged[0]
         remedy = f"restore it, or remove {folder} to train this stage from its beginning"
-        raise UserError("checkpoint", str(path), f"{reason}, and there is no other that is whole", remedy)
+        raise UserError("checkpoint", str(path), f"{reason}, and no other one is intact", remedy)
     return None
 
 

@@ -133,6 +133,7 @@ class StatexTrainer(Trainer):
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = str(output / "logs")
         self._last_log: tuple[int, Stopwatch, float] | None = None
+        self._operations_of_token: int | None = None  # by one token
         training, device = self.training, self.args.device
         self.blocks = TrainingBlocks(
             kwargs["model"],
@@ -252,6 +253,13 @@ class StatexTrainer(Trainer):
         finally:
             if hook is not None:
                 hook.remove()
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """6 operations a parameter and token; transformers walks over all modules in each step to say the same."""
+        if self._operations_of_token is None:
+            model: Any = self.model
+            self._operations_of_token = 6 * model.num_parameters(exclude_embeddings=True)
+        return self._operations_of_token * inputs["input_ids"].numel()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add to what is logged tokens per second (of all ranks, since the last log), the share of that time that this

@@ -1,1 +1,1 @@
-"""What the other parts stand on: atomic writes and locks, time and memory, device, commit and versions."""
+"""What the other parts build on: atomic writes and locks, time and memory, device, commit and versions."""

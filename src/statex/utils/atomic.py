@@ -1,4 +1,4 @@
-"""Atomic files and folders, whenever a process is killed; and one process in a folder at a time."""
+"""Files and folders written atomically, whenever a process is killed; and one process in a folder at a time."""
 
 import errno
 import fcntl
@@ -22,9 +22,9 @@ NO_SPACE_WORDS = (
     "os error 28", "os error 122",  # of safetensors
     "unexpected pos", "PytorchStreamWriter failed", "iostream error",  # of torch, which does not say why
 )  # fmt: skip
-"""What the errors of libraries say, which have no errno, when they cannot write."""
+"""Messages of libraries that cannot write, where the error has no errno."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""How a file system without locks refuses one."""
+"""The errors with which a file system without locks refuses one."""
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -35,14 +35,14 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def check_new_folder(out: str | os.PathLike, field: str = "OUT") -> None:
-    """Refuse a folder that exists or that cannot be made; for a call before the work whose result goes there.
+    """Refuse a folder that exists or cannot be made; to be called before the work whose result goes there.
 
     Args:
         out: the folder, which `new_folder` makes later.
         field: what the user calls it.
 
     Raises:
-        UserError: something has that name, or the name is none, or its parent is a file or not to be written to.
+        UserError: the name is taken or invalid, or its parent is a file or not writable.
     """
     remedy = "choose another folder"
     out = Path(out)
@@ -53,7 +53,7 @@ def check_new_folder(out: str | os.PathLike, field: str = "OUT") -> None:
         while not os.path.lexists(missing[-1].parent):
             missing.append(missing[-1].parent)
         parent = missing[-1].parent
-        for path in missing:  # a name that is too long, or holds what no name can, is refused where there is a folder
+        for path in missing:  # a name that is too long or has invalid characters is refused by any existing folder
             with suppress(FileNotFoundError):
                 (parent / path.name).lstat()
     except UserError:
@@ -62,7 +62,7 @@ def check_new_folder(out: str | os.PathLike, field: str = "OUT") -> None:
         reason = getattr(error, "strerror", None) or error
         raise UserError(field, str(out), f"cannot be made ({reason})", remedy) from None
     if not parent.is_dir():
-        raise UserError(field, str(out), f"cannot be made ({parent} is no folder)", remedy)
+        raise UserError(field, str(out), f"cannot be made ({parent} is not a folder)", remedy)
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(field, str(out), f"cannot be made (no permission to write in {parent})", remedy)
 
@@ -71,7 +71,7 @@ def check_new_folder(out: str | os.PathLike, field: str = "OUT") -> None:
 def new_folder(out: str | os.PathLike) -> Iterator[Path]:
     """A folder to write into that becomes `out` at the end, atomically.
 
-    It has one name for each `out`, so that what a process left that was killed in the middle goes with the next one.
+    Its temporary name depends on `out` alone, so that the next call removes what a killed process left.
 
     Raises:
         UserError: `out` exists or cannot be made.
@@ -113,7 +113,7 @@ def working_in(folder: Path, field: str) -> Iterator[None]:
 def name_full_disk(folder: Path) -> Iterator[None]:
     """Inside this context, what a library raises for lack of space becomes an OSError (ENOSPC) that names a folder.
 
-    The folder is `folder`, or that of the file, where the error tells a file outside of it.
+    The folder is `folder`, or the file's own where the error names a file outside it.
     """
     try:
         yield
@@ -126,19 +126,19 @@ def name_full_disk(folder: Path) -> Iterator[None]:
         if isinstance(error, OSError) and number in NO_SPACE:
             reason = error.strerror or words
             if error.filename is not None and not Path(error.filename).absolute().is_relative_to(folder.absolute()):
-                where = Path(error.filename)  # a folder already, where one such context is within another
+                where = Path(error.filename)  # already a folder where such contexts are nested
                 where = where if where.is_dir() else where.parent
         raise OSError(errno.ENOSPC, reason, str(where)) from error
 
 
 @contextmanager
 def locked(folder: Path, field: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a folder, a file beside it, which the system gives back however the process ends.
+    """Hold the lock of a folder, a file next to it, which the system releases however the process ends.
 
     Args:
-        folder: which need not be there.
+        folder: it need not exist.
         field: what the user calls it.
-        wait: until the process that holds it has ended or given it back.
+        wait: until the process that holds it ends or releases it.
 
     Raises:
         UserError: another process holds it, or it cannot be written to.
@@ -146,7 +146,7 @@ def locked(folder: Path, field: str, wait: bool = False) -> Iterator[None]:
     made: list[Path] = []
     try:
         if folder.exists() and not folder.is_dir():
-            raise UserError(field, str(folder), "is no folder", "use another name")
+            raise UserError(field, str(folder), "is not a folder", "use another name")
         path = _lock_path(folder.resolve(), made)
         descriptor = _lock(path, wait)
     except BlockingIOError:
@@ -170,10 +170,10 @@ def locked(folder: Path, field: str, wait: bool = False) -> Iterator[None]:
 
 
 def _lock_path(folder: Path, made: list[Path]) -> Path:
-    """The file that stands for the folder's lock; parents that had to be made for it are added to `made`.
+    """The file that is the folder's lock; parents that had to be made for it are added to `made`.
 
-    It is beside the folder, which need not be there and must not become half-written; inside it only where its parent
-    is not ours to write in, as of a mounted disk.
+    It is next to the folder, which need not exist and must not become half-written; inside it only where its parent is
+    not writable, as with a mounted disk.
     """
     parent = folder.parent
     made += [each for each in (parent, *parent.parents) if not each.exists()]
@@ -183,7 +183,7 @@ def _lock_path(folder: Path, made: list[Path]) -> Path:
 
 
 def _holder(path: Path) -> str:
-    """Which process holds a lock, as it wrote there."""
+    """The process that holds a lock, as written in its file."""
     with suppress(FileNotFoundError):
         return path.read_text(encoding="utf-8", errors="replace").strip() or "unknown"
     return "unknown"
@@ -193,13 +193,13 @@ def _lock(path: Path, wait: bool) -> int:
     """The descriptor of a locked file that is really at `path`.
 
     Raises:
-        BlockingIOError: another process holds it, and it shall not be waited for.
+        BlockingIOError: another process holds it, and `wait` is False.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # its parent was removed in between, by one who had made it
+        except FileNotFoundError:  # its parent was removed in between, by the process that had made it
             continue
         try:
             _take(descriptor, path, wait)
@@ -211,14 +211,14 @@ def _lock(path: Path, wait: bool) -> int:
                 os.truncate(descriptor, 0)
                 os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
                 return descriptor
-        os.close(descriptor)  # the one who held it removed it between our opening and our locking
+        os.close(descriptor)  # the process that held it removed it between our opening and our locking
 
 
 def _take(descriptor: int, path: Path, wait: bool) -> None:
     """Lock an open file.
 
     Raises:
-        BlockingIOError: another process holds it, and it shall not be waited for.
+        BlockingIOError: another process holds it, and `wait` is False.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
 """Where a result was computed: device, commit, versions, and which versions this release was tested with.
 
-Torch is imported where a device is asked for, so that `statex --help` does without it.
+Torch is imported only where a device is needed, so that `statex --help` does without it.
 """
 
 import os
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 DECIDING = ("torch", "transformers")
-"""What --version names: a release of theirs is what changes results."""
+"""The packages that --version names: their releases can change results."""
 NOT_INSTALLED = "not installed"
 
 
@@ -51,7 +51,7 @@ def _processor_name() -> str:
 
 
 def source_commit() -> str:
-    """The commit of the source tree that is running, marked where it has changes; else the package's version."""
+    """The commit of the running source tree, marked if there are uncommitted changes; else the package's version."""
     folder = Path(__file__).resolve().parents[1]
     try:
         git = ["git", "-C", str(folder)]
@@ -98,7 +98,7 @@ def tested_ranges() -> dict[str, SpecifierSet]:
 
 
 def describe_versions() -> str:
-    """One line: the versions at hand of what decides, and what was tested."""
+    """The installed and the tested versions of the packages that can change results, on one line."""
     parts = [f"{name} {package_version(name)} (tested: {tested_ranges().get(name, 'unknown')})" for name in DECIDING]
     return ", ".join(parts)
 
@@ -114,7 +114,7 @@ def untested_versions() -> list[str]:
 
 
 def warn_untested() -> None:
-    """Warn once in a process where a version is outside the tested range."""
+    """Warn once per process where a version is outside the tested range."""
     if untested := untested_versions():
         message = f"statex was not tested with {', '.join(untested)}; make test-newest runs its tests on new releases"
         warnings.warn(message, RuntimeWarning, stacklevel=3)

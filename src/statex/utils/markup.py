@@ -1,7 +1,7 @@
-"""The markup of texts in a report and a model card, a part of Markdown; and how foreign text is escaped.
+"""The markup of texts in reports and model cards, a subset of Markdown; and how foreign text is escaped.
 
 `code`, **strong** and *emphasised* words, links to a section by its title, "[words](#Title)", and a backslash before a
-character that is meant literally.
+literal character.
 """
 
 import re
@@ -20,7 +20,7 @@ def literal(text: str) -> str:
 
 
 def inline(text: str, prefix: str = "") -> Markup:
-    """A text with its marks as HTML, all else escaped; links lead to the sections whose ids begin with `prefix`."""
+    """A text with its markup as HTML and all else escaped; links lead to sections whose ids begin with `prefix`."""
     parts, end = [], 0
     for found in _MARKS.finditer(text):
         parts.append(escape(text[end : found.start()]))
@@ -38,12 +38,12 @@ def inline(text: str, prefix: str = "") -> Markup:
 
 
 def plain(text: str) -> str:
-    """A text without its marks, for a terminal."""
+    """A text without its markup, for a terminal."""
     return str(inline(text).striptags())
 
 
 def linked(text: str, alone: bool) -> str:
-    """A text as Markdown: no tag in it, links as Markdown has them, or their words where titles are not `alone`."""
+    """A text as Markdown without HTML tags; links become their words where section titles are not unique (`alone`)."""
 
     def link(found: re.Match[str]) -> str:
         if found.lastgroup != "title":

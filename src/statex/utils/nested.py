@@ -1,4 +1,4 @@
-"""The single values of what JSON or TOML holds."""
+"""The values in JSON or TOML data, and the first in which two such tables differ."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from statex.errors import UserError
 
 DEEPEST = 32
-"""Tables and lists in one another."""
+"""Levels of nested tables and lists."""
 
 
 def single_values(values: Any, remedy: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each value that is no table or list, with the keys and places that lead to it, in the order of the file.
+    """Each value that is not a table or list, with the keys and indices that lead to it, in the order of the file.
 
     Args:
         values: a table, a list, or a single value.
-        remedy: what the user can do about what is nested too deeply.
+        remedy: what the user can do about data that is nested too deeply.
 
     Raises:
         UserError: tables and lists are nested deeper than DEEPEST.
@@ -32,5 +32,14 @@ def single_values(values: Any, remedy: str) -> Iterator[tuple[tuple[str, ...], A
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it can be written as UTF-8: JSON and TOML can hold half a character."""
+    """Whether text can be written as UTF-8: JSON and TOML can hold half of a surrogate pair."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def first_difference(before: Any, now: Any, key: str = "") -> tuple[str, Any, Any]:
+    """The dotted name of the first value that differs between two tables, and both of its values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*before, *now]):
+            if before.get(name) != now.get(name):
+                return first_difference(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
+    return key, before, now

@@ -1,4 +1,4 @@
-"""How long work takes and how much memory, for training, evaluation and benchmarks."""
+"""How much time and memory work takes, for training, evaluation and benchmarks."""
 
 import resource
 import statistics
@@ -10,7 +10,7 @@ import torch
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -37,8 +37,8 @@ def time_functions(
     """Median seconds of each function, run alternately so that all see the same machine.
 
     On a CPU by the wall clock. On CUDA between two events around each call; calls are queued without waiting, as in
-    training, so that launching kernels counts only where the host falls behind: where it takes longer than running all
-    that is queued before.
+    training, so that launching kernels counts only where the host falls behind, that is, where it takes longer than
+    running everything queued before.
     """
     device = torch.device(device)
     for _ in range(warmup):
@@ -53,13 +53,13 @@ def time_functions(
 def time_replays(
     functions: Sequence[Sequence[Callable[[], object]]], repetitions: int = 12, warmup: int = 3
 ) -> list[float]:
-    """Median seconds of one run of each function on CUDA; a function is given as its runs, one after the other.
+    """Median seconds of one run of each function on CUDA; a function is given as the list of its runs.
 
-    The runs of each function are replayed as one graph, and the graphs alternately. Launching is not measured; nor is
-    the L2 cache, where each run has data of its own, together larger than it.
+    The runs of each function are replayed as one graph, and the graphs alternately. Launching is not measured, nor
+    hits in the L2 cache if each run has its own data and all together exceed it.
 
     Raises:
-        RuntimeError: one of them does what cannot be captured.
+        RuntimeError: one of them does something that cannot be captured.
     """
     graphs = [_captured(runs) for runs in functions]
     seconds = time_functions([graph.replay for graph in graphs], "cuda", repetitions, warmup)
@@ -77,7 +77,7 @@ def _captured(runs: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
 
 
 def _timed_by_clock(function: Callable[[], object]) -> Callable[[], float]:
-    """Call the function; the seconds it took, to be asked for."""
+    """Call the function; returns a function that gives the seconds it took."""
     start = time.perf_counter()
     function()
     seconds = time.perf_counter() - start
@@ -85,7 +85,7 @@ def _timed_by_clock(function: Callable[[], object]) -> Callable[[], float]:
 
 
 def _timed_by_events(function: Callable[[], object]) -> Callable[[], float]:
-    """The same on CUDA; to be asked for once the device is synchronized."""
+    """The same on CUDA; the result may be called once the device is synchronized."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
     function()
@@ -108,5 +108,5 @@ def peak_memory(device: torch.device | str) -> int:
 
 
 def allocated_memory(device: torch.device | str) -> int:
-    """Bytes that tensors on a CUDA device take now."""
+    """Bytes that tensors occupy on a CUDA device now."""
     return torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""The one door to lm-eval, an optional package that is imported when a task is run."""
+"""The only access to lm-eval, an optional package that is imported when a task is run."""
 
 from statex.evaluation.lm_eval.loading import TASKS_FOLDER, import_lm_eval, load_tasks, task_manager
 from statex.evaluation.lm_eval.local_data import check_folder

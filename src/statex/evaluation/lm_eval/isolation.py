@@ -3,13 +3,13 @@
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Inside this context, data comes from the disk only, and what is missing fails at once."""
+    """Inside this context, data comes from the disk only, and missing data fails at once."""
     import datasets.config
     import huggingface_hub.constants
 
@@ -20,17 +20,14 @@ def offline() -> Iterator[None]:
     try:
         import nltk
 
-        changes.append((nltk, "download", _no_download))
+        changes.append((nltk, "download", lambda *args, **kwargs: False))  # as without a network
     except ImportError:
         pass
-    before = [getattr(module, name) for module, name, _ in changes]
-    for module, name, value in changes:
-        setattr(module, name, value)
-    try:
-        yield
-    finally:
-        for (module, name, _), value in zip(changes, before, strict=True):
+    with ExitStack() as undo:
+        for module, name, value in changes:
+            undo.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, value)
+        yield
 
 
 @contextmanager
@@ -44,8 +41,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         theirs.setLevel(before)
-
-
-def _no_download(*args: Any, **kwargs: Any) -> bool:
-    """What nltk's own answers without a network."""
-    return False

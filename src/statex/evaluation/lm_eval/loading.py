@@ -1,4 +1,4 @@
-"""Finding and loading lm-eval's tasks, and what to do about those that cannot be loaded."""
+"""Find and load lm-eval's tasks, and say what to do about those that cannot be loaded."""
 
 import random
 import re
@@ -11,26 +11,26 @@ from statex.errors import UserError
 from statex.results.suites import known_names
 
 TASKS_FOLDER = Path(__file__).parent / "task_files"
-"""Task files of our own, for lm-eval's `include_path`; it takes a folder `lm_eval/tasks` for its own."""
+"""Our own task files, for lm-eval's `include_path`; lm-eval would take a folder `lm_eval/tasks` for its own."""
 
 FOLDERS = (
     "arc", "fda", "gsm8k", "hellaswag", "humaneval", "lambada", "mbpp", "piqa", "ruler", "siqa", "squad_completion",
     "swde", "winogrande",
 )  # fmt: skip
-"""Of lm-eval's tasks, those that HARNESS_GROUPS names, and LAMBADA: indexed at once, where all of its 14,000 files take
+"""The folders of lm-eval's tasks in HARNESS_GROUPS, and of LAMBADA: indexed at once, where all of its 14,000 files take
 seconds."""
 
 DATA_SET = re.compile(r"'([\w.-]+/[\w.-]+)'")
-"""The name of a data set in the message that it is missing."""
+"""The name of a data set in the error that it is missing."""
 
 METRIC = re.compile(r"Module '([\w./-]+)' doesn't exist")
-"""The name of a metric that `evaluate` would fetch from the hub, in the message that it is missing."""
+"""The name of a metric, which `evaluate` would fetch from the hub, in the error that it is missing."""
 
 GENERATION = {"squad_completion": {"until": ["\n"], "max_gen_toks": 48, "do_sample": False}}
-"""What Based and JRT ran, where lm-eval's defaults (256 tokens, to an empty line) overrule its own task."""
+"""The settings of Based and JRT; lm-eval's defaults (256 tokens, until an empty line) override its own task."""
 
 SEED = 1234
-"""Of the random module while a task is loaded: RULER draws its items from it."""
+"""Seed of the random module while a task is loaded: RULER draws its items with it."""
 
 
 def import_lm_eval() -> Any:
@@ -45,14 +45,14 @@ def import_lm_eval() -> Any:
         import lm_eval.tasks
     except ImportError as error:
         raise UserError(
-            "suites", "lm-eval", f"needs lm-eval, which is not there ({error})",
+            "suites", "lm-eval", f"needs lm-eval, which is not installed ({error})",
             "install it with pip install 'statex[eval]'",
         ) from error  # fmt: skip
     return lm_eval
 
 
 def task_manager(tasks: Sequence[str], metadata: dict[str, Any] | None = None) -> Any:
-    """lm-eval's index of tasks, of which all of `tasks` are.
+    """lm-eval's index of tasks, which contains all of `tasks`.
 
     Raises:
         UserError: lm-eval is not installed, or a task is neither in it nor ours.
@@ -71,7 +71,7 @@ def task_manager(tasks: Sequence[str], metadata: dict[str, Any] | None = None) -
 
 
 def _unmentioned(folder: Path, names: set[str]) -> set[str]:
-    """Those that no task file mentions: to read the files takes a second, to parse them for lm-eval's index twenty."""
+    """Names that no task file mentions: reading the files takes a second, indexing them by lm-eval twenty."""
     for file in folder.rglob("*.yaml") if names else ():
         text = file.read_text(encoding="utf-8")
         names = {name for name in names if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)}
@@ -96,9 +96,9 @@ def load_tasks(manager: Any, name: str) -> list[Any]:
 
 
 def tokens_of_ruler_vt(tokenizer: Any) -> float:
-    """About what the shortest prompt of ruler_vt takes; infinity where its example does not fit the 500 tokens it has.
+    """About the length of ruler_vt's shortest prompt; infinity where its example exceeds the 500 tokens reserved.
 
-    Otherwise lm-eval retries forever, and no interrupt stops it: it catches everything.
+    Without that room lm-eval retries forever, and cannot be interrupted, as it catches everything.
     """
     from lm_eval.tasks.ruler.vt_utils import generate_input_output
 
@@ -115,12 +115,12 @@ def shortest_length(manager: Any) -> int:
 
 
 def runs_code(manager: Any, name: str) -> bool:
-    """Whether the task's scores come of running what the model writes; before loading it, which runs code too."""
+    """Whether scoring the task runs code that the model writes; known without loading it, which runs code too."""
     return bool(_task_file(manager, name, resolve=False).get("unsafe_code"))
 
 
 def fetch_command(manager: Any, name: str, error: Exception) -> str:
-    """The command that fetches what a task lacks."""
+    """The command that fetches what a task is missing."""
     text = str(error)
     if isinstance(error, ImportError):
         package = (error.name or "").partition(".")[0]
@@ -133,7 +133,7 @@ def fetch_command(manager: Any, name: str, error: Exception) -> str:
     source = config.get("class", config.get("custom_dataset"))
     path = config.get("dataset_path") or getattr(source, "DATASET_PATH", None)
     subset = config.get("dataset_name") or getattr(source, "DATASET_NAME", None)
-    if named := DATA_SET.search(text):  # RULER's files do not say which one they load
+    if named := DATA_SET.search(text):  # RULER's task files do not name the set that they load
         path, subset = named[1], subset if named[1] == path else None
     if path is None:
         return f"lm_eval --model dummy --tasks {name} --limit 1"
@@ -142,7 +142,7 @@ def fetch_command(manager: Any, name: str, error: Exception) -> str:
 
 
 def _task_file(manager: Any, name: str, *, resolve: bool) -> dict[str, Any]:
-    """What the file of a task says; nothing for a group of tasks. `resolve` imports the functions that it names."""
+    """The content of a task's file; empty for a group of tasks. `resolve` imports the functions that it names."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     path = manager.task_index[name].yaml_path

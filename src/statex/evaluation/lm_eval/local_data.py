@@ -1,4 +1,4 @@
-"""Data sets of the hub out of a local folder, for machines without a network."""
+"""Data sets of the hub from a local folder, for machines without a network."""
 
 import tomllib
 from collections.abc import Callable, Iterator
@@ -28,21 +28,21 @@ USUAL_NAMES = {
     "openai/openai_humaneval": "humaneval",
     "SetFit/TREC-QC": "trec",
 }
-"""What folders of public sets call them where that is not the end of the hub's name."""
+"""Usual folder names of public sets, where they are not the end of the hub's name."""
 ONLY_CONFIGURATIONS = (None, "default", "main")
 SPLITS = ("train", "validation", "test")
 BUILDERS = {"jsonl": "json", "json": "json", "csv": "csv", "tsv": "csv", "parquet": "parquet"}
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UserError where there is no such folder, or its list of names is none."""
+    """Raise UserError where there is no such folder, or its list of names is invalid."""
     if not folder.is_dir():
-        raise UserError(FIELD, str(folder), "is no folder", "give one with a folder for each data set")
+        raise UserError(FIELD, str(folder), "is not a folder", "give one with a folder for each data set")
     names_of(folder)
 
 
 def names_of(folder: Path) -> dict[str, str]:
-    """Data sets, with their configuration behind a colon, and where they are in the folder."""
+    """Data sets, with their configuration after a colon, and where they are in the folder."""
     path = folder / NAMES
     if not path.exists():
         return USUAL_NAMES
@@ -52,7 +52,7 @@ def names_of(folder: Path) -> dict[str, str]:
         raise UserError(FIELD, str(path), f"is not valid TOML ({error})", "correct that line") from None
     for name, place in own.items():
         if not isinstance(place, str) or not (folder / place).is_dir():
-            problem = f"has {place!r} for {name}, which is no folder in {folder}"
+            problem = f"has {place!r} for {name}, which is not a folder in {folder}"
             raise UserError(FIELD, str(path), problem, "correct or remove that line")
     return USUAL_NAMES | own
 
@@ -84,8 +84,8 @@ def local_data(folder: Path | None) -> Iterator[None]:
 def find_parts(folder: Path, names: dict[str, str], path: str, name: str | None) -> dict[str, Path]:
     """The files of a data set by their split; none where the folder does not have it.
 
-    A set is looked for by the name that `names` gives it, by its name on the hub, and by the end of that; one with
-    several configurations has a folder for each, or a file that is its split "train".
+    A set is looked for by the name that `names` gives it, by its name on the hub, and by the last part of that; one
+    with several configurations has a folder for each, or a file that is its split "train".
     """
     known = names.get(path if name in ONLY_CONFIGURATIONS else f"{path}:{name}") or names.get(f"{path}:{name}")
     places = [folder / known] if known is not None else []
@@ -100,16 +100,16 @@ def find_parts(folder: Path, names: dict[str, str], path: str, name: str | None)
 
 
 def _tables(folder: Path) -> dict[str, Path]:
-    """The tables in a folder by their name without ending."""
+    """The tables in a folder, by file name without ending."""
     endings = tuple(ending + packed for ending in TABLES for packed in ("", *COMPRESSIONS))
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     return {path.name.partition(".")[0]: path for path in paths if path.name.lower().endswith(endings)}
 
 
 def _read(parts: dict[str, Path], load_dataset: Callable[..., Any]) -> "datasets.DatasetDict":
-    """All parts of a data set; a usual split that is not there is empty.
+    """All parts of a data set; a usual split that is missing becomes empty.
 
-    lm-eval opens the split that examples come from even where it shows none.
+    lm-eval opens the split of few-shot examples even where it shows none.
     """
     import datasets
 

@@ -13,12 +13,12 @@ from statex.evaluation.reader import Reader
 
 
 class StateLM(TemplateLM):
-    """Reads prompts in pieces through the model's state and never cuts one.
+    """Reads prompts in pieces through the model's state and never truncates one.
 
     Continuations of one context (the choices of a question) share its prefill.
 
     Raises:
-        UserError: the tokenizer has no token that a text can begin with.
+        UserError: the tokenizer has no token to begin a text with.
     """
 
     def __init__(self, reader: Reader, tokenizer: Any, batch_size: int):

@@ -39,17 +39,16 @@ from statex.results import Result
 from statex.results.record import NOT_RUN_FILE, SETTINGS_FILES
 from statex.results.suites import HARNESS_GROUPS, result_name
 from statex.utils.atomic import write_text_atomic
-from statex.utils.environment import device_name, source_commit
 
 logger = logging.getLogger(__name__)
 
 NO_DATA = (OSError, LookupError, ImportError, ValueError, RuntimeError)
-"""What loading a task raises whose data, or a package it needs, is missing."""
+"""Errors of loading a task whose data, or a package it needs, is missing."""
 
 
 @dataclass(frozen=True)
 class NotRun:
-    """A task that has no value: why, and the command that fetches what it lacks."""
+    """A task that has no value: why, and the command that fetches what is missing."""
 
     task: str
     reason: str
@@ -58,7 +57,7 @@ class NotRun:
 
 @dataclass(frozen=True)
 class Measured:
-    """What measuring a model gave: values with their intervals, and the tasks of lm-eval that have none."""
+    """The outcome of measuring a model: values with their intervals, and the tasks of lm-eval that have none."""
 
     results: list[Result]
     not_run: list[NotRun]
@@ -71,19 +70,21 @@ def run_harness(
     request: Request,
     metadata: dict[str, Any] | None = None,
 ) -> Measured:
-    """Run lm-eval's tasks by the settings `request.evaluation.harness`.
+    """Run lm-eval's tasks with the settings of `request.evaluation.harness`.
 
     Args:
         model, tokenizer: as for `measure_model`; RULER's tasks need a tokenizer that was loaded from a folder or the
             hub.
         names: tasks, or groups of HARNESS_GROUPS.
-        metadata: more of lm-eval's `metadata`, for example {"num_items": 5} for our own tasks.
+        metadata: further entries of lm-eval's `metadata`, for example {"num_items": 5} for our own tasks.
 
     Raises:
-        UserError: lm-eval is not installed, a name is not known, there is no tokenizer or it has no token to begin a
-            text with, a prompt is longer than the model can read, or `output` was made with other settings.
+        UserError: lm-eval is not installed, a name is not known, there is no tokenizer or it has no token to begin
+            a text with, a prompt is longer than the model can read, or `output` was made with other settings.
     """
     import_lm_eval()
+    from statex.evaluation.lm_eval.model import StateLM  # a subclass of lm-eval's
+
     if tokenizer is None:
         raise UserError("model", type(model).__name__, "has no tokenizer, which lm-eval's tasks need", "give one")
     settings, output = request.evaluation.harness, request.output
@@ -93,12 +94,13 @@ def run_harness(
     wanted = list(dict.fromkeys(task for name in names for task in HARNESS_GROUPS.get(name, (name,))))
     meta = _metadata(tokenizer, request) | (metadata or {})
     manager = task_manager(wanted, meta)
-    state_model = _state_model(model, tokenizer, request.evaluation.batch_size)
+    with statex_ops():
+        state_model = StateLM(Reader(model), tokenizer, request.evaluation.batch_size)
     if output is not None:
         identity = {"text": request.held_out_text.identity()}
         kept = {"limit": settings.limit, "metadata": meta | identity, "model": fingerprint(model)}
         claim_folder(output, kept, name=SETTINGS_FILES[1])
-    facts = {"device": device_name(state_model.reader.device), "commit": source_commit()} | request.identity
+    facts = request.facts(state_model.reader)
     measured = Measured([], [])
     with statex_ops(), offline(), quiet(), local_data(data):
         for task in wanted:
@@ -118,7 +120,7 @@ def run_harness(
 
 
 def _metadata(tokenizer: Any, request: Request) -> dict[str, Any]:
-    """lm-eval's `metadata`: what the functions that make the items of RULER's and our tasks are called with."""
+    """lm-eval's `metadata`: the arguments of the functions that make the items of RULER's and our tasks."""
     lengths = request.evaluation.harness.lengths
     return {
         "tokenizer": tokenizer.name_or_path,
@@ -128,17 +130,10 @@ def _metadata(tokenizer: Any, request: Request) -> dict[str, Any]:
     }
 
 
-def _state_model(model: torch.nn.Module, tokenizer: Any, batch_size: int) -> Any:
-    from statex.evaluation.lm_eval.model import StateLM  # a subclass of lm-eval's
-
-    with statex_ops():
-        return StateLM(Reader(model), tokenizer, batch_size)
-
-
 def _kept_or_run(
     manager: Any, state_model: Any, task: str, settings: HarnessTasks, output: Path | None
 ) -> list[Score] | NotRun:
-    """The scores that `output` keeps of a task, else those that running it gives, which are kept."""
+    """The scores of a task that `output` holds, else those of running it, which are then saved there."""
     path = output / "items" / f"{result_name(task)}.jsonl" if output is not None else None
     if path is not None and path.exists():
         return read_scores(path)
@@ -180,12 +175,12 @@ def _run_task(manager: Any, state_model: Any, name: str, settings: HarnessTasks)
     results, samples = outcome["results"], outcome["samples"]
     scores = [score for task, items in samples.items() for score in scores_of(task, items, results[task])]
     if not scores:
-        return NotRun(name, "it gives no metric of single items", f"lm_eval --model hf --tasks {name}")
+        return NotRun(name, "it has no metric of single items", f"lm_eval --model hf --tasks {name}")
     return scores
 
 
 def _keep_not_run(path: Path, not_run: list[NotRun], asked: Sequence[str]) -> None:
-    """Write what was not run; entries of earlier calls stay, except for tasks of this one."""
+    """Write what was not run; entries of earlier calls are kept, except for tasks of this one."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     rows = [row for row in before if row["task"] not in asked] + [asdict(one) for one in not_run]
     write_text_atomic(path, json.dumps(rows, indent=2) + "\n")

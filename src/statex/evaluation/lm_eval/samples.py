@@ -11,13 +11,13 @@ logger = logging.getLogger(__name__)
 
 SLICED_METRIC = re.compile(r"(?:(shots)_)?(\d+)(?:_(seen|unseen))?")
 SLICED_BY = ("max_length", "shots", "symbols")
-"""What the documents of RULER's and our tasks call their length, their number of shots, and whether these show it."""
+"""The columns of RULER's and our tasks with length, number of shots, and whether the symbol asked for is seen."""
 
 
 def first_of_each(documents: Any, limit: int) -> list[int]:
-    """The places of `limit` documents: the first ones; of each length, or number of shots and kind, evenly spread.
+    """Indices of the first `limit` documents, or of `limit` of each length (or shots and kind), evenly spread.
 
-    The documents of one length come in the order of their depths: the first ones would share one depth.
+    The documents of one length are ordered by depth: the first ones would share one depth.
     """
     keys = [name for name in SLICED_BY if name in (getattr(documents, "column_names", None) or [])]
     if not keys:
@@ -38,11 +38,11 @@ def scores_of(task: str, samples: list[dict[str, Any]], aggregated: dict[str, An
 
     A metric that is named by a length (as RULER's are), or by shots and whether the symbol asked for was among them,
     becomes `accuracy` in that slice; -1 is lm-eval's mark for a length that an item does not have. A perplexity, whose
-    items are log-likelihoods, becomes `nll`, in nats, the mean of which is its logarithm. Any other metric is kept only
-    where lm-eval's own value is the mean of the items, for here it would be averaged.
+    items are log-likelihoods, becomes `nll`, in nats, whose mean is the logarithm of the perplexity. Any other metric
+    is kept only where lm-eval's own value is the mean of the items, because items are averaged here.
 
     Args:
-        aggregated: lm-eval's values of the whole task, by metric and filter, as "acc,none".
+        aggregated: lm-eval's values for the whole task, by metric and filter, such as "acc,none".
     """
     kept = _averaged_metrics(task, samples, aggregated)
     scores = []
@@ -71,7 +71,7 @@ def scores_of(task: str, samples: list[dict[str, Any]], aggregated: dict[str, An
 def _averaged_metrics(
     task: str, samples: list[dict[str, Any]], aggregated: dict[str, Any]
 ) -> dict[str, tuple[str, float]]:
-    """Metric and filter -> (its name here, the sign of its items), of those whose items can be averaged."""
+    """Metric and filter -> (its name here, the sign of its items), for those whose items can be averaged."""
     items: dict[str, list[float]] = {}
     for sample in samples:
         for name in sample["metrics"]:

@@ -1,1 +1,1 @@
-"""Prompts of a given length: haystacks, needles put into them, the grids they are asked on, and their scoring."""
+"""Prompts of a given length: haystacks, needles inserted into them, grids of lengths and depths, and scoring."""

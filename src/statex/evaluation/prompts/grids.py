@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_LENGTHS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
 CPU_DEFAULT_LENGTHS = {20e6: (512, 1024, 2048), 200e6: (512, 1024), float("inf"): (512,)}
-"""Parameters of the model before any expansion, at most -> lengths that a CPU reads in minutes."""
+"""Most parameters of the model before any expansion -> lengths that a CPU reads in minutes."""
 
 
 def grid_lengths(
@@ -28,7 +28,7 @@ def grid_lengths(
     shortest: int,
     has_text: Callable[[int], bool] = lambda length: True,
 ) -> list[int]:
-    """The requested lengths, all of which the model must be able to read; else those the device allows.
+    """The requested lengths, all of which the model must be able to read; by default those the device allows.
 
     Args:
         shortest: tokens that a question needs; shorter default lengths are left out.
@@ -44,14 +44,14 @@ def grid_lengths(
     candidates = default_lengths(context.reader)
     lengths = [length for length in candidates if shortest <= length <= (context.limit or length) and has_text(length)]
     if not lengths:
-        problem = f"no default length has room for a question of {shortest} tokens within what model and text allow"
+        problem = f"no default length that model and text allow has room for a question of {shortest} tokens"
         raise UserError(f"evaluation.{suite}.lengths", None, problem, "give lengths, or leave the suite out")
     logger.info("%s: lengths %s", suite, lengths)
     return lengths
 
 
 def check_lengths(context: Context, suite: str, build: Callable[[Context, Cell], object]) -> None:
-    """Build one item of each requested length, which may be too short for a question or too long for the text.
+    """Build one item of each requested length, as it may be too short for a question or too long for the text.
 
     Raises:
         UserError: what `build` raises.
@@ -64,7 +64,7 @@ def check_lengths(context: Context, suite: str, build: Callable[[Context, Cell],
 
 
 def default_lengths(reader: Reader) -> tuple[int, ...]:
-    """The lengths that the device reads in minutes, the same for a model and for what expansion makes of it."""
+    """The lengths that the device reads in minutes, the same for a model before and after expansion."""
     from statex.expansion.stored import stored_plan
 
     if reader.device.type != "cpu":

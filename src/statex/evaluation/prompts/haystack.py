@@ -1,4 +1,4 @@
-"""Haystacks: repeated noise, or sentences of local text; and random keys and values of needles."""
+"""Haystacks (repeated noise, or sentences of local text), and random keys and values of needles."""
 
 import re
 import uuid
@@ -18,9 +18,9 @@ from statex.settings import TextSource
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 LONGEST_SENTENCE = 20
-"""Words; longer ones (tables, code) are cut there, so that a needle can stand at any depth."""
+"""In words; longer ones (tables, code) are split, so that a needle can be inserted at any depth."""
 ROUNDS = 4
-"""How many times the longest context of text is kept, so that items can begin at different places."""
+"""The text read is this many times the length of a context, so that items can begin at different places."""
 
 ADJECTIVES = """
 able amber ancient azure bold brave brief bright broad bronze calm candid careful chilly clever cloudy cold cosmic
@@ -56,12 +56,12 @@ def random_uuid(generator: np.random.Generator) -> str:
 
 @dataclass(frozen=True)
 class Haystack:
-    """Sentences in order with their number of tokens.
+    """Sentences in order, with their numbers of tokens.
 
     Args:
         sentences: of text, or one line of noise that is repeated.
-        counts: (len(sentences),) tokens of each, with the separator.
-        separator: what stands between two sentences.
+        counts: (len(sentences),) tokens of each, including the separator.
+        separator: the text between two sentences.
         repeats: whether the sentences begin again when they are used up.
     """
 
@@ -71,7 +71,7 @@ class Haystack:
     repeats: bool
 
     def take(self, generator: np.random.Generator, num_tokens: int) -> list[str]:
-        """Sentences in a row of about `num_tokens` tokens, from a random place; text's last one may lack its end.
+        """Consecutive sentences of about `num_tokens` tokens, from a random place; the last one of a text may be cut.
 
         Raises:
             UserError: the text is shorter than that.
@@ -93,7 +93,7 @@ class Haystack:
         return self.shorten(self.sentences[start:end], int(ends[end - 1] - before) - num_tokens)
 
     def shorten(self, sentences: list[str], num_tokens: int) -> list[str]:
-        """Sentences without about `num_tokens` tokens of their end, at least one word (of noise: one sentence)."""
+        """Sentences with about `num_tokens` tokens dropped from the end, at least one word (of noise: one sentence)."""
         if self.repeats:
             return sentences[: -max(1, num_tokens // int(self.counts[0]))]
         kept = list(sentences)
@@ -114,8 +114,8 @@ class Haystack:
         return float(self.counts.sum()) / sum(sentence.count(" ") + 1 for sentence in self.sentences)
 
 
-def noise_haystack(context: Context, num_tokens: int = 0) -> Haystack:
-    """Repeated noise, enough for any number of tokens."""
+def noise_haystack(context: Context, num_tokens: int) -> Haystack:
+    """Repeated noise, for any number of tokens."""
     count = len(encode_continuation(context.tokenizer, NOISE, f"\n{NOISE}"))
     return Haystack([NOISE], np.array([count]), "\n", repeats=True)
 
@@ -126,8 +126,8 @@ _texts: dict[str, Haystack] = {}
 def text_haystack(context: Context, num_tokens: int) -> Haystack:
     """Sentences of the held-out text, enough for contexts of `num_tokens` tokens to begin at different places.
 
-    Where an item begins depends on how much text there is to choose from, so each length has a text of its own: the
-    same whatever was measured before, in this process or another.
+    Where an item begins depends on how much text there is to choose from, so each length has its own text, whatever was
+    measured before in this process or another.
     """
     tokenizer, source = context.tokenizer, context.text
     key = digest(source.model_dump_json(), tokenizer_digest(tokenizer), str(num_tokens))
@@ -148,7 +148,7 @@ def _read_haystack(tokenizer: Any, source: TextSource, num_tokens: int) -> Hayst
         if not new:
             continue
         sentences += new
-        # Behind another sentence, where no tokenizer adds a space of its own
+        # Encoded after another sentence, where no tokenizer adds a space
         counts += [len(ids) - len(before) for ids in encode([f". {sentence}" for sentence in new])]
         total += sum(counts[-len(new) :])
         if total >= num_tokens:
@@ -157,7 +157,7 @@ def _read_haystack(tokenizer: Any, source: TextSource, num_tokens: int) -> Hayst
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences with all white space one space; a long one is cut every LONGEST_SENTENCE words."""
+    """Sentences with whitespace normalised; a long one is split every LONGEST_SENTENCE words."""
     pieces = []
     for sentence in re.split(r"(?<=[.!?])\s+", re.sub(r"\s+", " ", text).strip()):
         words = sentence.split(" ")

@@ -20,7 +20,7 @@ class Draft:
     Args:
         needles: sentences to insert, in order.
         depths: where each goes, from 0 (beginning) to 1 (end), ascending.
-        build: makes the prompt from the text with its needles and the depths they ended up at.
+        build: makes the prompt from the text with its needles and their actual depths.
     """
 
     needles: list[str]
@@ -29,7 +29,7 @@ class Draft:
 
 
 def shortest_length(context: Context, draw: Draw) -> int:
-    """A length in tokens that any prompt of `draw` fits, estimated from ten of them with a tenth to spare."""
+    """A length in tokens that fits any prompt of `draw`, estimated from ten of them with a margin of a tenth."""
     generator = np.random.default_rng(context.evaluation.seed)
     drafts = [draw(generator) for _ in range(10)]
     needed = [num_tokens(context.tokenizer, draft.build("\n".join(draft.needles), draft.depths)) for draft in drafts]
@@ -39,7 +39,7 @@ def shortest_length(context: Context, draw: Draw) -> int:
 def build_prompts(
     context: Context, field_name: str, haystack: Haystack, draw: Draw, count: int, length: int, *seed: int
 ) -> list[Prompt]:
-    """`count` prompts of `length` tokens, their draws and their haystacks by the evaluation's seed and `seed`."""
+    """`count` prompts of `length` tokens, drawn, with their haystacks, by the evaluation's seed and `seed`."""
     generator = np.random.default_rng([context.evaluation.seed, length, *seed])
     return [insert_needles(context, field_name, haystack, generator, draw(generator), length) for _ in range(count)]
 
@@ -52,7 +52,7 @@ def insert_needles(
     draft: Draft,
     length: int,
 ) -> Prompt:
-    """A prompt that with its longest question and answer has at most, and nearly, `length` tokens.
+    """A prompt that, with its longest question and answer, has at most (and almost) `length` tokens.
 
     Raises:
         UserError: the length has no room for the needles and the question, or the haystack is too short.

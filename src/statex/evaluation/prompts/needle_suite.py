@@ -18,22 +18,27 @@ from statex.evaluation.suite import Cell, Suite
 from statex.settings import MOST_ITEMS, Lengths, Section
 
 
-class GridSettings(Section):
-    """A grid of lengths and depths."""
+class LengthSettings(Section):
+    """Suites that ask at several lengths."""
 
     lengths: Lengths | None = Field(default=None, description="tokens; default: what model and device allow")
+
+
+class GridSettings(LengthSettings):
+    """A grid of lengths and depths."""
+
     num_depths: int = Field(default=5, ge=1, le=1000)
     num_items: int = Field(default=20, ge=1, le=MOST_ITEMS, description="questions in each cell of the grid")
 
 
 @dataclass(frozen=True)
 class NeedleTask:
-    """What such a suite asks.
+    """The task of such a suite.
 
     Args:
         name: the suite's.
-        draw: draws one prompt, by the suite's settings and the depth of its needle (where it has a single one).
-        haystack: makes one for contexts of a number of tokens.
+        draw: draws one prompt, given the suite's settings and the depth of its needle (where it has only one).
+        haystack: makes a haystack for contexts of a number of tokens.
         by_depth: whether each cell has a depth of its own.
     """
 

@@ -1,4 +1,4 @@
-"""Questions about what a context hides: asking them, sharing the context's state, and scoring the answers.
+"""Questions about needles in a context: asking them, sharing the context's state, and scoring the answers.
 
 Several questions about one context share its prefill: it is read once, and its state is copied for each question.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from statex.data.tokenizer import encode_continuation, encode_prompt
@@ -26,10 +26,10 @@ class Question:
     """A question about a context.
 
     Args:
-        text: what follows the context, up to the beginning of the answer.
-        answers: strings that must occur in what the model says next.
+        text: the text after the context, up to the answer.
+        answers: strings that must occur in the model's continuation.
         slice: the cell of the question.
-        measured: facts of the question itself.
+        measured: facts about the question itself.
     """
 
     text: str
@@ -48,23 +48,21 @@ class Prompt:
 
 @dataclass(frozen=True)
 class _TokenizedQuestion:
-    """A question in tokens: the row of the batch that holds its context, and the name of its score."""
+    """A question in tokens: its answers as text, the row of the batch that holds its context, and its score to be
+    filled in."""
 
-    question: Question
+    answers: tuple[str, ...]
     row: int
     ids: list[int]
     answer: list[int]
-    item: str
-    cluster: str
-    digest: str
-    num_tokens: int
+    score: Score
 
 
 def tokenize_prompt(tokenizer: Any, prompt: Prompt) -> tuple[list[int], list[list[int]]]:
     """The tokens of the context, and of each question.
 
-    Each question is tokenised together with its context, as anyone would ask it. What all have in common is the
-    context; a single question keeps only its last token apart.
+    Each question is tokenised together with its context, as a user would ask it. The common beginning of all is the
+    context; for a single question that is all but its last token.
     """
     asked = [encode_prompt(tokenizer, prompt.context + question.text) for question in prompt.questions]
     shared = asked[0] if len(asked) == 1 else encode_prompt(tokenizer, prompt.context)
@@ -73,7 +71,7 @@ def tokenize_prompt(tokenizer: Any, prompt: Prompt) -> tuple[list[int], list[lis
 
 
 def common_length(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all sequences begin with."""
+    """The number of tokens that all sequences have in common at the beginning."""
     shortest = min(map(len, sequences))
     first = sequences[0]
     different = (i for i in range(shortest) if any(ids[i] != first[i] for ids in sequences))
@@ -87,7 +85,7 @@ def num_tokens(tokenizer: Any, prompt: Prompt) -> int:
 
 
 def answer_text(question: Question) -> str:
-    """How a model that knows the answer would continue."""
+    """The continuation by a model that knows the answer."""
     return " " + " ".join(question.answers)
 
 
@@ -96,24 +94,25 @@ def score_prompts(
 ) -> list[Score]:
     """Ask every question and score it: `accuracy`, the share of its answers found, and `answer_nll`, per token.
 
-    An answer is found if it is a substring, whatever its case, of what the model generates greedily in
-    `max_new_tokens` tokens, as RULER counts, or in as many as the longest answer has, where this tokenizer makes more
-    of it. A context is read once for all its questions.
+    An answer is found if it is a substring, ignoring case, of what the model generates greedily, as RULER counts, in
+    `max_new_tokens` tokens, or more where the longest answer has more with this tokenizer. A context is read once for
+    all its questions.
     """
     size, scores = context.evaluation.batch_size, []
     batches = [_tokenize_batch(context, cell, prompts[i : i + size], i) for i in range(0, len(prompts), size)]
     max_new_tokens = max(max_new_tokens, *(len(one.answer) for _, asked in batches for one in asked))
     for contexts, asked in batches:
         for one in asked:
-            context.check_length(f"evaluation.{suite}.lengths", one.num_tokens - len(one.answer) + max_new_tokens)
-        scores += _ask(context, cell, contexts, asked, max_new_tokens)
+            num_read = one.score.measured["tokens"] - len(one.answer)
+            context.check_length(f"evaluation.{suite}.lengths", num_read + max_new_tokens)
+        scores += _ask(context, contexts, asked, max_new_tokens)
     return scores
 
 
 def _tokenize_batch(
     context: Context, cell: Cell, prompts: Sequence[Prompt], first: int
 ) -> tuple[list[list[int]], list[_TokenizedQuestion]]:
-    """The contexts of some prompts, the first of them number `first` of its cell, and all their questions."""
+    """The contexts of some prompts, the first of which is number `first` of its cell, and all their questions."""
     tokenizer = context.tokenizer
     contexts, asked = [], []
     for row, prompt in enumerate(prompts):
@@ -122,20 +121,20 @@ def _tokenize_batch(
         cluster = f"{cell.name}/{first + row}"
         for number, (question, question_ids) in enumerate(zip(prompt.questions, questions, strict=True)):
             answer = encode_continuation(tokenizer, prompt.context + question.text, answer_text(question))
-            asked.append(
-                _TokenizedQuestion(
-                    question, row, question_ids, answer,
-                    item=cluster if len(questions) == 1 else f"{cluster}-{number}",
-                    cluster=cluster,
-                    digest=digest(ids, question_ids, *question.answers),
-                    num_tokens=len(ids) + len(question_ids) + len(answer),
-                )
-            )  # fmt: skip
+            score = Score(
+                item=cluster if len(questions) == 1 else f"{cluster}-{number}",
+                cluster=cluster,
+                slice=cell.slice | question.slice,
+                scores={},
+                digest=digest(ids, question_ids, *question.answers),
+                measured={"tokens": len(ids) + len(question_ids) + len(answer)} | question.measured,
+            )
+            asked.append(_TokenizedQuestion(question.answers, row, question_ids, answer, score))
     return contexts, asked
 
 
 def _ask(
-    context: Context, cell: Cell, contexts: list[list[int]], asked: list[_TokenizedQuestion], max_new_tokens: int
+    context: Context, contexts: list[list[int]], asked: list[_TokenizedQuestion], max_new_tokens: int
 ) -> list[Score]:
     """Read the contexts, then ask all questions from copies of their states."""
     reader = context.reader
@@ -143,19 +142,21 @@ def _ask(
     scores: dict[str, Score] = {}
     for part, logits, after in _read_questions(context, state, asked):
         nll, _ = reader.score_continuations(logits, after, [one.answer for one in part])
-        said = continuations(context, logits, after, [one.question.answers for one in part], max_new_tokens)
+        said = continuations(context, logits, after, [one.answers for one in part], max_new_tokens)
         for one, value, text in zip(part, nll, said, strict=True):
-            scores[one.item] = _score(cell, one, float(value) / len(one.answer), text)
-    return [scores[one.item] for one in asked]
+            found = sum(answer.lower() in text.lower() for answer in one.answers) / len(one.answers)
+            values = {"accuracy": found, "answer_nll": float(value) / len(one.answer)}
+            scores[one.score.item] = replace(one.score, scores=values)
+    return [scores[one.score.item] for one in asked]
 
 
 def _read_questions(
     context: Context, state: State, asked: list[_TokenizedQuestion]
 ) -> Iterator[tuple[list[_TokenizedQuestion], torch.Tensor, State]]:
-    """Batches of questions with the logits (B, V) and the state behind them; `state` is that of the contexts.
+    """Batches of questions with the logits (B, V) and the state after them; `state` is that of the contexts.
 
-    Padding behind a state is not possible, so questions of one length are read together. Where states can be joined,
-    those of all lengths continue as one batch: answers take far more steps than questions.
+    Padding after a state is not possible, so questions of one length are read together. Where states can be joined,
+    questions of all lengths continue as one batch: answers take far more steps than questions.
     """
     import torch
 
@@ -174,22 +175,10 @@ def _read_questions(
             yield from read
 
 
-def _score(cell: Cell, one: _TokenizedQuestion, nll: float, said: str) -> Score:
-    found = sum(answer.lower() in said.lower() for answer in one.question.answers)
-    return Score(
-        item=one.item,
-        cluster=one.cluster,
-        slice=cell.slice | one.question.slice,
-        scores={"accuracy": found / len(one.question.answers), "answer_nll": nll},
-        digest=one.digest,
-        measured={"tokens": one.num_tokens} | one.question.measured,
-    )
-
-
 def continuations(
     context: Context, logits: torch.Tensor, state: State, answers: Sequence[Sequence[str]], max_new_tokens: int
 ) -> list[str]:
-    """What the model says next in each row, until it ends its text, has said all answers, or `max_new_tokens`."""
+    """The model's continuation of each row, until it ends its text, has given all answers, or `max_new_tokens`."""
     tokenizer, ends = context.tokenizer, context.reader.end_tokens(context.tokenizer)
 
     def decode(tokens: list[int]) -> str:

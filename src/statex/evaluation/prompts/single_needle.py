@@ -1,7 +1,7 @@
 """S-NIAH of RULER (arXiv 2404.06654): one needle in noise or text, by length and depth.
 
-The prompt is RULER's, with the beginning of the answer after the question, which models need that are not instruction
-tuned.
+The prompt is RULER's, with the beginning of the answer after the question, which models without instruction tuning
+need.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def single_needle(
 
     Args:
         name: the suite's.
-        kind: "number" or "uuid", as the prompt calls what is inserted.
-        value: draws one.
+        kind: "number" or "uuid", the prompt's word for the value.
+        value: draws a value.
     """
 
     def draw_at(settings: SingleNeedleSettings, depth: float) -> Draw:

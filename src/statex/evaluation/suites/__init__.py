@@ -1,4 +1,4 @@
-"""Our suites, a file each: settings, items and scoring. Importing one imports no torch, for a recipe reads them all."""
+"""Our suites, one file each: settings, items, scoring. None imports torch at its top, as a recipe reads them all."""
 
 from importlib import import_module
 
@@ -11,7 +11,7 @@ def find_suite(name: str) -> Suite:
     """The suite of this name, from the file of the same name.
 
     Raises:
-        UserError: the table has none; the known ones are listed.
+        UserError: the table has no such suite; the known ones are listed.
     """
     if name not in SUITES:
         raise UserError("evaluation.suites", name, "is not a suite", known_names())

@@ -2,7 +2,7 @@
 
 A token is a hit if its bigram (or longer n-gram) occurred earlier in the context and at most theta times in the
 training text, so that only memory of the context can predict it. Hits whose latest occurrence is far back are the
-long-gap slice of JRT (arXiv 2407.05483). Without theta most tokens are hits, and the measure says nothing.
+long-gap slice of JRT (arXiv 2407.05483). Without theta most tokens are hits, and the measure is meaningless.
 """
 
 import numpy as np
@@ -12,14 +12,14 @@ from statex.evaluation.context import Context
 from statex.evaluation.records import Score, digest
 from statex.evaluation.suite import Cell, Suite
 from statex.evaluation.text.count_table import CountTable, count_table, ngram_keys
-from statex.evaluation.text.windows import Window, WindowSettings, held_out_windows, scored_windows
+from statex.evaluation.text.windows import Window, WindowSettings, held_out_windows, scored_windows, window_cells
 
 LONG_GAP = 1024
 """Tokens since the latest occurrence from which a hit counts as long-gap."""
 
 
 class ArHitsSettings(WindowSettings):
-    theta: int = Field(default=0, ge=0, description="how often the n-gram of a hit may occur in the training text")
+    theta: int = Field(default=0, ge=0, description="most occurrences of a hit's n-gram in the training text")
     ngram: int | None = Field(
         default=None, ge=2, le=4, description="default: 2, but 3 below 16,384 and 4 below 2,048 tokens of vocabulary"
     )
@@ -36,16 +36,12 @@ def ngram_gaps(keys: np.ndarray) -> np.ndarray:
 
 
 def find_hits(ids: np.ndarray, table: CountTable, theta: int) -> tuple[np.ndarray, np.ndarray]:
-    """(T,) which of the tokens after the first of (T + 1,) are hits, and (T,) their gaps, 0 where there is none."""
+    """(T,) which of the tokens after the first of (T + 1,) are hits, and (T,) their gaps, 0 if there is none."""
     keys = ngram_keys(ids, table.ngram, table.vocab_size)
-    unseen = len(ids) - 1 - len(keys)  # the first tokens end no n-gram
+    unseen = len(ids) - 1 - len(keys)  # no n-gram ends at the first tokens
     gaps = np.concatenate([np.zeros(unseen, np.int64), ngram_gaps(keys)])
     rare = np.concatenate([np.zeros(unseen, bool), table.lookup(keys) <= theta])
     return (gaps > 0) & rare, gaps
-
-
-def cells(context: Context) -> list[Cell]:
-    return [Cell("windows")]
 
 
 def windows(context: Context) -> list[Window]:
@@ -89,7 +85,7 @@ SUITE = Suite(
     name="ar_hits",
     units={"hit_nll": "nats", "other_nll": "nats", "long_gap_nll": "nats", "hit_share": "fraction", "nll": "nats"},
     groups=((),),
-    cells=cells,
+    cells=window_cells,
     score=score,
     settings=ArHitsSettings,
     check=windows,

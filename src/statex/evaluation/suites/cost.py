@@ -1,9 +1,9 @@
-"""Cost: state bytes, prefill speed by length, decode time by batch, peak memory, on the device at hand.
+"""Cost: state bytes, prefill speed by length, decode time by batch, peak memory, on the current device.
 
 Speeds are of random tokens through the model's own forward with its cache, as `generate` would run it: prefill at
 batch 1, decoding as milliseconds for one more token in every row. On CUDA the models that statex expands are also
-decoded by a captured graph (`CapturedStep`), which is what their layers take without launching kernels one by one.
-Each repetition is an item, so a value has an interval; it says how steady the machine was, not how machines differ.
+decoded by a captured graph (`CapturedStep`): the time of their layers without launching kernels one by one. Each
+repetition is an item, so a value has an interval; it shows how steady the machine was, not how machines differ.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ DEFAULT_LENGTHS = {"cpu": (512, 2048), "cuda": (2048, 16_384, 65_536)}
 
 class CostSettings(Section):
     lengths: Lengths | None = Field(default=None, description="tokens; default: what the device allows")
-    batch_sizes: BatchSizes = Field(default=[1, 8], description="rows that are decoded at once")
-    decode_tokens: int = Field(default=32, ge=1, le=2**20, description="tokens a row in one repetition")
+    batch_sizes: BatchSizes = Field(default=[1, 8], description="rows decoded at once")
+    decode_tokens: int = Field(default=32, ge=1, le=2**20, description="tokens per row in one repetition")
     repetitions: int = Field(default=5, ge=2, le=10_000)
 
 
@@ -127,13 +127,13 @@ def _can_be_captured(reader: Reader) -> bool:
 
 
 def _replay(step: CapturedStep, logits: torch.Tensor, count: int) -> None:
-    """Decode greedily; the state is carried from one repetition to the next, which changes no time."""
+    """Decode greedily; the state is carried from one repetition to the next, which does not affect the time."""
     for _ in range(count):
         logits = step(logits.argmax(dim=-1))
 
 
 def _times(context: Context, function: Callable[[], object]) -> list[float]:
-    """Seconds of each repetition, after one that is not counted."""
+    """Seconds of each repetition, after a warm-up."""
     from statex.utils.timing import Stopwatch
 
     function()

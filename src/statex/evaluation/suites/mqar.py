@@ -50,21 +50,21 @@ def vocabulary(context: Context) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(
             "evaluation.mqar.num_keys",
             settings.num_keys,
-            f"with num_values = {settings.num_values} it is more than the model's vocabulary of {end}",
+            f"together with num_values = {settings.num_values} is more than the model's vocabulary of {end}",
             "lower num_keys or num_values",
         )
     return np.arange(end - count, end - settings.num_values), np.arange(end - settings.num_values, end)
 
 
 def _check_trained(context: Context, recall: Recall, asked: tuple[np.ndarray, np.ndarray]) -> None:
-    """Refuse keys and values that training does not use: a model cannot know a key it has only seen as a value."""
+    """Refuse keys and values that training does not use: a model cannot treat as a key what it only saw as a value."""
     trained = recall_vocabulary(context.tokenizer, recall.num_keys, recall.num_values)
     for name, ids, known in zip(("num_keys", "num_values"), asked, trained, strict=True):
         if not set(ids) <= set(known):
             raise UserError(
                 f"evaluation.mqar.{name}",
                 len(ids),
-                "asks for other tokens than training shows, by data.recall.num_keys = "
+                "asks for tokens that do not occur in training, with data.recall.num_keys = "
                 f"{recall.num_keys} and num_values = {recall.num_values}",
                 "give evaluation.mqar the same num_keys and num_values",
             )
@@ -80,19 +80,16 @@ def cells(context: Context) -> list[Cell]:
 def score(context: Context, cell: Cell) -> list[Score]:
     from statex.data.recall import mqar_batch
 
-    settings, batch = context.settings("mqar"), context.evaluation.batch_size
+    settings = context.settings("mqar")
     num_pairs, length = cell.slice["num_pairs"], cell.slice["length"]
     context.check_length("evaluation.mqar.num_pairs", length)
     seed = [context.evaluation.seed, num_pairs]
     ids, labels = mqar_batch(seed, settings.num_items, length, num_pairs, *vocabulary(context))
-    scores = []
-    for start in range(0, len(ids), batch):
-        rows, targets = ids[start : start + batch], labels[start : start + batch, 1:]
-        _, right = context.reader.score(rows[:, :-1], targets)
-        for number, (row, answers) in enumerate(zip(rows, right, strict=True), start):
-            accuracy = float(answers.sum()) / num_pairs
-            scores.append(item_score(cell, number, {"accuracy": accuracy}, digest=digest(row.tolist()), tokens=length))
-    return scores
+    counts = context.score(ids, labels)[1].sum(dim=1).tolist()
+    return [
+        item_score(cell, number, {"accuracy": count / num_pairs}, digest=digest(row.tolist()), tokens=length)
+        for number, (row, count) in enumerate(zip(ids, counts, strict=True))
+    ]
 
 
 SUITE = Suite(

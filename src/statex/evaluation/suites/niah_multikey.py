@@ -1,6 +1,6 @@
 """Several needles with different keys in one text (RULER, arXiv 2404.06654); every key is asked for.
 
-All questions about a context share its prefill. With K keys the i-th needle stands at depth (i + 0.5) / K.
+All questions about a context share its prefill. With K keys the i-th needle is at depth (i + 0.5) / K.
 """
 
 import numpy as np
@@ -9,14 +9,13 @@ from pydantic import Field
 from statex.evaluation.prompts.grids import grid_depths
 from statex.evaluation.prompts.haystack import random_number, random_word, text_haystack
 from statex.evaluation.prompts.insertion import Draft, Draw
-from statex.evaluation.prompts.needle_suite import NeedleTask
+from statex.evaluation.prompts.needle_suite import LengthSettings, NeedleTask
 from statex.evaluation.prompts.needles import Prompt, Question
 from statex.evaluation.prompts.single_needle import INTRODUCTION, NEEDLE, QUESTION
-from statex.settings import MOST_ITEMS, Lengths, Section
+from statex.settings import MOST_ITEMS
 
 
-class MultikeySettings(Section):
-    lengths: Lengths | None = Field(default=None, description="tokens; default: what model and device allow")
+class MultikeySettings(LengthSettings):
     num_keys: int = Field(default=4, ge=2, le=1000, description="needles in a context; each is asked for")
     num_items: int = Field(default=20, ge=1, le=MOST_ITEMS, description="contexts of each length")
     max_new_tokens: int = Field(default=128, ge=1, le=2**16)

@@ -1,14 +1,14 @@
-"""Negative log-likelihood of held-out text by position, to the training length and past it."""
+"""Negative log-likelihood of held-out text by position, up to the training length and beyond it."""
 
 import itertools
 
 from statex.evaluation.context import Context
 from statex.evaluation.records import Score, digest
 from statex.evaluation.suite import Cell, Suite
-from statex.evaluation.text.windows import Window, WindowSettings, held_out_windows, scored_windows
+from statex.evaluation.text.windows import Window, WindowSettings, held_out_windows, scored_windows, window_cells
 
 FIRST_EDGE = 32
-"""Tokens of the first range, or fewer; each further one doubles the position."""
+"""Tokens of the first range, or fewer; each further range doubles the position."""
 
 
 class NllByPositionSettings(WindowSettings):
@@ -25,10 +25,6 @@ def position_ranges(length: int, training_length: int | None = None) -> list[tup
         edges.add(training_length)
     ordered = [0, *sorted(edges)]
     return list(itertools.pairwise(ordered))
-
-
-def cells(context: Context) -> list[Cell]:
-    return [Cell("windows")]
 
 
 def windows(context: Context) -> list[Window]:
@@ -58,7 +54,7 @@ SUITE = Suite(
     name="nll_by_position",
     units={"nll": "nats"},
     groups=(("from", "to"), ()),
-    cells=cells,
+    cells=window_cells,
     score=score,
     settings=NllByPositionSettings,
     check=windows,

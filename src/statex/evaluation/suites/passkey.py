@@ -1,7 +1,7 @@
 """Passkey: five digits hidden in repeated filler, by length and depth.
 
 An answer is right if every one of its tokens is the model's first choice, which is the same as greedy decoding giving
-exactly these tokens. Its NLL says something where accuracy is near 0.
+exactly these tokens. The answer's NLL is informative where accuracy is near 0.
 """
 
 from __future__ import annotations
@@ -54,23 +54,19 @@ def build_items(context: Context, cell: Cell) -> list[PasskeyItem]:
 def score(context: Context, cell: Cell) -> list[Score]:
     import torch
 
-    items, scores, batch = build_items(context, cell), [], context.evaluation.batch_size
-    for start in range(0, len(items), batch):
-        part = items[start : start + batch]
-        ids = torch.tensor([item.prompt_ids + item.answer_ids for item in part])
-        targets = torch.full_like(ids, -100)
-        for row, item in zip(targets, part, strict=True):
-            row[len(item.prompt_ids) :] = torch.tensor(item.answer_ids)
-        nll, right = context.reader.score(ids[:, :-1], targets[:, 1:])
-        for number, item in enumerate(part):
-            values = {
-                "accuracy": float(int(right[number].sum()) == len(item.answer_ids)),
-                "answer_nll": float(nll[number].sum()) / len(item.answer_ids),
-            }
-            asked = digest(item.prompt_ids, item.answer_ids)
-            scores.append(
-                item_score(cell, start + number, values, digest=asked, tokens=item.num_tokens, depth=item.depth)
-            )
+    items, scores = build_items(context, cell), []
+    ids = torch.tensor([item.prompt_ids + item.answer_ids for item in items])
+    labels = torch.full_like(ids, -100)
+    for row, item in zip(labels, items, strict=True):
+        row[len(item.prompt_ids) :] = torch.tensor(item.answer_ids)
+    nll, right = context.score(ids, labels)
+    for number, item in enumerate(items):
+        values = {
+            "accuracy": float(int(right[number].sum()) == len(item.answer_ids)),
+            "answer_nll": float(nll[number].sum()) / len(item.answer_ids),
+        }
+        asked = digest(item.prompt_ids, item.answer_ids)
+        scores.append(item_score(cell, number, values, digest=asked, tokens=item.num_tokens, depth=item.depth))
     return scores
 
 

@@ -1,7 +1,7 @@
 """Recall in words: phone books, facts, needles and copies, by form and length.
 
-Forms that training left out test whether recall carries over. A text asks several questions, one behind the other with
-the right answers between them. An answer is right if every one of its tokens is the model's first choice.
+Forms that training left out test whether recall carries over. A text asks several questions, one after the other, each
+followed by its right answer. An answer is right if every one of its tokens is the model's first choice.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pydantic import Field, field_validator
 from statex.errors import UserError
 from statex.evaluation.context import Context
 from statex.evaluation.prompts.grids import check_lengths, grid_lengths
+from statex.evaluation.prompts.needle_suite import LengthSettings
 from statex.evaluation.records import Score, digest, item_score
 from statex.evaluation.suite import Cell, Suite
-from statex.settings import MOST_ITEMS, Lengths, Section
+from statex.settings import MOST_ITEMS
 
 if TYPE_CHECKING:
     from statex.data.forms import FormItem
@@ -25,10 +26,9 @@ NAMES = ("phone_book", "facts", "needles", "copy_words")
 SHORTEST = 128
 
 
-class RecallFormsSettings(Section):
-    forms: list[str] = Field(default=list(NAMES), min_length=1, description="which; those of training.weights")
-    lengths: Lengths | None = Field(default=None, description="tokens; default: what model and device allow")
-    num_questions: int = Field(default=4, ge=1, le=64, description="that a text asks, at most")
+class RecallFormsSettings(LengthSettings):
+    forms: list[str] = Field(default=list(NAMES), min_length=1, description="forms of training.weights to measure")
+    num_questions: int = Field(default=4, ge=1, le=64, description="asked by a text, at most")
     num_items: int = Field(default=50, ge=1, le=MOST_ITEMS, description="texts of each form and length")
 
     @field_validator("forms")
@@ -69,21 +69,17 @@ def build_items(context: Context, cell: Cell) -> list[FormItem]:
 def score(context: Context, cell: Cell) -> list[Score]:
     import torch
 
-    items, scores, batch = build_items(context, cell), [], context.evaluation.batch_size
-    for start in range(0, len(items), batch):
-        part = items[start : start + batch]
-        ids = torch.from_numpy(np.stack([item.ids for item in part]))
-        question = torch.from_numpy(np.stack([item.question for item in part]))
-        targets = torch.where(question >= 0, ids, -100)
-        nll, right = context.reader.score(ids[:, :-1], targets[:, 1:])
-        for number, (item, asked) in enumerate(zip(part, question[:, 1:], strict=True)):
-            numbers = range(int(asked.max()) + 1)
-            answered = [bool(right[number][asked == each].all()) for each in numbers]
-            values = {
-                "accuracy": sum(answered) / len(answered),
-                "answer_nll": float(nll[number].sum()) / int((asked >= 0).sum()),
-            }
-            scores.append(item_score(cell, start + number, values, digest=digest(item.ids), facts=item.num_facts))
+    items, scores = build_items(context, cell), []
+    ids = torch.from_numpy(np.stack([item.ids for item in items]))
+    question = torch.from_numpy(np.stack([item.question for item in items]))
+    nll, right = context.score(ids, torch.where(question >= 0, ids, -100))
+    for number, (item, asked) in enumerate(zip(items, question[:, 1:], strict=True)):
+        answered = [bool(right[number][asked == each].all()) for each in range(int(asked.max()) + 1)]
+        values = {
+            "accuracy": sum(answered) / len(answered),
+            "answer_nll": float(nll[number].sum()) / int((asked >= 0).sum()),
+        }
+        scores.append(item_score(cell, number, values, digest=digest(item.ids), facts=item.num_facts))
     return scores
 
 

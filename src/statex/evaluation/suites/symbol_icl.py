@@ -62,7 +62,7 @@ class SymbolTask:
         return "\n" + "".join(EXAMPLE.format(symbol=symbol, label=label) for symbol, label in self.examples[:shots])
 
     def queries(self, generator: np.random.Generator, shots: int, count: int) -> list[tuple[str, str, str]]:
-        """("seen" or "unseen", symbol, label): `count` of each kind; none is seen before the first example."""
+        """("seen" or "unseen", symbol, label): `count` of each kind; without examples none is seen."""
         seen = list(dict(self.examples[:shots]).items())
         everything = [(first + second, label) for first, label in self.labels.items() for second in self.endings]
         unseen = sorted(set(everything) - set(self.examples))
@@ -74,7 +74,7 @@ class SymbolTask:
 
 
 def build_task(generator: np.random.Generator, num_labels: int, num_examples: int) -> SymbolTask:
-    """A new context. Half of all symbols are never shown, whatever the number of examples."""
+    """A new context. Half of all symbols are never shown, however many examples there are."""
     syllables = [first + second + third for first in CONSONANTS for second in VOWELS for third in CONSONANTS]
     count = num_labels * SYLLABLES_PER_LABEL
     chosen = generator.permutation(syllables)[: count + NUM_ENDINGS].tolist()
@@ -107,7 +107,7 @@ def _score(context: Context, cell: Cell) -> list[Score]:
     read: list[int] = []
     for shots in sorted(settings.shots):
         queries, shown = task.queries(generator, shots, settings.num_queries), task.shown(shots)
-        # Each question is tokenised behind all that it follows, and what all of them begin with is read once
+        # Each question is tokenised with everything before it, and the common beginning of all is read once
         asked = [encode_prompt(tokenizer, shown + QUERY.format(symbol=symbol)) for _, symbol, _ in queries]
         end = common_length([whole, encode_prompt(tokenizer, shown), *asked])
         if new := whole[len(read) : end]:
@@ -137,7 +137,7 @@ def _answers(
     asked: list[list[int]],
     labels: list[str],
 ) -> list[bool]:
-    """Whether the likeliest label, by the log-likelihood of its tokens behind the query, is the right one.
+    """Whether the likeliest label, by the log-likelihood of its tokens after the query, is the right one.
 
     `asked` has the tokens of each query that are not in `state`.
     """

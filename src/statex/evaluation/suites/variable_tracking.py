@@ -1,6 +1,6 @@
-"""Variable tracking (RULER, arXiv 2404.06654): chains of assignments in noise; name all variables of a value.
+"""Variable tracking (RULER, arXiv 2404.06654): chains of assignments in noise; name all variables that have a value.
 
-A short worked example stands before the context, as in RULER. A question's accuracy is the share of its chain's
+A short worked example precedes the context, as in RULER. A question's accuracy is the share of its chain's
 variables that the model names.
 """
 
@@ -11,9 +11,9 @@ from pydantic import Field
 
 from statex.evaluation.prompts.haystack import NOISE, noise_haystack
 from statex.evaluation.prompts.insertion import Draft, Draw
-from statex.evaluation.prompts.needle_suite import NeedleTask
+from statex.evaluation.prompts.needle_suite import LengthSettings, NeedleTask
 from statex.evaluation.prompts.needles import Prompt, Question
-from statex.settings import MOST_ITEMS, Lengths, Section
+from statex.settings import MOST_ITEMS
 
 INTRODUCTION = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
 QUESTION = (
@@ -23,8 +23,7 @@ QUESTION = (
 LETTERS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
 
 
-class VariableTrackingSettings(Section):
-    lengths: Lengths | None = Field(default=None, description="tokens; default: what model and device allow")
+class VariableTrackingSettings(LengthSettings):
     num_chains: int = Field(default=1, ge=1, le=1000, description="chains in a context; each is asked for")
     num_hops: int = Field(default=4, ge=1, le=1000, description="assignments in a chain after the first")
     num_items: int = Field(default=20, ge=1, le=MOST_ITEMS, description="contexts of each length")

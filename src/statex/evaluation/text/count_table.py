@@ -1,7 +1,7 @@
 """The frozen table of the training text's n-grams, counted once for all models."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class CountTable:
         return digest(self.ngrams, self.counts)
 
     def lookup(self, ngrams: np.ndarray) -> np.ndarray:
-        """The counts of some n-grams, 0 where the text has none."""
+        """The counts of some n-grams, 0 for those that the text lacks."""
         if len(self.ngrams) == 0:
             return np.zeros(len(ngrams), dtype=np.int64)
         places = np.minimum(np.searchsorted(self.ngrams, ngrams), len(self.ngrams) - 1)
@@ -47,14 +47,14 @@ class CountTable:
 
 
 def ngram_keys(ids: np.ndarray, ngram: int, vocab_size: int) -> np.ndarray:
-    """(T - n + 1,) one number for each n tokens in a row of (T,), equal only for equal ones.
+    """(T - n + 1,) one number for each n consecutive tokens of (T,), unique to them.
 
     Raises:
         UserError: an n-gram of this vocabulary does not fit into 64 bits.
     """
     if vocab_size**ngram > 2**63:
         raise UserError(
-            "evaluation.ar_hits.ngram", ngram, f"is too many tokens of a vocabulary of {vocab_size}", "use 2 or 3"
+            "evaluation.ar_hits.ngram", ngram, f"is too long for a vocabulary of {vocab_size}", "use 2 or 3"
         )
     length = len(ids) - ngram + 1
     keys = np.zeros(max(length, 0), dtype=np.int64)
@@ -64,7 +64,7 @@ def ngram_keys(ids: np.ndarray, ngram: int, vocab_size: int) -> np.ndarray:
 
 
 def default_ngram(vocab_size: int) -> int:
-    """The n that is about as informative as a bigram of words: in a small vocabulary almost all bigrams are common."""
+    """The n at which an n-gram is about as informative as two words: with a small vocabulary bigrams are common."""
     return 2 if vocab_size >= 16_384 else 3 if vocab_size >= 2048 else 4
 
 
@@ -85,7 +85,7 @@ _tables: dict[str, CountTable] = {}
 
 
 def count_table(context: Context, ngram: int | None, count_tokens: int) -> CountTable:
-    """The count table of this context's `count_text`; counted once per process, and kept in `shared`."""
+    """The count table of this context's `count_text`; counted once per process, and saved in `shared`."""
     tokenizer = context.require_tokenizer("ar_hits")
     vocab_size = context.reader.vocab_size
     ngram = ngram or default_ngram(vocab_size)
@@ -102,16 +102,14 @@ def count_table(context: Context, ngram: int | None, count_tokens: int) -> Count
     return _tables[key]
 
 
-NUMBERS = ("vocab_size", "ngram", "num_tokens")
-
-
 def _load_table(path: Path) -> CountTable:
     with np.load(path, allow_pickle=False) as data:
-        return CountTable(data["ngrams"], data["counts"], *(int(data[name]) for name in NUMBERS))
+        values: dict[str, Any] = {name: value if value.ndim else int(value) for name, value in data.items()}
+    return CountTable(**values)
 
 
 def _save_table(path: Path, table: CountTable) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")  # several processes may write it at once
-    np.savez(temporary, ngrams=table.ngrams, counts=table.counts, **{name: getattr(table, name) for name in NUMBERS})
+    np.savez(temporary, **asdict(table))
     temporary.replace(path)

@@ -12,17 +12,18 @@ from statex.data.documents import open_documents
 from statex.errors import UserError
 from statex.evaluation.context import Context
 from statex.evaluation.records import digest
+from statex.evaluation.suite import Cell
 from statex.evaluation.text.tokens import tokenize, tokenizer_digest
 from statex.settings import MOST_TOKENS, Section, TextSource
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_LENGTH = {"cpu": 1024, "cuda": 8192}
-"""Tokens of a scored document where neither the recipe nor the training length says."""
+"""Tokens of a scored document, where neither the recipe nor the training length sets it."""
 CHARACTERS_PER_TOKEN = 12
-"""More than text has, so that only the beginning of a long document need be tokenised."""
+"""More than real text has, so that only the beginning of a long document need be tokenised."""
 FEW_DOCUMENTS = 20
-"""A default length is halved until this many documents reach it; a requested length never is."""
+"""A default length is halved until this many documents are long enough; a requested length never is."""
 
 
 class WindowSettings(Section):
@@ -30,13 +31,13 @@ class WindowSettings(Section):
         default=None, ge=2, le=MOST_TOKENS, description="tokens of a window of a document that is scored"
     )
     num_windows: int = Field(
-        default=100, ge=1, le=10**6, description="one of each long enough document, then second ones, ..."
+        default=100, ge=1, le=10**6, description="one from each document that is long enough, then second ones, ..."
     )
 
 
 @dataclass(frozen=True)
 class Window:
-    """T + 1 tokens in a row of a held-out document, (T + 1,), with the document's name and the window's own."""
+    """T + 1 consecutive tokens of a held-out document, (T + 1,), with the names of the window and the document."""
 
     name: str
     document: str
@@ -48,7 +49,7 @@ def held_out_windows(context: Context, suite: str, settings: WindowSettings, def
 
     Args:
         suite: the recipe key of `settings`.
-        default: T where the recipe gives none, None for what the device allows.
+        default: T where the recipe gives none; None: what the device allows.
 
     Raises:
         UserError: no document is long enough, or the model cannot read that many tokens.
@@ -104,6 +105,11 @@ def _read_windows(tokenizer: Any, source: TextSource, length: int, count: int) -
             ranked.append((number, order, window))
     ranked.sort(key=lambda entry: entry[:2])
     return [window for _, _, window in ranked[:count]]
+
+
+def window_cells(context: Context) -> list[Cell]:
+    """All windows as one cell."""
+    return [Cell("windows")]
 
 
 def scored_windows(context: Context, windows: list[Window]) -> Iterator[tuple[Window, np.ndarray]]:

@@ -77,7 +77,7 @@ class GLAConfig(FoundThroughShim, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Refuse what the architecture cannot be; called by transformers whenever a configuration is made."""
+        """Refuse sizes that the architecture cannot have; called by transformers whenever a configuration is made."""
         assert self.num_kv_heads is not None
         for name in ("num_heads", "num_kv_heads"):
             if getattr(self, name) < 1:
@@ -99,7 +99,7 @@ class GLAConfig(FoundThroughShim, PreTrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """One entry a layer: transformers' caches read it."""
+        """One entry per layer: transformers' caches read it."""
         return ["linear_attention"] * self.num_hidden_layers
 
     @property

@@ -134,7 +134,9 @@ class GatedLinearAttention(nn.Module):
         log_decay = log_decay.unflatten(-1, (self.num_kv_heads, self.key_dim))
         if self.feature_map is not None:
             q, k = self.feature_map(q), self.feature_map(k)
-        if attention_mask is not None:  # a convolution or feature map may have made something of padding's zeros
+        if (
+            attention_mask is not None
+        ):  # a convolution or feature map may have turned padding's zeros into something else
             mask = attention_mask[..., None, None]
             k, log_decay = k * mask.to(k.dtype), log_decay * mask.to(log_decay.dtype)
         if self.num_kv_heads != self.num_heads:
@@ -186,7 +188,7 @@ def _low_rank(num_inputs: int, rank: int, num_outputs: int) -> nn.Sequential:
 
 
 def _join_heads(base: torch.Tensor, new: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Put each head's new channels behind its old ones: [..., H * K0] and [..., H * K1] to [..., H * (K0 + K1)]."""
+    """Append each head's new channels to its old ones: [..., H * K0] and [..., H * K1] to [..., H * (K0 + K1)]."""
     heads = [x.unflatten(-1, (num_heads, -1)) for x in (base, new)]
     return torch.cat(heads, dim=-1).flatten(-2)
 

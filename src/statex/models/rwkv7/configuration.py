@@ -23,8 +23,8 @@ class RWKV7Config(FoundThroughShim, PreTrainedConfig):
         head_dim, num_heads: key dimension of a head, and heads; either follows from the other.
         value_dim: value dimension of all heads together, by default `hidden_size`; FLA writes a list with one for each
             layer, which must be alike, as the first layer's values are mixed into all others'.
-        decay_low_rank_dim, a_low_rank_dim, v_low_rank_dim, gate_low_rank_dim: ranks of what makes the decay, the rate
-            of replacement, the share of the first layer's values, and the output gate; None takes FLA's default.
+        decay_low_rank_dim, a_low_rank_dim, v_low_rank_dim, gate_low_rank_dim: ranks of the projections for the decay,
+            the rate of replacement, the share of the first layer's values, the output gate; None takes FLA's default.
         hidden_ratio, intermediate_size: the MLP is `intermediate_size` wide, by default `hidden_ratio * hidden_size`
             rounded up to a multiple of 32.
         hidden_act: of the MLP: the squared ReLU ("sqrelu" in FLA).
@@ -87,10 +87,10 @@ class RWKV7Config(FoundThroughShim, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Refuse what the architecture cannot be; called by transformers whenever a configuration is made."""
+        """Refuse sizes that the architecture cannot have; called by transformers whenever a configuration is made."""
         for name in ("head_dim", "num_heads", *LOW_RANKS):
             if (getattr(self, name) or 0) < 1:
-                raise UserError(name, getattr(self, name), "is no size", "use 1 or more")
+                raise UserError(name, getattr(self, name), "is not a size", "use 1 or more")
         assert self.num_heads is not None
         assert self.head_dim is not None
         if self.num_heads * self.head_dim != self.hidden_size:
@@ -109,7 +109,7 @@ class RWKV7Config(FoundThroughShim, PreTrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """One entry a layer: transformers' caches read it."""
+        """One entry per layer: transformers' caches read it."""
         return ["linear_attention"] * self.num_hidden_layers
 
     @property

@@ -102,7 +102,7 @@ class RWKV7Attention(nn.Module):
         removed = F.normalize((k * self.k_k).to(dtype).unflatten(-1, (self.num_heads, -1)), dim=-1)  # [B, T, H, K]
         k = k * (1 + (rate - 1) * self.k_a).to(k.dtype)
         r, k, v, log_decay, rate = (x.unflatten(-1, (self.num_heads, -1)) for x in (r, k, v, log_decay, rate))
-        if attention_mask is not None:  # behind a token padding is not 0: it has that token's share
+        if attention_mask is not None:  # after a token, padding is not 0: it contains that token's share
             mask = attention_mask[..., None, None]
             k, removed, log_decay = (x * mask.to(x.dtype) for x in (k, removed, log_decay))
 
@@ -156,10 +156,10 @@ class RWKV7FeedForward(nn.Module):
 
 
 def token_before(x: torch.Tensor, states: Any, seq_idx: torch.Tensor | None) -> torch.Tensor:
-    """What x [B, T, D] was one token earlier: 0 at the first of a document.
+    """x [B, T, D] shifted by one token: 0 at the first token of a document.
 
-    A layer's cache holds the last token of both halves of its block in a queue of two: each half puts its own in and
-    takes out the one that has been there longest, which is its own of the pass before.
+    A layer's cache holds the last token of both halves of its block in a queue of two: each half appends its own and
+    removes the oldest one, which is its own from the previous pass.
     """
     if states is None:
         before = F.pad(x, (0, 0, 1, -1))

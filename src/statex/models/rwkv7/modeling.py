@@ -83,7 +83,7 @@ MIX_EXPONENTS = {"x_r": 0.2, "x_w": 0.9, "x_k": 0.7, "x_v": 0.7, "x_a": 0.9, "x_
 
 
 def _init_token_mixer(mixer: Any, num_layers: int) -> None:
-    """Weights of a token mixer of any key dimension; channels count on over all heads, and from 0 in each head."""
+    """Weights of a token mixer of any key dimension; some depend on the channel, some on its place in the head."""
     depth, layers_left = mixer.layer_idx / max(1, num_layers - 1), 1 - mixer.layer_idx / num_layers
     D = mixer.x_r.shape[-1]
     for name, exponent in MIX_EXPONENTS.items():
@@ -109,7 +109,7 @@ def _init_token_mixer(mixer: Any, num_layers: int) -> None:
 
 def _orthogonal(weight: torch.Tensor, gain: float = 1.0) -> None:
     """Rows of length `gain`, orthogonal as far as there is room for as many."""
-    if getattr(weight, "_is_hf_initialized", False):  # loaded; and to orthogonalise takes long
+    if getattr(weight, "_is_hf_initialized", False):  # loaded already; and orthogonalising takes long
         return
     gain *= math.sqrt(max(1.0, weight.shape[0] / weight.shape[1]))
     fresh = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)  # half precision has no such algorithm

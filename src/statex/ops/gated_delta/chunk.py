@@ -42,7 +42,7 @@ def chunk_gated_delta(
         initial_state: [B, H, K, V], zeros by default.
         output_final_state: whether to return the state after the last token.
         cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
-            [S, H, K, V]. The state starts anew at each border.
+            [S, H, K, V]. The state is reset at each border.
 
     Returns:
         output [B, T, H, V] in the dtype of v, and the final state or None. The arithmetic and the states are

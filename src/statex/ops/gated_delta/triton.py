@@ -12,7 +12,7 @@ from statex.ops.recomputed import GATED_DELTA_ARGUMENTS, fake_gated_delta, opera
 from statex.ops.segments import full_precision
 
 MOST_BYTES = 8 * 2**30
-"""What is made of some heads at a time may take; the heads are independent of one another."""
+"""Most bytes for the heads computed at a time; heads are independent of one another."""
 
 
 def triton_gated_delta(

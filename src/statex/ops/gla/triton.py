@@ -88,8 +88,8 @@ def _forward_kernel(
     output_final_state: bool,
     for_backward: bool,
 ) -> tuple[Tensor, ...]:
-    """Output, final state and what is kept. With `cu_seqlens` there is room for the most chunks that so many segments
-    may have: how many they are only their borders say, which compiled code has not read."""
+    """Output, final state and what is kept. With `cu_seqlens` there is room for the most chunks that this many
+    segments can have: the actual number depends on the borders, which compiled code has not read."""
     layout, with_rest = launch.layout_of(q, v, cu_seqlens), for_backward and q.dtype == torch.bfloat16
     with torch.cuda.device_of(q):
         room = most_chunks(q.shape[0], q.shape[1], cu_seqlens, layout.chunk)

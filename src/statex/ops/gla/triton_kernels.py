@@ -1,6 +1,6 @@
 """Triton kernels of gated linear attention for large states; docs/kernels.md describes the algorithm.
 
-Shape letters: T time, H heads, K key dim, V value dim, C tokens a chunk (a state is kept for each), N chunks of
+Shape letters: T time, H heads, K key dim, V value dim, C tokens per chunk (a state is kept for each), N chunks of
 all segments together, S segments; a block is 64 tokens. Tensors of the caller are [T, H, K or V] (batch and
 segments laid out one after the other); tensors marked "padded" are [N * C, H, ...], each segment padded with
 zeros to whole chunks. Decays are in natural logarithms.

@@ -102,7 +102,7 @@ class Kept(NamedTuple):
 
 
 def room_for(q: Tensor, v: Tensor, chunk: int, num_chunks: int, with_rest: bool) -> Kept:
-    """Room for what is kept of so many chunks; for an operator's fake kernel too, where sizes may be symbols."""
+    """Room for what is kept of `num_chunks` chunks; also for an operator's fake kernel, where sizes may be symbols."""
     (heads, key_dim), value_dim = q.shape[2:], v.shape[3]
     tokens = num_chunks * chunk
     return Kept(

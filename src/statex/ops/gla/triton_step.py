@@ -19,7 +19,7 @@ def step_kernel(
 ):  # fmt: skip
     """BV value channels of one head of one sequence: the whole key dim, BK channels at a time.
 
-    The state is used once a token and there is much of it: it is not to push anything else out of the caches.
+    The state is used once per token and there is much of it: it should not evict anything else from the caches.
     """
     cols_v = tl.program_id(0) * BV + tl.arange(0, BV)
     row = tl.program_id(1).to(tl.int64)
@@ -79,7 +79,7 @@ def launch_step(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tenso
 
 
 def _tile(rows: int, key_dim: int, value_dim: int) -> tuple[int, int, int]:
-    """Key channels a step, value channels, warps, for so many heads of all sequences together."""
+    """Key channels a step, value channels, warps, for this many heads of all sequences together."""
     tile_v = max(16, min(128, triton.next_power_of_2(value_dim)))
     while tile_v > 16 and rows * triton.cdiv(value_dim, tile_v) < NUM_PROGRAMS:
         tile_v //= 2

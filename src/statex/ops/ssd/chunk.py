@@ -36,7 +36,7 @@ def chunk_ssd(
         initial_state: [B, H, P, N], zeros by default.
         output_final_state: whether to return the state after the last token.
         cu_seqlens: [S + 1] int, the borders of S segments packed in one row; the batch must be 1 and the states
-            are [S, H, P, N]. The state starts anew at each border.
+            are [S, H, P, N]. The state is reset at each border.
 
     Returns:
         output [B, T, H, P] in the dtype of x, and the final state or None. The arithmetic and the states are

@@ -83,8 +83,8 @@ def _forward_kernel(
     cu_seqlens: Tensor | None,
     output_final_state: bool,
 ) -> tuple[Tensor, ...]:
-    """Output, final state and what is kept. With `cu_seqlens` there is room for the most chunks that so many segments
-    may have: how many they are only their borders say, which compiled code has not read."""
+    """Output, final state and what is kept. With `cu_seqlens` there is room for the most chunks that this many
+    segments can have: the actual number depends on the borders, which compiled code has not read."""
     layout = launch.layout_of(x, B, cu_seqlens)
     with torch.cuda.device_of(x):
         kept = launch.room_for(x, B, layout.chunk, most_chunks(x.shape[0], x.shape[1], cu_seqlens, layout.chunk))

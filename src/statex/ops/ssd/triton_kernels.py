@@ -1,7 +1,7 @@
 """Triton kernels of state space duality (Mamba2) for large states; docs/kernels.md describes the algorithm.
 
-Shape letters: T time, H heads, G groups, P head dim, N state size, C tokens a chunk (a state is kept for each),
-NC chunks of all segments together, S segments; R = H / G * P rows of state a group. Tensors of the caller are
+Shape letters: T time, H heads, G groups, P head dim, N state size, C tokens per chunk (a state is kept for each),
+NC chunks of all segments together, S segments; R = H / G * P rows of state per group. Tensors of the caller are
 [T, H, P] or [T, G, N] (batch and segments laid out one after the other); tensors marked "padded" are
 [NC * C, H, P], each segment padded with zeros to whole chunks. `sums` is the log decay summed from the start of the
 chunk up to each token, [NC, H, C]; `steps` is dt in the same layout, zero for padding; `to_end` is dt times the decay

@@ -43,7 +43,7 @@ class Tiles:
     keys: tuple[int, int, int, int]  # tokens, state channels, warps, stages
     near: tuple[int, int, int]  # gradient of the scores inside blocks: warps, stages, registers
     far: tuple[int, int, int]  # and between blocks
-    others: int  # tokens a step of the scores' part in the gradients of B and C
+    others: int  # tokens per step of the scores' part in the gradients of B and C
 
 
 @lru_cache
@@ -146,7 +146,7 @@ class Kept(NamedTuple):
 
 
 def room_for(x: Tensor, B: Tensor, chunk: int, num_chunks: int) -> Kept:
-    """Room for what is kept of so many chunks; for an operator's fake kernel too, where sizes may be symbols."""
+    """Room for what is kept of `num_chunks` chunks; also for an operator's fake kernel, where sizes may be symbols."""
     (heads, head_dim), (groups, state_size) = x.shape[2:], B.shape[2:]
     return Kept(
         states=x.new_empty(num_chunks, heads, head_dim, state_size),

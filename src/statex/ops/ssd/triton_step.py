@@ -20,7 +20,7 @@ def step_kernel(
 ):  # fmt: skip
     """BP channels of one head of one sequence: the whole state size, BN numbers at a time.
 
-    The state is used once a token and there is much of it: it is not to push anything else out of the caches.
+    The state is used once per token and there is much of it: it should not evict anything else from the caches.
     """
     cols_p = tl.program_id(0) * BP + tl.arange(0, BP)
     row = tl.program_id(1).to(tl.int64)

@@ -1,6 +1,6 @@
 """What a report consists of, before it becomes HTML or Markdown.
 
-Texts and captions may hold the marks of `statex.utils.markup`; cells, titles and notes are plain.
+Texts and captions may use the markup of `statex.utils.markup`; cells, titles and notes are plain.
 """
 
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class TableCell:
-    """A cell of a table: a value, before it a mark, and beneath it its interval (and n, if the table has it nowhere
-    else)."""
+    """A cell of a table: a value, a mark before it, and beneath it its interval (and n, unless the table shows it
+    elsewhere)."""
 
     text: str
     beneath: str = ""
@@ -18,7 +18,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column's title and, beneath it, what all its cells share; values are aligned right, words left."""
+    """A column's title and, beneath it, what all its cells share; values are right-aligned, words left-aligned."""
 
     title: str
     beneath: str = ""
@@ -44,7 +44,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """Drawings side by side, stacked where the page is narrow; `small` ones stand four in a row on a wide page."""
+    """Drawings side by side, stacked on a narrow page; `small` ones are four in a row on a wide page."""
 
     caption: str
     panels: list[Panel]
@@ -71,7 +71,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Folded:
-    """Blocks that are hidden until they are asked for."""
+    """Blocks that are hidden until the reader opens them."""
 
     title: str
     blocks: list["Block"]

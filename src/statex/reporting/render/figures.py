@@ -1,4 +1,4 @@
-"""Drawings as SVG. Arms differ in marker and line style as well as in colour, and heat maps carry their numbers."""
+"""Drawings as SVG. Arms differ in marker and line style as well as in colour, and heat maps show their numbers."""
 
 import io
 import math
@@ -60,7 +60,7 @@ class Line:
 
     Args:
         rank: the arm's place among the expanded ones of its run, by which it is drawn the same everywhere.
-        starts: where given, a thin stem leads from here, a hollow mark, to each point, instead of an interval.
+        starts: if given, a thin stem leads from a hollow mark here to each point, instead of an interval.
     """
 
     name: str
@@ -74,11 +74,11 @@ class Line:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Arms over a number.
+    """Arms against a number.
 
-    `guess` is a label and the accuracy of guessing as a function of x, `level` a label and a height to compare with,
-    `limit` a label and a border on the x axis; `zero` draws the line of no difference, `from_zero` begins the y axis
-    there; `ticks` go on the x axis, without them the points do.
+    `guess` is a label and the accuracy of guessing as a function of x, `level` a label and a reference height, `limit`
+    a label and a border on the x axis; `zero` draws a line at 0, `from_zero` starts the y axis there; `ticks` are for
+    the x axis, by default at the points.
     """
 
     x_label: str
@@ -96,7 +96,7 @@ class LineChart:
 
 @dataclass(frozen=True)
 class Dot:
-    """One arm of a dot chart: its value, its interval, and both as they are printed beside it."""
+    """One arm of a dot chart: its value, its interval, and both in print."""
 
     name: str
     kind: str
@@ -108,7 +108,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class DotChart:
-    """One value of each arm, in rows; `zero` draws the line of no difference, `from_zero` begins the axis there."""
+    """One value of each arm, in rows; `zero` draws a line at 0, `from_zero` starts the axis there."""
 
     title: str
     dots: list[Dot]
@@ -120,7 +120,7 @@ class DotChart:
 class HeatMap:
     """A grid of numbers from `smallest` to `largest`; a cell that is None was not run.
 
-    `signed` is for differences: gains and losses have colours of their own, and 0 none. Cells in `outlined`, as
+    `signed` is for differences: gains and losses have their own colours, and 0 has none. Cells in `outlined`, as
     (row, column), have a border.
     """
 
@@ -147,7 +147,7 @@ def line_chart(chart: LineChart) -> str:
 
 
 def line_charts(title: str, beneath: str, rows: Sequence[Sequence[LineChart]], remark: str, description: str) -> str:
-    """Line charts in rows as one SVG, with a title and a line about it above them, and a remark below."""
+    """Line charts in rows as one SVG, with a title and a subtitle above them and a remark below."""
     with matplotlib.rc_context(_STYLE):
         charts = [chart for row in rows for chart in row]
         columns = max([2, *map(len, rows)])
@@ -168,7 +168,7 @@ def line_charts(title: str, beneath: str, rows: Sequence[Sequence[LineChart]], r
 
 
 def heat_map(chart: HeatMap) -> str:
-    """A heat map with its numbers as SVG, 236 px wide (420 from five columns on)."""
+    """A heat map with its numbers as SVG, 236 px wide (at least 420 with five columns or more)."""
     width = 236 if len(chart.columns) < 5 else max(420, 48 + 36 * len(chart.columns))
     with matplotlib.rc_context(_STYLE):
         height = 70 + 28 * len(chart.rows)
@@ -190,7 +190,7 @@ def heat_map(chart: HeatMap) -> str:
 
 
 def dot_chart(chart: DotChart) -> str:
-    """A dot chart as SVG, 420 px wide, each arm's value printed at its right."""
+    """A dot chart as SVG, 420 px wide, each arm's value printed on the right."""
     names, printed = (max(map(len, texts)) for texts in zip(*((dot.name, dot.printed) for dot in chart.dots)))
     left, right = min(150, 14 + 7 * names), min(200, 16 + 6 * printed)
     with matplotlib.rc_context(_STYLE):
@@ -225,7 +225,7 @@ def dot_chart(chart: DotChart) -> str:
 
 
 def arm_style(kind: str, rank: int) -> tuple[str, str, object]:
-    """Colour, marker and line style of an arm: its own for each kind, and for each expanded arm by its rank."""
+    """Colour, marker and line style of an arm: by its kind or, for expanded arms, by its rank."""
     return _KINDS.get(kind) or _STATEX[rank % len(_STATEX)]
 
 
@@ -275,7 +275,7 @@ def _draw_chart(drawing: FigureBase, chart: LineChart, width: int, height: int) 
 
 
 def _draw_references(axes: Axes, chart: LineChart) -> None:
-    """References for the arms: the accuracy of guessing, a border, the line of no difference."""
+    """References for the arms: the accuracy of guessing, a level, a border, a line at 0."""
     dotted: dict[str, Any] = {"color": MUTED, "linewidth": 1.2, "linestyle": (0, (1, 2)), "zorder": 1}
     if chart.guess:
         label, accuracy = chart.guess
@@ -310,7 +310,7 @@ def _points(chart: LineChart) -> list[float]:
 
 
 def _place(x: float, chart: LineChart) -> float:
-    """Where a number stands on the axis: on a logarithmic one, 0 is half of the least other number."""
+    """The position of a number on the axis: on a logarithmic one, 0 is drawn at half of the smallest other number."""
     if not chart.logarithmic or x > 0:
         return x
     return min((point for point in _points(chart) if point > 0), default=1.0) / 2
@@ -343,7 +343,7 @@ def _draw_line(axes: Axes, line: Line, style: tuple, dodge: Callable[[float], fl
 
 
 def _marker(colour: str, marker: str) -> dict[str, Any]:
-    """How a filled mark is drawn: with a white border, except for a cross, which is all border."""
+    """Style of a marker: filled ones have a white border; a cross is nothing but border."""
     cross = marker == "x"
     return {
         "markersize": 6.5,

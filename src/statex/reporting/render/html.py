@@ -1,4 +1,4 @@
-"""A report as one HTML file: inline style and pictures, no script, nothing fetched from anywhere."""
+"""A report as one HTML file: style and pictures inline, no scripts, nothing fetched."""
 
 import base64
 from collections.abc import Sequence

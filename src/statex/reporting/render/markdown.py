@@ -11,7 +11,6 @@ from statex.reporting.render.content import (
     Figure,
     Folded,
     Heading,
-    PageSection,
     Panel,
     Table,
     TableCell,
@@ -27,7 +26,8 @@ def page(documents: Sequence[Document]) -> str:
     for index, document in enumerate(documents):
         prefix = _prefix(documents, index)
         parts.append(f"# {literal(document.title)}\n\n{linked(document.subtitle, not prefix)}")
-        parts += [_section(section, prefix) for section in document.sections]
+        for section in document.sections:
+            parts += [f"## {section.title}", *(_block(block, prefix) for block in section.blocks)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -53,16 +53,12 @@ def panels(blocks: Sequence[Block]) -> list[Panel]:
 
 
 def file_name(panel: Panel, prefix: str) -> str:
-    """The name of a panel's file, of letters that any file system takes."""
+    """The name of a panel's file, in characters that any file system takes."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", prefix + panel.name) + ".svg"
 
 
 def _prefix(documents: Sequence[Document], index: int) -> str:
     return f"{index + 1}-" if len(documents) > 1 else ""
-
-
-def _section(section: PageSection, prefix: str) -> str:
-    return "\n\n".join([f"## {section.title}", *(_block(block, prefix) for block in section.blocks)])
 
 
 def _block(block: Block, prefix: str) -> str:
@@ -73,21 +69,18 @@ def _block(block: Block, prefix: str) -> str:
             return "> " * (tone == "note") + linked(text, not prefix)
         case Code(text):
             longest = max(map(len, re.findall("`+", text)), default=0)
-            fence = "`" * max(3, longest + 1)  # what is quoted cannot end its quotation
+            fence = "`" * max(3, longest + 1)  # so that the quoted text cannot close the fence
             return f"{fence}toml\n{text.rstrip()}\n{fence}"
         case Folded(title, blocks):
             inner = "\n\n".join(_block(one, prefix) for one in blocks)
             return f"<details><summary>{escape(title)}</summary>\n\n{inner}\n\n</details>"
         case Figure():
-            images = [f"![{_alternative(one)}](figures/{file_name(one, prefix)})" for one in block.panels]
+            words = [re.sub(r"[\[\]]", r"\\\g<0>", literal(one.text)) for one in block.panels]
+            images = [f"![{text}](figures/{file_name(one, prefix)})" for text, one in zip(words, block.panels)]
             return "\n".join(images) + f"\n\n*{linked(block.caption, not prefix)}*"
         case Table():
             return _table(block, prefix)
     raise TypeError(type(block))
-
-
-def _alternative(panel: Panel) -> str:
-    return re.sub(r"[\[\]]", r"\\\g<0>", literal(panel.text))
 
 
 def _table(table: Table, prefix: str) -> str:

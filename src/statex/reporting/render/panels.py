@@ -1,4 +1,4 @@
-"""From a run's results to drawings: which arms, which points, and the same in words."""
+"""From a run's results to drawings: which arms and points, and the same in words."""
 
 from statex.reporting.render import figures
 from statex.reporting.render.content import Panel
@@ -23,7 +23,7 @@ def arm_lines(run: Run, model: str, measures: list[Measure], key: str) -> list[L
 
 
 def position(measure: Measure, key: str) -> float:
-    """Where a measure stands on an axis of one key of its slice."""
+    """The position of a measure on the axis of one key of its slice."""
     values = measure.values
     return (values["from"] + values["to"]) / 2 if key == "from" else values[key]
 
@@ -46,7 +46,7 @@ def in_words(chart: LineChart) -> str:
 def dot_panel(
     run: Run, model: str, measure: Measure, name: str, title: str, *, zero: bool = False, from_zero: bool = False
 ) -> Panel | None:
-    """A dot chart of one measure of all arms that have it, None if no arm has; differences have their line of 0."""
+    """A dot chart of one measure of all arms that have it, None if no arm has it; differences have a line at 0."""
     paired, dots = measure.baseline is not None, []
     for arm in run.arms(model):
         if one := run.find(model, arm, measure):

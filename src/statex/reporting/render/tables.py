@@ -55,7 +55,7 @@ def by_arm(run: Run, model: str, measures: Sequence[Measure], caption: str, titl
 def by_measure(
     run: Run, model: str, measures: Sequence[Measure], caption: str, titles: Titles = measure_title
 ) -> Table:
-    """A row for each measure and a column for each arm, without arms that have none and those that are subtracted."""
+    """A row for each measure and a column for each arm, except arms without any measure and the baselines."""
     subtracted = {measure.baseline for measure in measures}
     arms = [arm for arm in run.arms(model) if any(run.find(model, arm, measure) for measure in measures)]
     arms = [arm for arm in arms if arm not in subtracted]
@@ -87,7 +87,7 @@ class Shared:
         return f"Training seed{'s' if len(self.seeds) > 1 else ''} {listing([str(seed) for seed in self.seeds])}."
 
     def cell(self, estimate: Shown | None, n_elsewhere: bool) -> TableCell:
-        """A value with its interval, what the table does not say elsewhere, and marks; "not run" without one."""
+        """A value with its interval, whatever the table does not state elsewhere, and marks; "not run" without one."""
         if estimate is None:
             return TableCell(NOT_RUN)
         row, paired = estimate.result, estimate.result.baseline is not None

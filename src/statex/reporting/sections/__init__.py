@@ -1,1 +1,1 @@
-"""The sections of a page, one file for each subject: from a run to blocks of content."""
+"""The sections of a page, one file per subject: from a run to blocks of content."""

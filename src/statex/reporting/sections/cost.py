@@ -62,14 +62,14 @@ def _state_table(run: Run, model: str) -> Table:
         rows.append([TableCell(arm), *(TableCell(text) for text in cells)])
     caption = (
         f"State and parameters of {model}: matrix states at batch 1. The change of parameters is against "
-        f"{reference or 'no arm'}; fresh parameters are those of tensors that the expansion changed or made new. "
+        f"{reference or 'no arm'}; fresh parameters belong to tensors that the expansion changed or created. "
         "These are counts, so they have no interval."
     )
     return Table(caption, [Column("arm", words=True), *(Column(title) for title in titles)], rows)
 
 
 def elements_before(run: Run, model: str, arm: str) -> int | None:
-    """The state elements of an arm's model before expansion, from its layers, else from the arm not expanded."""
+    """The state elements of an arm's model before expansion, from its layers, else from an arm that is not expanded."""
     layers = [
         run.find(model, arm, one) for one in run.measures(model, "state", "state_elements") if "layer" in one.values
     ]
@@ -136,7 +136,7 @@ def _cost_table(run: Run, model: str, measures: list[Measure]) -> Table:
 
 
 def _cost_panels(run: Run, model: str, measures: list[Measure]) -> list[Panel]:
-    """State, training speed, and what was measured at the longest prompt and the smallest batch."""
+    """State, training speed, prefill of the longest prompt and decoding of the smallest batch."""
     speeds = [one for one in measures if one.metric == "training_tokens_per_second"]
     prefill = [one for one in measures if one.metric == "prefill_tokens_per_second"]
     decode = [one for one in measures if one.metric == "decode_ms_per_token"]
@@ -148,7 +148,7 @@ def _cost_panels(run: Run, model: str, measures: list[Measure]) -> list[Panel]:
 
 
 def _applies(run: Run, arm: str, measure: Measure) -> bool:
-    """Whether an arm has such a cost at all: the base is not post-trained, the other arms are not pre-trained."""
+    """Whether an arm can have such a cost: the base is not post-trained, the other arms are not pre-trained."""
     if measure.values.get("stage") == "pretrain":
         return run.kind(arm) == "base"
     return run.kind(arm) != "base" or not (
@@ -172,7 +172,7 @@ def devices(run: Run) -> list[str]:
 
 
 def origin_section(run: Run) -> PageSection:
-    """Seeds, versions, device and commit: what is needed to repeat the run."""
+    """Seeds, versions, device and commit, as needed to repeat the run."""
     commits = list(dict.fromkeys(row.commit for row in run.results if row.commit))
     dtypes = list(dict.fromkeys(row.dtype for row in run.results if row.dtype))
     trained = [] if run.evaluation_only else [("training seeds", seeds(tuple(run.recipe.seeds)))]
@@ -202,7 +202,7 @@ def origin_section(run: Run) -> PageSection:
 
 
 def recipe_section(run: Run) -> PageSection:
-    """The recipe, or the settings of an evaluation, as it stands in the run's folder."""
+    """The recipe, or the settings of an evaluation, verbatim from the run's folder."""
     if run.evaluation_only:
         return PageSection("Settings", [Folded("Settings of each evaluation, verbatim", [Code(run.recipe_text)])])
     return PageSection("Recipe", [Folded("recipe.toml, verbatim", [Code(run.recipe_text)])])

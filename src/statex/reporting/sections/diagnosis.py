@@ -1,4 +1,4 @@
-"""The section about what expanded arms do with what they were given: signs of failure, use of the new state."""
+"""The section about how expanded arms use their expansion: signs of failure, use of the new state."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ WHERE_DRAWN = {"text_lost": "[Text](#Text)", "recall_flat": "[Recall](#Recall)"}
 
 
 def diagnosis_section(run: Run) -> PageSection:
-    """For each model the signs of failure with the number that shows them, then how the new state is used."""
+    """For each model, the signs of failure with the numbers that show them, then the use of the new state."""
     blocks: list[Block] = []
     for model in run.models:
         blocks += [Heading(model), *_model_blocks(run, model)]
@@ -50,10 +50,11 @@ def _model_blocks(run: Run, model: str) -> list[Block]:
     if not run.arms_of_kind(model, "statex"):
         return [Text("No arm was expanded.")]
     if not run.measures(model, SUITE):
-        return [Text("Not run. `statex run` with the same recipe adds it, without training or evaluating again.")]
+        return [
+            Text("Not run. Repeat `statex run` with the same recipe to add it; nothing is trained or evaluated again.")
+        ]
     blocks: list[Block] = [*_signs(run, model)]
-    shown = [_recall_panel(run, model), _text_panel(run, model), *_task_panels(run, model)]
-    if panels := [panel for panel in shown if panel]:
+    if panels := [panel for panel in _sign_panels(run, model) if panel]:
         caption = (
             "Paired differences of all arms, 95 % intervals: an expansion fails where recall does not rise, where text "
             "NLL does, or where the accuracy of a common-sense task falls. In full: "
@@ -64,7 +65,7 @@ def _model_blocks(run: Run, model: str) -> list[Block]:
 
 
 def _signs(run: Run, model: str) -> list[Text]:
-    """Each sign of failure as a sentence, what is undecided, and how small a failure would have been detected."""
+    """Sentences on each sign of failure, what is undecided, and the smallest failure that could be detected."""
     found = signatures(run, model)
     sentences = [_sign(run, model, arm, measure, note) for arm, measure, note in found]
     if not found:
@@ -84,7 +85,7 @@ def _in_use(run: Run, model: str, arm: str) -> str:
     """Whether recall needs the new entries."""
     for measure in run.measures(model, SUITE, "recall_drop_without_new_state"):
         if drop := run.find(model, arm, measure):
-            change = format_with_interval(negated(drop), signed=True)
+            change = format_with_interval(drop.scaled(-1), signed=True)
             in_use = drop.interval is not None and drop.interval[0] > 0
             use = (
                 "they are in use, whether or not they raise recall"
@@ -96,7 +97,7 @@ def _in_use(run: Run, model: str, arm: str) -> str:
 
 
 def _undecided(run: Run, model: str) -> Iterator[str]:
-    """Whether recall is flat, where neither a gain nor its absence is established, and what would decide it."""
+    """The arms with neither a gain of recall nor its absence established, and what would decide it."""
     for arm in run.arms_of_kind(model, "statex"):
         difference = recall_difference(run, model, arm)
         if recall_outcome("statex", difference) == "undecided" and difference is not None:
@@ -108,7 +109,7 @@ def _undecided(run: Run, model: str) -> Iterator[str]:
 
 
 def _detectable(run: Run, model: str) -> Iterator[str]:
-    """How small a failure this run could have detected, over the expanded arms."""
+    """The smallest failure that this run could have detected, over the expanded arms."""
     parts = []
     for measure, what, unit, items in (
         (text_measure(run, model), "a rise of text NLL by", " nats", "documents"),
@@ -124,18 +125,12 @@ def _detectable(run: Run, model: str) -> Iterator[str]:
         yield f"Smallest failure this run could detect (80 % power): {listing(parts)}."
 
 
-def _recall_panel(run: Run, model: str) -> Panel | None:
-    measure = hardest_recall(run, model)
-    pairs = "" if measure is None else measure.values.get("num_pairs")
-    return _difference_panel(run, model, measure, "recall", f"recall at {pairs} pairs")
-
-
-def _text_panel(run: Run, model: str) -> Panel | None:
-    return _difference_panel(run, model, text_measure(run, model), "text", "text NLL, nats,")
-
-
-def _task_panels(run: Run, model: str) -> Iterator[Panel | None]:
-    """The other differences that show a sign of failure: common-sense tasks."""
+def _sign_panels(run: Run, model: str) -> Iterator[Panel | None]:
+    """The differences that may show a sign of failure: recall, text, and common-sense tasks that do."""
+    recall = hardest_recall(run, model)
+    pairs = "" if recall is None else recall.values.get("num_pairs")
+    yield _difference_panel(run, model, recall, "recall", f"recall at {pairs} pairs")
+    yield _difference_panel(run, model, text_measure(run, model), "text", "text NLL, nats,")
     for of in dict.fromkeys(str(measure.values.get("of", "")) for _, measure, _ in signatures(run, model)):
         suite, _, metric = of.partition(" ")
         if suite and suite not in ("mqar", "ar_hits", "nll_by_position"):
@@ -151,7 +146,7 @@ def _difference_panel(run: Run, model: str, measure: Measure | None, name: str, 
 
 
 def _use(run: Run, model: str) -> list[Block]:
-    """What each arm does with its new state and fresh parameters: sentences, pictures by layer, and tables."""
+    """How each arm uses its new state and fresh parameters: sentences, pictures by layer, and tables."""
     arms = [arm for kind in ("statex", "control") for arm in run.arms_of_kind(model, kind)]
     blocks: list[Block] = [Text(sentence) for arm in arms if (sentence := _use_sentence(run, model, arm))]
     if panels := _panels(run, model):
@@ -159,15 +154,15 @@ def _use(run: Run, model: str) -> list[Block]:
             "By layer: the new entries' share of the energy (the sum of squares) of the state after half a window of "
             "held-out text; the state's effective rank (exp of the entropy of its singular values), hollow: with its "
             "new entries zeroed; and the norm of the change of fresh tensors in training over their norm, 0 where "
-            "they did not move. Last, what recall loses when the new entries are zeroed before the queries. Where "
+            "they did not change. Last, the drop of recall when the new entries are zeroed before the queries. Where "
             "heads were merged, the new entries are the blocks in which one old head's keys meet another's values; "
-            "what is left without them can be of higher rank than the whole."
+            "the rest of the state can have a higher rank than the whole."
         )
         blocks.append(Figure(caption, panels))
     if panels := [*_training_panels(run, model)]:
         caption = (
             "While the arms trained: the new entries' share of the state's energy and its effective rank after one "
-            "sequence, always the same, by the steps done; means over the expanded layers."
+            "sequence, always the same, by training step; means over the expanded layers."
         )
         blocks.append(Figure(caption, panels))
     return [*blocks, Folded(f"Diagnosis of {model}, as tables", _tables(run, model))]
@@ -202,7 +197,7 @@ ZEROED = [
     ("nll_rise_without_new_state", "text NLL", " nats", "documents", 1),
     ("recall_drop_without_new_state", "recall", "", "sequences", -1),
 ]
-"""Metric, what it is a change of, its unit, what its n counts, and whether it is a rise or a fall."""
+"""Metric, the quantity that changes, its unit, what n counts, and 1 for a rise or -1 for a fall."""
 
 
 def _zeroed(run: Run, model: str, arm: str, metric: str, what: str, unit: str, items: str, sign: int) -> str:
@@ -210,18 +205,10 @@ def _zeroed(run: Run, model: str, arm: str, metric: str, what: str, unit: str, i
         if estimate := run.find(model, arm, measure):
             pairs = measure.values.get("num_pairs")
             where = "" if pairs is None else f" at {pairs} pairs"
-            change = format_with_interval(estimate if sign > 0 else negated(estimate), signed=True)
+            change = format_with_interval(estimate.scaled(sign), signed=True)
             value, _, bounds = change.partition(" ")
             return f"{what}{where} by {value}{unit} {bounds} (n = {estimate.result.n} {items})"
     return ""
-
-
-def negated(estimate: Shown) -> Shown:
-    """A fall as a negative rise."""
-    row, spread = estimate.result, estimate.spread
-    low, high = (None if bound is None else -bound for bound in (row.high, row.low))
-    rise = replace(row, value=-row.value, low=low, high=high)
-    return Shown(rise, estimate.seeds, spread and (-spread[1], -spread[0]))
 
 
 def _by_layer(run: Run, model: str, arm: str, metric: str) -> list[Shown]:
@@ -230,7 +217,7 @@ def _by_layer(run: Run, model: str, arm: str, metric: str) -> list[Shown]:
 
 
 def _range(estimates: list[Shown], form: Callable[[float], str]) -> str:
-    """The least and the most over layers, "a" where both read the same, else "a to b"."""
+    """The smallest and largest value over layers, "a" where both read the same, else "a to b"."""
     values = [one.result.value for one in estimates]
     ends = list(dict.fromkeys([form(min(values)), form(max(values))]))
     return " to ".join(ends)
@@ -249,7 +236,7 @@ BY_LAYER = {
 
 
 def _panels(run: Run, model: str) -> list[Panel]:
-    """Energy, rank and movement by layer (or, of a single layer, by arm), and what recall loses."""
+    """Energy, rank and weight change by layer (or by arm, for a single layer), and the drop of recall."""
     layers = {one.values["layer"] for metric in BY_LAYER for one in run.measures(model, SUITE, metric)}
     panels: list[Panel | None] = [*(_layer_dots if len(layers) == 1 else _layer_lines)(run, model)]
     for measure in run.measures(model, SUITE, "recall_drop_without_new_state"):
@@ -291,7 +278,7 @@ IN_TRAINING = {
 
 
 def _training_panels(run: Run, model: str) -> Iterator[Panel]:
-    """Energy and rank by step, where they were watched."""
+    """Energy and rank by step, where they were recorded."""
     for metric, title in IN_TRAINING.items():
         if lines := arm_lines(run, model, run.measures(model, SUITE, metric), "step"):
             chart = LineChart("step", f"{model}: {title}", lines, logarithmic=False, from_zero=True)

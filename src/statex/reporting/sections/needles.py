@@ -1,4 +1,4 @@
-"""The section about long contexts: what is found by length, heat maps over length and depth, and their differences."""
+"""The section about long contexts: accuracy by length, heat maps over length and depth, and their differences."""
 
 import math
 from dataclasses import dataclass, replace
@@ -30,12 +30,12 @@ _SMALLEST_SCALE = 0.25
 _MANY_LENGTHS = 5
 
 NEAR_ZERO_REMARK = (
-    "What was inserted into a long context has to be found again. Where an accuracy is near 0, the NLL of the answer "
+    "Something inserted into a long context has to be found. Where accuracy is near 0, the NLL of the answer "
     "(in nats, lower is better) still distinguishes the arms."
 )
 DIFFERENCES_REMARK = (
     "Heat maps show the arms, then their differences from the arm without expansion: blue is better, orange worse, and "
-    "a border stands where the 95 % interval of the paired difference excludes 0."
+    "a border marks cells where the 95 % interval of the paired difference excludes 0."
 )
 
 Rows = list[list[float | None]]
@@ -57,7 +57,7 @@ class Grid:
 
 
 def long_context_section(run: Run) -> PageSection | None:
-    """All suites that hide something in a context: found by length, then by depth; None where nobody asked for any."""
+    """All suites that hide something in a context, by length, then by depth; None where none was requested."""
     suites = dict.fromkeys(suite for model in run.models for suite in run.suites(model) if is_long_context(run, suite))
     suites |= dict.fromkeys(suite for suite in run.asked if suite in LONG_CONTEXT)
     if not suites:
@@ -73,7 +73,7 @@ def long_context_section(run: Run) -> PageSection | None:
 
 
 def _found_by_length(run: Run, model: str, suites: list[str]) -> list[Block]:
-    """A table of the suites in which any arm found anything, and a sentence about the others."""
+    """A table of the suites in which any arm found anything, and a sentence about the other suites."""
     found: list[Measure] = []
     nothing: list[str] = []
     fewest, open_below = math.inf, 0.0
@@ -88,7 +88,7 @@ def _found_by_length(run: Run, model: str, suites: list[str]) -> list[Block]:
             open_below = max(open_below, *(one.interval[1] if one.interval else 1.0 for one in known))
     blocks: list[Block] = []
     if found:
-        caption = f"What {model} finds in contexts of each length, over all depths, with 95 % intervals."
+        caption = f"Accuracy of {model} in contexts of each length, over all depths, with 95 % intervals."
         blocks.append(by_measure(run, model, found, f"{caption} n counts questions.", suite_measure_title))
     if nothing:
         text = f"{model}: no arm finds anything in {listing(nothing)}: accuracy is 0 at every length. With {fewest:,}"
@@ -106,7 +106,7 @@ def is_long_context(run: Run, suite: str) -> bool:
 
 
 def is_needle(measure: Measure) -> bool:
-    """Whether a value is of one cell of length and depth."""
+    """Whether a value belongs to one cell of length and depth."""
     return {"length", "depth"} <= measure.values.keys()
 
 
@@ -133,7 +133,7 @@ def _suite_blocks(run: Run, suite: str) -> list[Block]:
 
 
 def _map_blocks(run: Run, model: str, suite: str, cells: list[Measure]) -> list[Block]:
-    """A picture of each grid, but for an accuracy that is 0 everywhere; other metrics are folded behind accuracy."""
+    """A picture of each grid, except an accuracy that is 0 everywhere; other metrics are folded below accuracy."""
     grids = [grid for grid in _grids(run, model, suite, cells) if not grid.accuracy or any(_known(grid.arms))]
     blocks: list[Block] = [_maps(run, model, suite, grid) for grid in grids if grid.accuracy]
     others: list[Block] = [_maps(run, model, suite, grid) for grid in grids if not grid.accuracy]
@@ -143,7 +143,8 @@ def _map_blocks(run: Run, model: str, suite: str, cells: list[Measure]) -> list[
 
 
 def _grids(run: Run, model: str, suite: str, cells: list[Measure]) -> list[Grid]:
-    """The grids to draw: accuracy, other metrics only where accuracy is near 0, each for every other key's value."""
+    """The grids to draw: accuracy, and other metrics only where accuracy is near 0, for each value of the other
+    keys."""
     groups: dict[tuple[str, str], list[Measure]] = {}
     for cell in cells:
         rest = slice_key({key: value for key, value in cell.values.items() if key not in ("length", "depth")})
@@ -192,13 +193,13 @@ def _maps(run: Run, model: str, suite: str, grid: Grid) -> Figure:
         chart = replace(signed, title=f"{arm} − {baseline}", values=rows, outlined=outlined)
         panels.append(_panel(chart, grid, f"{arm}-minus-{baseline}"))
     n = f"n = {grid.n} questions in each cell" if grid.n is not None else "n of each cell in the folded tables"
-    shades = "stronger is higher" if grid.accuracy else "stronger is higher, lower is better"
+    shades = "darker is higher" if grid.accuracy else "darker is higher, lower is better"
     caption = f"{suite_title(suite)}, {model}: {grid.title} by length and depth ({n}; {shades})."
     return Figure(caption, panels, small=len(grid.lengths) < _MANY_LENGTHS)
 
 
 def _established(run: Run, model: str, arm: str, baseline: str, grid: Grid) -> frozenset[tuple[int, int]]:
-    """(row, column) of the cells whose paired difference has an interval without 0."""
+    """(row, column) of the cells whose paired difference has an interval that excludes 0."""
     differences = [(cell, run.find(model, arm, replace(cell, baseline=baseline))) for cell in grid.cells]
     return frozenset(
         (grid.depths.index(cell.values["depth"]), grid.lengths.index(cell.values["length"]))

@@ -1,4 +1,4 @@
-"""What a page opens with: for each model a sentence, one picture of recall, one table; then the aims behind them."""
+"""The opening of a page: for each model a sentence and a picture of recall, one table, then the aims."""
 
 from collections.abc import Sequence
 
@@ -31,12 +31,12 @@ MARKS: dict[Outcome, str] = {"met": "✓", "not met": "✗", "undecided": "?", "
 RULES = (
     f"Judged by the 95 % interval of the paired difference. Recall at the most pairs: a gain where the interval is "
     f"above 0, none where it is below {RECALL_MARGIN:g}; the control is to have none. Text NLL: kept where the "
-    f"interval is below {100 * TEXT_MARGIN:.0f} %, lost where it is above. All else is undecided."
+    f"interval is below {100 * TEXT_MARGIN:.0f} %, lost where it is above. Otherwise it is undecided."
 )
 
 
 def verdict_section(run: Run) -> PageSection:
-    """A sentence for each model, recall against pairs, the arms in one table, and what limits all this."""
+    """A sentence for each model, recall against pairs, the arms in one table, and reservations."""
     verdicts = [verdict(run, model) for model in run.models]
     sentences = [nothing_measured(run), *(one.sentence for one in verdicts)]
     blocks: list[Block] = [Text(sentence, "lead") for sentence in sentences if sentence]
@@ -56,19 +56,19 @@ def verdict_section(run: Run) -> PageSection:
 
 
 def summary_section(run: Run) -> PageSection:
-    """Of models that were only evaluated, what matters most: recall as a picture, and one table."""
+    """For models that were only evaluated: recall as a picture, and the main values in one table."""
     (model,) = run.models
     measures = [hardest_recall(run, model), text_measure(run, model)]
     measures += run.measures(model, "cost", "decode_ms_per_token")[:1]
     known = [measure for measure in measures if measure is not None]
     if not known:
-        return PageSection("Summary", [Text("Neither recall nor text nor cost was run; what was, follows.")])
+        return PageSection("Summary", [Text("Neither recall nor text nor cost was run; everything else follows.")])
     caption = "Recall at the most pairs, text and cost, with 95 % intervals."
     return PageSection("Summary", [*_picture(run), by_arm(run, model, known, caption, suite_measure_title)])
 
 
 def aims_section(run: Run) -> PageSection | None:
-    """Every aim with its outcome; None where nothing was aimed at."""
+    """Every aim with its outcome; None without aims."""
     verdicts = [verdict(run, model) for model in run.models]
     if not any(one.aims for one in verdicts):
         return None
@@ -88,7 +88,7 @@ def aims_section(run: Run) -> PageSection | None:
 
 
 def aims_summary(verdicts: Sequence[Verdict]) -> str:
-    """How many aims are met, and which others are not met or undecided."""
+    """How many aims are met, and which are not met or undecided."""
     aims = [(one.model, aim) for one in verdicts for aim in one.aims]
     parts = [f"**{sum(aim.outcome == 'met' for _, aim in aims)} of {len(aims)} aims are met.**"]
     for outcome in ("not met", "undecided", "not run"):
@@ -101,7 +101,7 @@ def aims_summary(verdicts: Sequence[Verdict]) -> str:
 def arms_table(run: Run) -> Table:
     """All arms of all models: recall and its difference, text, state and speed."""
     keys = [(model, arm) for model in run.models for arm in run.arms(model)]
-    recall = [_found(run, model, arm, hardest_recall(run, model)) for model, arm in keys]
+    recall = [run.find(model, arm, measure) if (measure := hardest_recall(run, model)) else None for model, arm in keys]
     shared = Shared(recall)
     n = shared_n(recall)
     rows = [
@@ -139,14 +139,10 @@ def _picture(run: Run) -> list[Block]:
     """Recall against pairs, one panel a model, at the longest sequence where there are several."""
     panels = [panel for model in run.models for panel in recall_panels(run, model)[-1:]]
     caption = (
-        "Recall against the number of key-value pairs (MQAR), 95 % intervals. The dotted line is what guessing one "
-        "of the values of the context gives, 1/pairs. Arms are slightly offset along the axis."
+        "Recall against the number of key-value pairs (MQAR), 95 % intervals. The dotted line is the accuracy of "
+        "guessing one of the values in the context, 1/pairs. Arms are slightly offset along the axis."
     )
     return [Figure(caption, panels)] if panels else []
-
-
-def _found(run: Run, model: str, arm: str, measure: Measure | None) -> Shown | None:
-    return None if measure is None else run.find(model, arm, measure)
 
 
 def _change_cell(run: Run, model: str, arm: str, difference: Shown | None) -> TableCell:

@@ -26,13 +26,14 @@ from statex.results.suites import SUITES
 
 NOTHING = Text("Not run.")
 NO_SUITES = {"state", "cost", "run", "diagnostics"}
-"""What has results whether a suite was run or not."""
+"""Names in results that are not requested suites."""
 OWN_SECTIONS = NO_SUITES | {name for name, entry in SUITES.items() if entry.section != "other"}
 ICL = "symbol_icl"
 
 
 def recall_section(run: Run) -> PageSection:
-    """Accuracy by the number of pairs as tables; the picture opens the page, those of shorter sequences are here."""
+    """Accuracy by the number of pairs as tables; the main picture opens the page, those of shorter sequences are
+    here."""
     blocks: list[Block] = []
     for model in run.models:
         measures = run.measures(model, "mqar", "accuracy")
@@ -58,7 +59,7 @@ def _pairs_with_length(measure: Measure) -> str:
 
 
 def recall_panels(run: Run, model: str) -> list[Panel]:
-    """One panel, or, where a number of pairs was asked at several lengths, one for each, the longest last."""
+    """One panel or, where a number of pairs was measured at several lengths, one per length, the longest last."""
     measures = run.measures(model, "mqar", "accuracy")
     pairs = [measure.values.get("num_pairs") for measure in measures]
     lengths = sorted({measure.values.get("length", 0) for measure in measures})
@@ -84,9 +85,9 @@ def paired_section(run: Run) -> PageSection:
     blocks: list[Block] = [
         Text(
             "Each value is an arm minus the arm without expansion, on the same items; the 95 % interval is of the "
-            "difference. *better* and *worse* stand only where that interval excludes 0; where it includes 0, the "
-            "number of items is given that would establish a difference of this size in 4 of 5 such runs with the same "
-            "seeds or, where the variance between seeds is too large for any number of items, the number of seeds."
+            "difference. *better* and *worse* appear only where that interval excludes 0; elsewhere, the number of "
+            "items is given that would establish a difference of this size in 4 of 5 such runs with the same seeds or, "
+            "where the variance between seeds is too large for any number of items, the number of seeds."
         )
     ]
     for model in run.models:
@@ -112,8 +113,8 @@ def text_section(run: Run) -> PageSection:
         hits = run.measures(model, "ar_hits")
         if hits:
             caption = (
-                f"Held-out text, {model}: NLL in nats a token over all tokens, on tokens that repeat {_ngram(run)} of "
-                "the context, rare elsewhere (AR-hits), and on the others, with 95 % intervals. Lower is better. n "
+                f"Held-out text, {model}: NLL in nats per token over all tokens, on tokens that repeat {_ngram(run)} "
+                "of the context, rare elsewhere (AR-hits), and on the others, with 95 % intervals. Lower is better. n "
                 "counts documents."
             )
             order = ["nll", "hit_nll", "other_nll", "long_gap_nll", "hit_share"]
@@ -123,7 +124,7 @@ def text_section(run: Run) -> PageSection:
             blocks.append(Text("AR-hits: not run."))
         positions = run.measures(model, "nll_by_position")
         if positions:
-            caption = f"NLL by position, {model}, in nats a token, with 95 % intervals. n counts documents."
+            caption = f"NLL by position, {model}, in nats per token, with 95 % intervals. n counts documents."
             tables: list[Block] = [by_measure(run, model, positions, caption)]
             if paired := run.measures(model, "nll_by_position", paired=True):
                 caption = f"Paired differences of NLL by position, {model}: arm minus {paired[0].baseline}."
@@ -136,16 +137,16 @@ def text_section(run: Run) -> PageSection:
         caption = (
             "NLL by position in the document, 95 % intervals"
             + ", and beside it the paired difference from the arm without expansion" * compared
-            + ". A dotted border is the training length: a recurrent model may run past it."
+            + ". A dotted border is the training length, which a recurrent model may exceed."
         )
         blocks.insert(0, Figure(caption, panels))
     return PageSection("Text", blocks)
 
 
 def _ngram(run: Run) -> str:
-    """What AR-hits looked for, by what was measured."""
+    """The n-grams that AR-hits looked for, from its results."""
     sizes = {details["ngram"] for details in run.details("ar_hits", "nll") if "ngram" in details}
-    return f"{listing([str(size) for size in sorted(sizes)])} tokens in a row" if sizes else "an n-gram"
+    return f"{listing([str(size) for size in sorted(sizes)])} consecutive tokens" if sizes else "an n-gram"
 
 
 def _position_panels(run: Run, model: str) -> list[Panel]:
@@ -156,7 +157,7 @@ def _position_panels(run: Run, model: str) -> list[Panel]:
         if not measures:
             continue
         past = any(one.values["to"] > longest for one in measures)
-        what = f"NLL minus {measures[0].baseline}, nats" if paired else "NLL, nats a token"
+        what = f"NLL minus {measures[0].baseline}, nats" if paired else "NLL, nats per token"
         chart = LineChart(
             x_label="position",
             y_label=f"{model}: {what}",
@@ -172,13 +173,13 @@ def _position_panels(run: Run, model: str) -> list[Panel]:
 
 
 def _spread(measures: list[Measure]) -> float:
-    """How many times the last position is the first."""
+    """The ratio of the last position to the first."""
     middles = [position(one, "from") for one in measures]
     return max(middles) / max(1.0, min(middles))
 
 
 def icl_section(run: Run) -> PageSection | None:
-    """Accuracy by the number of shots; None where nobody asked for it."""
+    """Accuracy by the number of shots; None where it was not requested."""
     found = dict.fromkeys(suite for model in run.models for suite in run.suites(model) if _has_shots(run, suite))
     suites = [*found, *({ICL} & set(run.asked) - set(found))]
     if not suites:
@@ -192,7 +193,7 @@ def icl_section(run: Run) -> PageSection | None:
     ]
     caption = (
         "Accuracy of {} by the number of shots, 95 % intervals. The dotted line is guessing one of the labels. Arms "
-        "are moved apart a little along the axis."
+        "are slightly offset along the axis."
     )
     for model in run.models:
         measures = [one for suite in suites for one in run.measures(model, suite)]
@@ -219,10 +220,11 @@ def _has_shots(run: Run, suite: str) -> bool:
 
 
 def other_section(run: Run) -> PageSection | None:
-    """Every suite without a section of its own, in one table for each model; None without any."""
+    """Every suite without its own section, in one table per model; None without any."""
     blocks: list[Block] = []
     for model in run.models:
-        suites = [suite for suite in run.suites(model) if _is_other(run, suite)]
+        suites = [suite for suite in run.suites(model) if suite not in OWN_SECTIONS]
+        suites = [suite for suite in suites if not _has_shots(run, suite) and not is_long_context(run, suite)]
         measures = [one for suite in suites for one in run.measures(model, suite)]
         if not measures:
             continue
@@ -246,15 +248,11 @@ def nothing_measured(run: Run) -> str:
 
 
 def not_run_section(run: Run) -> PageSection | None:
-    """Tasks of lm-eval that have no result, with the commands that fetch what they lack; None without any."""
+    """Tasks of lm-eval without results, with the commands that fetch what is missing; None without any."""
     tasks = {task["task"]: task for details in run.details("run", "not_run") for task in details["tasks"]}
     if not tasks:
         return None
     rows = [[TableCell(task[key]) for key in ("task", "reason", "command")] for task in tasks.values()]
     columns = [Column(title, words=True) for title in ("task", "reason", "command that fetches it")]
-    caption = "Requested tasks that lack something; they are left out, never counted as 0."
+    caption = "Requested tasks that could not be run; they are left out, never counted as 0."
     return PageSection("Not run", [Table(caption, columns, rows)])
-
-
-def _is_other(run: Run, suite: str) -> bool:
-    return suite not in OWN_SECTIONS and not _has_shots(run, suite) and not is_long_context(run, suite)

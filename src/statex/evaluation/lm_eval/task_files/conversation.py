@@ -12,14 +12,14 @@ from typing import Any
 
 
 def text_of(document: dict[str, Any]) -> str:
-    """The story, all questions with their answers, the last without."""
+    """The story, then all questions with their answers, except for the last question's."""
     questions, answers = document["questions"]["input_text"], document["answers"]["input_text"]
     turns = [f"Q: {question}\n\nA: {answer}\n\n" for question, answer in zip(questions[:-1], answers, strict=False)]
     return f"{document['story']}\n\n{''.join(turns)}Q: {questions[-1]}\n\nA:"
 
 
 def answers_of(document: dict[str, Any]) -> list[str]:
-    """What people answered to the last question, each wording once."""
+    """People's answers to the last question, each wording once."""
     given = [document["answers"], *(document.get("additional_answers") or {}).values()]
     last = len(document["questions"]["input_text"]) - 1
     wordings: dict[str, str] = {}

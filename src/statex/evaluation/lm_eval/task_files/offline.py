@@ -4,6 +4,7 @@
 default Python's standard library. MQAR, AR-hits and NLL by position have no counterpart in lm-eval's requests.
 """
 
+from functools import partial
 from itertools import zip_longest
 from typing import Any, cast
 
@@ -42,7 +43,7 @@ def _context(metadata: dict[str, Any], suite: str) -> Context:
 
 
 def _grid(context: Context, suite: str, metadata: dict[str, Any]) -> list[Cell]:
-    """A cell for each length, and each depth where the suite has some."""
+    """A cell for each length and, where the suite has depths, each depth."""
     lengths = metadata.get("max_seq_lengths") or DEFAULT_LENGTHS
     if (num_depths := getattr(context.settings(suite), "num_depths", None)) is None:
         return [Cell("", {"length": length}) for length in lengths]
@@ -64,37 +65,24 @@ def _documents(prompts: list[Prompt], cell: Cell) -> list[dict[str, Any]]:
 
 
 def _data_set(cells: list[list[dict[str, Any]]]) -> dict:
-    """All cells' documents in turns, so that lm-eval's `--limit`, which takes the first ones, takes some of each."""
+    """All cells' documents, interleaved so that lm-eval's `--limit`, which takes the first ones, takes some of each."""
     import datasets
 
     turns = [one for turn in zip_longest(*cells) for one in turn if one is not None]
     return {"test": datasets.Dataset.from_list(turns)}
 
 
-def _needles(task: NeedleTask, metadata: dict[str, Any]) -> dict:
+def _needles(task: NeedleTask, **metadata: Any) -> dict:
     context = _context(metadata, task.name)
     cells = _grid(context, task.name, metadata)
     return _data_set([_documents(task.prompts(context, cell), cell) for cell in cells])
 
 
-def single_1(**metadata: Any) -> dict:
-    return _needles(niah_single_1.TASK, metadata)
-
-
-def single_2(**metadata: Any) -> dict:
-    return _needles(niah_single_2.TASK, metadata)
-
-
-def single_3(**metadata: Any) -> dict:
-    return _needles(niah_single_3.TASK, metadata)
-
-
-def multikey(**metadata: Any) -> dict:
-    return _needles(niah_multikey.TASK, metadata)
-
-
-def tracking(**metadata: Any) -> dict:
-    return _needles(variable_tracking.TASK, metadata)
+single_1 = partial(_needles, niah_single_1.TASK)
+single_2 = partial(_needles, niah_single_2.TASK)
+single_3 = partial(_needles, niah_single_3.TASK)
+multikey = partial(_needles, niah_multikey.TASK)
+tracking = partial(_needles, variable_tracking.TASK)
 
 
 def passkeys(**metadata: Any) -> dict:
@@ -148,7 +136,7 @@ def likeliest(document: dict[str, Any], results: list[tuple[float, bool]]) -> di
 
 
 def found(document: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """{length: the share of the answers that occur in what the model said, whatever their case}."""
+    """{length: the share of the answers that occur in the model's output, ignoring case}."""
     said = results[0].lower()
     answers = document["outputs"]
     return {str(document["max_length"]): sum(answer.lower() in said for answer in answers) / len(answers)}

@@ -1,13 +1,13 @@
 """Open-book question answering as in Based (arXiv 2402.18668) and JRT (arXiv 2407.05483), for lm-eval.
 
 The passage is cut to a number of tokens around the answer, then the question follows as the beginning of a sentence,
-and the answer counts if it occurs in what the model says (`contains`). lm-eval's own triviaqa, nq_open and drop are
+and the answer counts if it occurs in the model's output (`contains`). lm-eval's own triviaqa, nq_open and drop are
 closed-book, or give the whole passage. The length, in `max_seq_lengths`, names the metric, as in lm-eval's RULER tasks.
 
 The data sets and the prompt are those of JRT's tasks (github.com/HazyResearch/prefix-linear-attention,
 lm-eval-harness/lm_eval/tasks/based_{triviaqa,nq,drop}/task.py): parquet, one split "validation", columns `context`,
 `question` and `answers`. Passages of NQ come cut to 512, 1024 or 2048 tokens of another tokenizer; the longest are cut
-further here. JRT cuts TriviaQA and DROP from the beginning on, and every passage to 50 tokens less, for the answer.
+further here. JRT keeps the beginning of TriviaQA's and DROP's, and leaves 50 tokens of every length for the answer.
 """
 
 import re
@@ -15,40 +15,36 @@ from collections.abc import Iterator
 from typing import Any
 
 DEFAULT_LENGTHS = (512, 1024, 2048)
-TRIVIAQA, NQ, DROP = "hazyresearch/based_triviaqa", "hazyresearch/based_nq_2048", "hazyresearch/based_drop"
 ROOM = 50
 """Tokens of a length that are left for the answer."""
 
 
-def triviaqa(**metadata: Any) -> dict:
-    return build(TRIVIAQA, metadata)
+class OpenBookData:
+    """A data set on the hub with `context`, `question` and `answers`, which lm-eval calls for its documents."""
+
+    def __init__(self, path: str):
+        self.DATASET_PATH = path  # as lm-eval calls it
+
+    def __call__(self, **metadata: Any) -> dict:
+        """{"test": documents}, each question at each length."""
+        import datasets
+
+        from statex.checkpoint import read_tokenizer
+
+        tokenizer = read_tokenizer(metadata.get("tokenizer") or metadata["pretrained"])
+        rows = datasets.load_dataset(metadata.get("data") or self.DATASET_PATH, split="validation")
+        lengths = metadata.get("max_seq_lengths") or DEFAULT_LENGTHS
+        documents = [one for row in rows for one in documents_of(row, tokenizer, lengths)]
+        return {"test": datasets.Dataset.from_list(documents)}
 
 
-def nq(**metadata: Any) -> dict:
-    return build(NQ, metadata)
-
-
-def drop(**metadata: Any) -> dict:
-    return build(DROP, metadata)
-
-
-triviaqa.DATASET_PATH, nq.DATASET_PATH, drop.DATASET_PATH = TRIVIAQA, NQ, DROP  # type: ignore[attr-defined]
-
-
-def build(path: str, metadata: dict[str, Any]) -> dict:
-    """{"test": documents} of a data set with `context`, `question` and `answers`; each question at each length."""
-    import datasets
-
-    from statex.checkpoint import read_tokenizer
-
-    tokenizer = read_tokenizer(metadata.get("tokenizer") or metadata["pretrained"])
-    rows = datasets.load_dataset(metadata.get("data") or path, split="validation")
-    lengths = metadata.get("max_seq_lengths") or DEFAULT_LENGTHS
-    return {"test": datasets.Dataset.from_list([one for row in rows for one in documents_of(row, tokenizer, lengths)])}
+triviaqa = OpenBookData("hazyresearch/based_triviaqa")
+nq = OpenBookData("hazyresearch/based_nq_2048")
+drop = OpenBookData("hazyresearch/based_drop")
 
 
 def documents_of(row: dict[str, Any], tokenizer: Any, lengths: Any) -> Iterator[dict[str, Any]]:
-    """The prompts of a question, one for each length; none where nothing is an answer."""
+    """The prompts of a question, one for each length; none where all answers are empty."""
     question, answers = row["question"].strip(), [answer for answer in row["answers"] if answer.strip()]
     passage = re.sub(r"\[(PAR|DOC|TLE)\]", "", row["context"]).strip()
     while question and passage.lower().endswith(question.lower()):
@@ -59,7 +55,7 @@ def documents_of(row: dict[str, Any], tokenizer: Any, lengths: Any) -> Iterator[
 
 
 def around_answer(passage: str, answers: list[str], tokenizer: Any, length: int) -> str:
-    """At most `length` tokens of a passage, the first mention of an answer in their middle; without one, the first."""
+    """At most `length` tokens of a passage, around the first mention of an answer, or else the first ones."""
     mentions = [re.search(re.escape(answer), passage, re.IGNORECASE) for answer in answers]
     found = min((mention.start() for mention in mentions if mention), default=0)
     encoded = tokenizer(passage, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -72,6 +68,6 @@ def around_answer(passage: str, answers: list[str], tokenizer: Any, length: int)
 
 
 def contains(document: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """{length: 1.0 if an answer occurs in what the model said, whatever its case}."""
+    """{length: 1.0 if an answer occurs in the model's output, ignoring case}."""
     said = results[0].lower()
     return {str(document["max_length"]): float(any(answer.lower() in said for answer in document["outputs"]))}

@@ -1,7 +1,7 @@
-"""The public operations: check the arguments, then run the version that `backends` chooses.
+"""The public recurrences, whole sequences and single tokens: check the arguments, then run what `backends` chooses.
 
 Shape letters: B batch, T time, H heads, K key dim, V value dim (gla, gated_delta, generalized_delta); P head dim,
-N state size, G groups (ssd); D channels, W taps (short_convolution).
+N state size, G groups (ssd).
 """
 
 from torch import Tensor
@@ -10,13 +10,10 @@ from statex.ops.backends import choose
 from statex.ops.validation import (
     check_gated_delta,
     check_gated_delta_step,
-    check_gated_rms_norm,
     check_generalized_delta,
     check_generalized_delta_step,
     check_gla,
     check_gla_step,
-    check_short_convolution,
-    check_short_convolution_step,
     check_ssd,
     check_ssd_step,
 )
@@ -45,7 +42,7 @@ def gla(
         initial_state: [B, H, K, V], zeros by default.
         output_final_state: whether to return the state after the last token.
         cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
-            [S, H, K, V]. The state starts anew at each border.
+            [S, H, K, V]. The state is reset at each border.
         backend: "auto", "torch" or "triton"; "auto" follows `use_backend`, else takes triton for CUDA tensors.
 
     Returns:
@@ -94,7 +91,7 @@ def gated_delta(
         initial_state: [B, H, K, V], zeros by default.
         output_final_state: whether to return the state after the last token.
         cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
-            [S, H, K, V]. The state starts anew at each border.
+            [S, H, K, V]. The state is reset at each border.
         backend: as in `gla`.
 
     Returns:
@@ -145,7 +142,7 @@ def generalized_delta(
         initial_state: [B, H, K, V], zeros by default.
         output_final_state: whether to return the state after the last token.
         cu_seqlens: [S + 1] int, the borders of S segments packed in one row; B must be 1 and the states are
-            [S, H, K, V]. The state starts anew at each border.
+            [S, H, K, V]. The state is reset at each border.
         backend: as in `gla`, but there is no Triton version: "auto" takes PyTorch's on every device.
 
     Returns:
@@ -195,7 +192,7 @@ def ssd(
         initial_state: [B, H, P, N], zeros by default.
         output_final_state: whether to return the state after the last token.
         cu_seqlens: [S + 1] int, the borders of S segments packed in one row; the batch must be 1 and the states
-            are [S, H, P, N]. The state starts anew at each border.
+            are [S, H, P, N]. The state is reset at each border.
         backend: "auto", "torch" or "triton"; "auto" follows `use_backend`, else takes triton for CUDA tensors.
 
     Returns:
@@ -342,89 +339,3 @@ def ssd_step(
     """
     check_ssd_step(x, dt, A, B, C, state, D, dt_bias)
     return choose("ssd_step", backend, x)(x, dt, A, B, C, state, D=D, dt_bias=dt_bias)
-
-
-def short_convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    left_context: Tensor | None = None,
-    seq_idx: Tensor | None = None,
-    backend: str = "auto",
-) -> Tensor:
-    """SiLU of a causal depthwise convolution: `y_t = silu(sum_w weight[:, w] x_{t - W + 1 + w} + bias)`.
-
-    Args:
-        x: inputs, [B, T, D]; a view of a wider tensor is read where it is.
-        weight: taps, [D, W].
-        bias: [D].
-        left_context: the inputs before `x`, [B, any, D]; zeros without it.
-        seq_idx: [B, T], at least 0, the document of each position; a tap never reaches into another document, nor
-            into `left_context`.
-        backend: as in `gla`.
-
-    Returns:
-        [B, T, D] in the dtype of x.
-
-    Raises:
-        ValueError: as `gla`.
-    """
-    check_short_convolution(x, weight, bias, left_context, seq_idx)
-    return choose("short_convolution", backend, x)(x, weight, bias, left_context=left_context, seq_idx=seq_idx)
-
-
-def short_convolution_step(
-    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str = "auto"
-) -> Tensor:
-    """One token of `short_convolution`, in place on the inputs that it still needs.
-
-    Args:
-        x: [B, D].
-        state: the last W inputs, zeros before the first, [B, D, W]; updated in place.
-        weight: taps, [D, W].
-        bias: [D].
-        backend: as in `gla`.
-
-    Returns:
-        [B, D] in the dtype of x.
-
-    Raises:
-        ValueError: as `gla`.
-    """
-    check_short_convolution_step(x, state, weight, bias)
-    return choose("short_convolution_step", backend, x)(x, state, weight, bias)
-
-
-def gated_rms_norm(
-    x: Tensor,
-    weight: Tensor | None = None,
-    gate: Tensor | None = None,
-    *,
-    eps: float,
-    group_size: int | None = None,
-    gate_first: bool = False,
-    backend: str = "auto",
-) -> Tensor:
-    """RMSNorm with a gate, in fp32 (fp64 for fp64 inputs): `rmsnorm(x) weight silu(gate)`, or, with `gate_first`,
-    `rmsnorm(x silu(gate)) weight`.
-
-    Sources: the output norms of GLA (arXiv 2312.06635) and of Mamba2 (arXiv 2405.21060).
-
-    Args:
-        x: [..., D].
-        weight: [D]; 1 without it.
-        gate: as x; no gate without it.
-        eps: added to the mean square.
-        group_size: channels that are normalised together, a divisor of D; all by default.
-        gate_first: whether the gate is applied before the norm.
-        backend: as in `gla`.
-
-    Returns:
-        as x, in its dtype.
-
-    Raises:
-        ValueError: as `gla`.
-    """
-    check_gated_rms_norm(x, weight, gate, group_size)
-    return choose("gated_rms_norm", backend, x)(x, weight, gate, eps=eps, group_size=group_size, gate_first=gate_first)

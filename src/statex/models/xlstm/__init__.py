@@ -1,0 +1,1 @@
+"""xLSTM as a Hugging Face model."""
