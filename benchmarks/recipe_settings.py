@@ -63,20 +63,18 @@ def trial(path: Path, variant: str, seed: int, pretraining: bool, folder: str) -
 
 
 def show(trials: list[dict]) -> None:
-    """Per variant and arm: recall at the fewest and at most pairs, seed by seed, and how many seeds left the plateau."""
+    """Per variant and arm: recall at the fewest and the most pairs, seed by seed; how many seeds left the plateau."""
     for variant in dict.fromkeys(one["variant"] for one in trials):
         some = sorted((one for one in trials if one["variant"] == variant), key=lambda one: one["seed"])
         print(f"\n{variant}    ({statistics.mean(one['seconds'] for one in some):.0f} s a trial)")
         for arm in some[0]["recall"]:
             fewest, most = min(some[0]["recall"][arm]), max(some[0]["recall"][arm])
             cells = [(one["recall"][arm][fewest], one["recall"][arm][most]) for one in some]
-            learnt = sum(easy >= 0.9 for easy, _ in cells)
+            learnt = f"{sum(easy >= 0.9 for easy, _ in cells)}/{len(cells)} at 0.9 of {fewest} pairs"
             text = statistics.mean(one["text"].get(arm, float("nan")) for one in some)
             listed = "  ".join(f"{easy:.2f}/{hard:.2f}" for easy, hard in cells)
             hard = statistics.mean(hard for _, hard in cells)
-            print(
-                f"  {arm:9} {learnt}/{len(cells)} at 0.9 of {fewest} pairs, mean at {most} pairs {hard:.3f}, text {text:.3f}   {listed}"
-            )
+            print(f"  {arm:9} {learnt}, mean at {most} pairs {hard:.3f}, text {text:.3f}   {listed}")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import lzma
 import subprocess
 import sys
 
+import huggingface_hub.errors
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -282,7 +283,13 @@ def test_no_held_out_document_names_the_share(tmp_path):
         open_documents(source, part="held_out", field="evaluation.text")
 
 
-@pytest.mark.parametrize("error", [ConnectionError("no route"), ValueError("Bad split: train"), FileNotFoundError("x")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("no route"), ValueError("Bad split: train"), FileNotFoundError("x"),
+        huggingface_hub.errors.HTTPError("a library's own, which is no OSError"),
+    ],
+)  # fmt: skip
 def test_hub_that_cannot_be_read(monkeypatch, error):
     import datasets
 

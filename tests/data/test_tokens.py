@@ -4,16 +4,29 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
+import aiohttp
+import datasets
 import numpy as np
 import pytest
+import requests
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from statex.data import tokens
 from statex.data.documents import open_documents
 from statex.data.encoder import DocumentEncoder
-from statex.data.tokens import TextOrder, are_prepared, check_text, prepare_tokens, tokens_key, whole_windows
+from statex.data.tokens import (
+    TextOrder,
+    TokenFolder,
+    are_prepared,
+    check_text,
+    prepare_tokens,
+    tokens_key,
+    whole_windows,
+)
 from statex.errors import UserError
 from statex.settings import TextSource
 
@@ -126,6 +139,49 @@ def test_a_preparation_that_was_killed_resumes(data, tokenizer, tmp_path, prepar
     again = prepare_tokens(data, tokenizer, parent, 10**9)
     assert (again.read(0, again.num_tokens)[0] == prepared.read(0, prepared.num_tokens)[0]).all()
     assert again.files == prepared.files
+
+
+FAULTS = {
+    "gone": ConnectionError("Server Disconnected"),
+    "a stall": TimeoutError("The read operation timed out"),
+    "a stall, of the hub's client": HTTPError("timed out"),
+    "refused by the hub": HfHubHTTPError("503 Server Error:\nunavailable", response=mock.Mock(headers={})),
+    "a stall, of requests": requests.exceptions.ReadTimeout("Read timed out. (read timeout=10)"),
+    "broken off, of aiohttp": aiohttp.ServerDisconnectedError(),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_hub_that_vanishes_midway(data, tokenizer, tmp_path, monkeypatch, fault):
+    """All that came before it stays, and the same call resumes."""
+    last = [400]
+
+    def rows():
+        for number in range(last[0]):
+            yield {"text": f"document {number} " * 5}
+        if last[0] < 400:
+            raise FAULTS[fault]
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.IterableDataset.from_generator(rows))
+    of_hub = data.model_copy(update={"text": TextSource(hub="someone/text"), "shuffle_buffer": 10})
+    whole = prepare_tokens(of_hub, tokenizer, tmp_path / "whole", 10**9)
+    prepared = [0]
+    for last[0] in (150, 350):
+        with pytest.raises(UserError) as caught:
+            prepare_tokens(of_hub, tokenizer, tmp_path / "faulty", 10**9)
+        message = str(caught.value)
+        assert message.startswith("data.text.hub = 'someone/text': can no longer be read from the hub (")
+        assert message.endswith("check the network; the same command resumes and keeps the tokens that are prepared.")
+        assert "\n" not in message
+        (folder,) = (path for path in (tmp_path / "faulty").iterdir() if path.is_dir())
+        prepared.append(TokenFolder(folder, verify=True).num_tokens)
+    assert 0 < prepared[1] < prepared[2] < whole.num_tokens
+    last[0] = 400
+    again = prepare_tokens(of_hub, tokenizer, tmp_path / "faulty", 10**9)
+    assert again.is_whole
+    assert again.num_documents == whole.num_documents
+    for mine, theirs in zip(again.read(0, again.num_tokens), whole.read(0, whole.num_tokens), strict=True):
+        assert (mine == theirs).all()
 
 
 def flip(path):

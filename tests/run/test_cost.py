@@ -14,6 +14,7 @@ from statex.errors import UserError
 from statex.models.registration import register_families
 from statex.recipe import Training, parse_recipe
 from statex.run.cost import MFU, PRODUCT_PER_SECOND, costs
+from statex.run.preflight import check_recipe
 from statex.run.selection import Selection
 from statex.training.memory import peak_memory_of, size_of
 from tiny_recipe import CONFIGS, TRAINING, recipe_values, write_recipe, write_text
@@ -88,6 +89,34 @@ def test_sequences_that_gpus_share(values):
     values["arms"]["control"]["training"] = {"sequence_length": 48, "tokens_per_step": 96, "sequence_parallel": 3}
     with pytest.raises(UserError, match=r"data\.recall\.shapes = 16: does not divide among sequence_parallel = 3"):
         costs(parse_recipe(values))
+    values["arms"]["control"]["training"] = {"trainer": {"neftune_noise_alpha": 1.0}}
+    with pytest.raises(UserError, match="is noise whose size follows from the length of a sequence"):
+        costs(parse_recipe(values))
+
+
+def test_a_model_that_gpus_share(values, monkeypatch, caplog):
+    """Told in one process, with less memory than the recipe needs, and checked like any other recipe."""
+    del values["models"]["mamba2"]
+    trainer = {"fsdp": True, "fsdp_config": {"reshard_after_forward": False}}
+    values["training"]["trainer"] = values["models"]["gla"]["pretraining"]["trainer"] = trainer
+    monkeypatch.setattr("statex.training.memory.host_memory", lambda: 1)
+    recipe = parse_recipe(values)
+    found = costs(recipe)
+    assert recipe == parse_recipe(values)  # transformers adds its defaults to the table
+    assert found[1].memory[8] < found[1].memory[1]
+    assert not caplog.records  # of a CPU, where nothing is shared
+    with pytest.raises(UserError, match=r"pretraining\.trainer\.fsdp = True: shares a model among several"):
+        check_recipe(parse_recipe(values))
+    for changes, message in (
+        ({"fsdp": 3}, "trainer.fsdp = 3: "),
+        ({"fsdp": False}, "fsdp_config = {'reshard_after_forward': False}: is about fsdp, which is off"),
+        ({"fsdp_config": {"reshard_after_forward": "evil"}}, "is refused by transformers"),
+        ({"adam_epsilon": -1.0}, "cannot train a model (Invalid epsilon value: -1.0)"),
+    ):
+        values["training"]["trainer"] = trainer | changes
+        with pytest.raises(UserError) as caught:
+            costs(parse_recipe(values))
+        assert message in str(caught.value)
 
 
 def test_on_the_command_line(values, tmp_path):

@@ -1,13 +1,14 @@
-"""Trains a recipe in two FSDP2 ranks: `sharded.py WHOLE KILLED ALONE DIE_AT`.
+"""Trains a recipe in two FSDP2 ranks: `sharded.py WHOLE ALONE DIE_AT KILLED RANKS [KILLED RANKS ...]`.
 
-First both ranks train the recipe WHOLE; then they train KILLED, which says the same, and are killed (SIGKILL) in each
-of its stages as they begin step DIE_AT, counted from 0, and started again; then one process trains ALONE, which says
-the same without FSDP. Prints how often the ranks were killed.
+First both ranks train the recipe WHOLE; then one process trains ALONE, which says the same without FSDP. Then two ranks
+train each KILLED, which says the same and has one stage of training, and are killed (SIGKILL) as they begin step
+DIE_AT, counted from 0. For each number of RANKS ("1,2,4") that many resume in a copy of what is left, `OUTPUT-by-4`.
 
 Processes are forked, for importing torch and transformers takes longer than the training.
 """
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -16,7 +17,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
-from statex.recipe import load_recipe
+from statex.recipe import Recipe, load_recipe
 from statex.run import run_recipe
 from statex.training.trainer import StatexTrainer
 
@@ -48,16 +49,17 @@ def shard_on_a_cpu() -> None:
     PartialState.set_device, StatexTrainer.training_step = as_an_accelerator, with_shards
 
 
-def train(path: str, ranks: int, step: int | None = None) -> list[int]:
-    """Train a recipe in forked processes; their exit codes, negative where a signal ended one."""
+def train(recipe: Recipe, ranks: int | None, step: int | None = None) -> list[int]:
+    """Train a recipe in forked processes, as torchrun starts them or, None, in one without it; their exit codes,
+    negative where a signal ended one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     children = []
-    for rank in range(ranks):
+    for rank in range(ranks or 1):
         child = os.fork()
         if child == 0:
-            if ranks > 1:
+            if ranks is not None:
                 os.environ |= {
                     "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                     "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -65,20 +67,22 @@ def train(path: str, ranks: int, step: int | None = None) -> list[int]:
                 shard_on_a_cpu()
             if step is not None:
                 die_at(step)
-            run_recipe(load_recipe(path), evaluation=False)
+            run_recipe(recipe, evaluation=False)
             os._exit(0)
         children.append(child)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def main(whole: str, killed: str, alone: str, step: str) -> None:
-    assert train(whole, 2) == [0, 0]
-    kills = 0
-    while (ended := train(killed, 2, int(step))) == [-signal.SIGKILL] * 2:
-        kills += 1
-    assert ended == [0, 0]
-    assert train(alone, 1) == [0]
-    print(kills)
+def main(whole: str, alone: str, step: str, *killed: str) -> None:
+    assert train(load_recipe(whole), 2) == [0, 0]
+    assert train(load_recipe(alone), None) == [0]
+    for path, numbers in zip(killed[::2], killed[1::2], strict=True):
+        recipe = load_recipe(path)
+        assert train(recipe, 2, int(step)) == [-signal.SIGKILL] * 2
+        for ranks in map(int, numbers.split(",")):
+            copy = recipe.model_copy(update={"output": f"{recipe.output}-by-{ranks}"})
+            shutil.copytree(recipe.output, copy.output)
+            assert train(copy, ranks) == [0] * ranks
 
 
 if __name__ == "__main__":

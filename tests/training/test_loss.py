@@ -161,9 +161,9 @@ def test_a_soft_cap_on_logits_is_part_of_the_loss_and_its_gradients():
 def test_a_head_that_is_not_linear_is_refused():
     model = make_hybrid("bamba")
     model.lm_head = torch.nn.Linear(model.config.hidden_size, VOCABULARY)
-    with pytest.raises(UserError, match="the head Linear.*is not a linear layer without a bias"):
-        with chunked_loss(model, chunk=16):
-            pass
+    problem = "is not a linear layer without a bias"
+    with pytest.raises(UserError, match=problem), chunked_loss(model, chunk=16):
+        pass
 
 
 def test_a_loss_made_from_all_logits_is_refused():

@@ -75,10 +75,11 @@ def test_two_ranks_train_what_one_does(values, tokenizer, tmp_path):
 )
 @pytest.mark.slow
 def test_sharded_ranks_resume_and_train_what_one_process_does(make, tokenizer, data, settings, tmp_path):
-    """FSDP2 with a multiplier for fresh tensors and activation checkpointing, both ranks killed and started again."""
+    """FSDP2 with a multiplier for fresh tensors and activation checkpointing; both ranks are killed, and one, two and
+    four resume, from a checkpoint of one file and from one in shards."""
     models = (*CONFIGS, *HYBRIDS)
     values = {
-        "models": {family: {"checkpoint": str(tmp_path / family)} for family in models}, "output": str(tmp_path),
+        "models": {family: {"checkpoint": str(tmp_path / family)} for family in models}, "name": "run",
         "arms": {"preserve": {"kind": "statex", "expansion": {"layers": [1], "init": "preserve"}}},
         "data": data_values(data.text.files[0]), "evaluation": EVALUATION,
     }  # fmt: skip
@@ -86,37 +87,52 @@ def test_sharded_ranks_resume_and_train_what_one_process_does(make, tokenizer, d
         make(family).save_pretrained(tmp_path / family)
         tokenizer.save_pretrained(tmp_path / family)
     section = settings(steps=4, sequences_per_device=1, fresh_learning_rate_multiplier=3.0, gradient_checkpointing=True)
-    sharded = section.model_copy(update={"trainer": {"fsdp": "full_shard"}})
+    in_shards = {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
     killed_model = {"mamba2": values["models"]["mamba2"]}
-    recipes = [
+    whole, alone, killed, killed_in_shards = (
         write_recipe(
-            tmp_path / f"{name}.toml",
-            values | {"name": name, "models": models, "training": training.model_dump(exclude_none=True)},
+            tmp_path / f"{output}.toml",
+            values
+            | {"output": str(tmp_path / output), "models": trained}
+            | {"training": section.model_dump(exclude_none=True) | {"trainer": trainer}},
         )
-        for name, models, training in (
-            ("whole", values["models"], sharded),
-            ("killed", killed_model, sharded),
-            ("alone", values["models"], section),
+        for output, trained, trainer in (
+            ("whole", values["models"], {"fsdp": "full_shard"}),
+            ("alone", values["models"], {}),
+            ("killed", killed_model, {"fsdp": True}),
+            ("killed_in_shards", killed_model, in_shards),
         )
-    ]
-    command = [sys.executable, Path(__file__).with_name("sharded.py"), *recipes, "3"]
+    )
+    command = [sys.executable, Path(__file__).with_name("sharded.py"), whole, alone, "3"]
+    command += [killed, "1,2,4", killed_in_shards, "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout) == len(killed_model)
     for family in models:
-        whole, killed, alone = (tmp_path / path.stem / family / "preserve-seed0" for path in recipes)
-        assert json.loads((whole / "training.json").read_text())["num_processes"] == 2
-        assert files(whole / "trained") == files(alone / "trained")
-        ours, theirs = (load_file(each / "trained" / "model.safetensors") for each in (whole, alone))
-        assert ours.keys() == theirs.keys()
-        for name in theirs:
-            # AdamW takes whole steps by what rounding leaves of the gradients of vectors that are normalised
-            tolerance = 1e-4 if family == "olmo_hybrid" else 1e-5
-            assert (ours[name] - theirs[name]).norm() <= tolerance * theirs[name].norm(), name
-        if family in killed_model:
-            assert json.loads((killed / "training.json").read_text())["steps"] == 2  # after the checkpoint of step 2
-            resumed = load_file(killed / "trained" / "model.safetensors")
-            assert all(torch.equal(ours[name], resumed[name]) for name in ours)
+        ours, theirs = (tmp_path / name / "run" / family / "preserve-seed0" for name in ("whole", "alone"))
+        assert json.loads((ours / "training.json").read_text())["num_processes"] == 2
+        # AdamW takes whole steps by what rounding leaves of the gradients of vectors that are normalised
+        assert_same_model(ours, theirs, 1e-4 if family == "olmo_hybrid" else 1e-5)
+    resumed = {folder.name: folder for folder in tmp_path.glob("killed*-by-*")}
+    assert len(resumed) == 4
+    for name, output in resumed.items():
+        ours, theirs = (folder / "run" / "mamba2" / "preserve-seed0" for folder in (output, tmp_path / "alone"))
+        summary = json.loads((ours / "training.json").read_text())
+        assert summary["num_processes"] == int(name[-1])
+        assert summary["steps"] == 2  # after the checkpoint of step 2
+        assert_same_model(ours, theirs)
+    again, whole = (
+        load_file(tmp_path / name / "run/mamba2/preserve-seed0/trained/model.safetensors")
+        for name in ("killed-by-2", "whole")
+    )
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def assert_same_model(ours: Path, theirs: Path, tolerance: float = 1e-5) -> None:
+    assert files(ours / "trained") == files(theirs / "trained")
+    weights, expected = (load_file(folder / "trained" / "model.safetensors") for folder in (ours, theirs))
+    assert weights.keys() == expected.keys()
+    for name in expected:
+        assert (weights[name] - expected[name]).norm() <= tolerance * expected[name].norm(), (ours, name)
 
 
 @pytest.mark.slow

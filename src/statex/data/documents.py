@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from statex.data.files import BYTE_ORDER_MARK, format_of, no_column, read_records, text_problem
-from statex.errors import UserError
+from statex.errors import UserError, explained
 from statex.settings import TextSource
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def open_documents(
     shuffle_seed: int | None = None,
     shuffle_buffer: int = 1000,
     field: str = "data.text",
-) -> "datasets.IterableDataset":
+) -> "Documents":
     """A stream of documents {"id": str, "text": str}; documents without text are left out.
 
     The id of a file of plain text is its path below the folder that all files of the source share; the id of a record
@@ -55,12 +55,12 @@ def open_documents(
     Raises:
         UserError: no file matches, a file's ending is not known, a file or the hub cannot be read, the column is
             missing, the part has no document, or, where `source.bad_records` is "error", a record cannot be read.
-            Errors late in a source are raised when they are reached.
+            Errors late in a source, also of a hub that fails midway, are raised when they are reached.
     """
     stream = _read(source, field)
     if part != "all":
         stream = stream.filter(_is_in_part, fn_kwargs={"part": part, "held_out": source.held_out})
-    if next(iter(stream), None) is None:
+    if next(iter(Documents(stream, source, field)), None) is None:
         value = source.hub or source.files or "standard_library"
         if part == "held_out":
             remedy = f"give more documents or raise {field}.held_out (now {source.held_out})"
@@ -70,7 +70,35 @@ def open_documents(
     if shuffle_seed is not None:
         # One shard at a time: reading several takes threads, which `datasets` lets sleep 5 s at each end of parquet
         stream = stream.shuffle(seed=shuffle_seed, buffer_size=shuffle_buffer, max_buffer_input_shards=1)
-    return stream
+    return Documents(stream, source, field)
+
+
+class Documents:
+    """A stream of documents, which names the data set where the hub fails midway.
+
+    `datasets` has then tried again for minutes, by its own settings.
+    """
+
+    def __init__(self, stream: "datasets.IterableDataset", source: TextSource, field: str):
+        self.stream, self.source, self.field = stream, source, field
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the order of another epoch, where documents are shuffled."""
+        self.stream.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        if self.source.hub is None:
+            yield from self.stream
+            return
+        documents = iter(self.stream)
+        problem = "can no longer be read from the hub"
+        remedy = "check the network; the same command resumes and keeps the tokens that are prepared"
+        while True:
+            with explained(f"{self.field}.hub", self.source.hub, problem, remedy):
+                document = next(documents, None)
+            if document is None:
+                return
+            yield document
 
 
 def _read(source: TextSource, field: str) -> "datasets.IterableDataset":
@@ -122,20 +150,13 @@ def _open_hub(source: TextSource, field: str) -> "datasets.IterableDataset":
     import datasets
 
     assert source.hub is not None
-    try:
+    remedy = "check the name, hub_config, hub_revision, split and the network, or give local files"
+    with explained(f"{field}.hub", source.hub, "cannot be read from the hub", remedy):
         rows = datasets.load_dataset(
             source.hub, source.hub_config, split=source.split, revision=source.hub_revision, streaming=True
         )
         first = next(iter(rows), None)
-    except (OSError, RuntimeError, ValueError) as error:  # not found, no network, no such configuration or split
-        problem = f"cannot be read from the hub ({_first_line(error)})"
-        remedy = "check the name, hub_config, hub_revision, split and the network, or give local files"
-        raise UserError(f"{field}.hub", source.hub, problem, remedy) from error
     return _documents_of_rows(rows, first, source, field)
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _matches(pattern: str, field: str) -> list[Path]:

@@ -6,7 +6,8 @@ A folder of prepared tokens, named by everything that its tokens depend on (`tok
     <number>.ends      where each document ends, counted from the beginning of that file, 64 bits
 
 Documents are in the shuffled order of `data.seed`. A file is written under another name and renamed, the index after
-it, so that an interrupted preparation resumes after the last complete file.
+it, so that an interrupted preparation resumes after the last complete file. Where the text itself
+fails, because the hub is gone, what is tokenised so far is written first.
 """
 
 import hashlib
@@ -249,7 +250,7 @@ def _per_window(length: int) -> int:
 
 
 def _prepare(folder: Path, data: Data, tokenizer: "PreTrainedTokenizerBase", needed: int, progress: Progress) -> None:
-    """Add files until there are enough tokens or no text is left."""
+    """Add files until there are enough tokens or no text is left; also where the text fails, of what comes before."""
     encoder = DocumentEncoder(tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, Any] = {
@@ -268,21 +269,27 @@ def _prepare(folder: Path, data: Data, tokenizer: "PreTrainedTokenizerBase", nee
     rest = islice(documents, sum(file["documents"] for file in files), None)
     held: list[np.ndarray] = []
     size = 0
-    for ids in encoder(rest):
-        held.append(ids.astype(index["dtype"]))
-        size += len(ids)
-        progress(min(done + size, needed), needed)
-        if size >= TOKENS_PER_FILE:
-            files.append(_write_file(folder, len(files), held))
-            write_text_atomic(folder / INDEX, json.dumps(index))
-            done, held, size = done + size, [], 0
-            if done >= needed:
-                break
-    else:
+
+    def write(is_whole: bool) -> None:
         if held:
             files.append(_write_file(folder, len(files), held))
-        index["is_whole"] = True
-    write_text_atomic(folder / INDEX, json.dumps(index))
+        write_text_atomic(folder / INDEX, json.dumps(index | {"is_whole": is_whole}))
+
+    try:
+        for ids in encoder(rest):
+            held.append(ids.astype(index["dtype"]))
+            size += len(ids)
+            progress(min(done + size, needed), needed)
+            if size >= TOKENS_PER_FILE:
+                write(is_whole=False)
+                done, held, size = done + size, [], 0
+                if done >= needed:
+                    break
+        else:
+            write(is_whole=True)
+    except UserError:
+        write(is_whole=False)
+        raise
     progress(needed, needed)
 
 

@@ -74,7 +74,7 @@ class Inputs:
     def _make_outline(self, name: str) -> Outline:
         from statex.models.trial import model_without_memory, try_model
         from statex.training.blocks import check_compile
-        from statex.training.memory import require_memory, size_of
+        from statex.training.memory import size_of
         from statex.training.slices import check_slices
 
         model = self.recipe.models[name]
@@ -89,7 +89,7 @@ class Inputs:
             check_compile(section, model.pretraining, config)
             with errors_in(section):
                 check_slices(model.pretraining, self.recipe.data, network)
-            require_memory(field, value, size, section, model.pretraining, self.recipe.data.recall)
+            self.require_memory(field, value, size, section, model.pretraining)
         try_model(field, value, config, size.weights + size.state)
         return Outline(field, value, config, tokenizer, network, size)
 
@@ -110,6 +110,13 @@ class Inputs:
             )
         return config, tokenizer
 
+    def require_memory(self, field: str, value: Any, size: Any, section: str, training: Training) -> None:
+        """Raise UserError where a stage of training needs more memory than there is (`statex.training.memory`)."""
+        from statex.training.memory import require_memory
+
+        if self.is_started:
+            require_memory(field, value, size, section, training, self.recipe.data.recall)
+
     def check_training(self, section: str, training: Training) -> None:
         """Raise what a stage of training would raise about its settings; `section` is their name in the recipe."""
         import torch
@@ -122,11 +129,9 @@ class Inputs:
             section, training, self.recipe.data,
             device=device if self.is_started else None, world_size=world_size() if self.is_started else 1,
         )  # fmt: skip
-        if not self.is_started:
-            training = training.model_copy(update={"sequence_parallel": 1})
         if self.is_new("training", training.model_dump_json()):
             with errors_in(section):
-                try_training(training, self.recipe.data.reset_state_at_documents)
+                try_training(training, self.recipe.data.reset_state_at_documents, self.is_started)
 
     def check_batches(self, section: str, training: Training, model: str) -> None:
         """Raise what a stage of training would raise about its data."""

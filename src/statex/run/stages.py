@@ -228,7 +228,7 @@ class Expand(ArmStage):
 
     def check(self, inputs: Inputs) -> None:
         from statex.models.trial import try_model
-        from statex.training.memory import require_memory, size_of
+        from statex.training.memory import size_of
 
         if not inputs.is_new("expand", self.model, self.arm):
             return
@@ -237,7 +237,7 @@ class Expand(ArmStage):
             plan = plan_of_arm(outline.network, self.settings)
         grown = size_of(outline.network, plan)
         own = f"arms.{self.arm}.expansion", expansion.model_dump(exclude_unset=True)
-        require_memory(*own, grown, self.section, self.recipe.arm_training(self.arm), self.recipe.data.recall)
+        inputs.require_memory(*own, grown, self.section, self.recipe.arm_training(self.arm))
         try_model(*own, outline.config, grown.weights + grown.state, partial(change_by_arm, self.settings))
 
     def is_finished(self) -> bool:
@@ -261,7 +261,6 @@ class Train(ArmStage):
 
     def check(self, inputs: Inputs) -> None:
         from statex.training.blocks import check_compile
-        from statex.training.memory import require_memory
         from statex.training.slices import check_slices
 
         training, outline = self.recipe.arm_training(self.arm), inputs.outline(self.model)
@@ -270,9 +269,7 @@ class Train(ArmStage):
         inputs.check_training(self.section, training)
         check_compile(self.section, training, outline.config)
         if self.settings.kind == "lpt":
-            require_memory(
-                outline.field, outline.value, outline.size, self.section, training, self.recipe.data.recall
-            )  # fmt: skip
+            inputs.require_memory(outline.field, outline.value, outline.size, self.section, training)
         inputs.check_batches(self.section, training, self.model)
 
     def is_finished(self) -> bool:

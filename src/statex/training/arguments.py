@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -95,31 +96,37 @@ def refuse_own_field(field: str, value: Any) -> None:
             raise UserError(f"training.trainer.{field}", value, f"cannot be changed: {reason}", "leave it out")
 
 
-def training_arguments(training: Training, output: Path, seed: int, quiet: bool = False) -> TrainingArguments:
+def training_arguments(
+    training: Training, output: Path, seed: int, quiet: bool = False, is_started: bool = True
+) -> TrainingArguments:
     """A recipe's training section, its `trainer` fields included, as transformers.TrainingArguments.
+
+    Args:
+        is_started: whether the processes that would train are those that there are.
 
     Raises:
         UserError: a field of TrainingArguments that is unknown or not the recipe's to set, a value it refuses, or a
             logger that is not installed.
     """
     _check_fields(training)
-    _check_processes(training)
-    fields = _fields(training, output, seed, quiet)
+    _check_processes(training, is_started)
+    processes = _world_size() if is_started else training.sequence_parallel
+    fields = _fields(training, output, seed, quiet, processes)
     with explained("training.trainer", training.trainer, "is refused by transformers", "correct the value"):
-        arguments = TrainingArguments(**(fields | training.trainer))
+        arguments = TrainingArguments(**(fields | deepcopy(training.trainer)))  # it adds to a table it is given
     if arguments.n_gpu > 1:
         logger.warning("training on one of %d GPUs; torchrun --nproc-per-node N uses N", arguments.n_gpu)
         arguments._n_gpu = 1  # else transformers wraps the model in DataParallel
     return arguments
 
 
-def _fields(training: Training, output: Path, seed: int, quiet: bool) -> dict[str, Any]:
+def _fields(training: Training, output: Path, seed: int, quiet: bool, processes: int) -> dict[str, Any]:
     """What the recipe's keys are called by transformers, and what its batches and checkpoints need."""
     fields: dict[str, Any] = {
         "output_dir": str(output / CHECKPOINTS),
         "max_steps": training.steps,
         "per_device_train_batch_size": 1,  # only a label: the batches come ready from TrainingBatches
-        "gradient_accumulation_steps": gradient_accumulation_steps(training, _world_size()),
+        "gradient_accumulation_steps": gradient_accumulation_steps(training, processes),
         "learning_rate": training.learning_rate,
         "warmup_steps": training.warmup_steps,
         "adam_beta1": training.betas[0],
@@ -179,17 +186,17 @@ def _type_of(field: str) -> TypeAdapter:
     return TypeAdapter(NARROWER_TYPES.get(field) or get_type_hints(TrainingArguments)[field])
 
 
-def _check_processes(training: Training) -> None:
+def _check_processes(training: Training, is_started: bool) -> None:
     """Raise UserError where processes cannot share the training as they are set to."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
         problem = f"cannot be used: {NO_DEEPSPEED}"
         raise UserError("ACCELERATE_USE_DEEPSPEED", os.environ["ACCELERATE_USE_DEEPSPEED"], problem, "use torchrun")
     fsdp, fsdp_config = (training.trainer.get(field) for field in ("fsdp", "fsdp_config"))
-    if _world_size() == 1 and fsdp:
+    if is_started and fsdp and "WORLD_SIZE" not in os.environ:
         problem = "shares a model among several processes, and there is one"
-        remedy = "start it by torchrun --nproc-per-node N, or leave it out"
+        remedy = "start it by torchrun --nproc-per-node N, with N = 1 too to resume what more began, or leave it out"
         raise UserError("training.trainer.fsdp", fsdp, problem, remedy)
-    if fsdp and not torch.cuda.is_available():
+    if is_started and fsdp and not torch.cuda.is_available():
         logger.warning("training.trainer.fsdp: accelerate shards nothing on a CPU; each process holds the whole model")
     if fsdp_config and not fsdp:
         problem = "is about fsdp, which is off"

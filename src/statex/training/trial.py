@@ -29,24 +29,28 @@ MINIATURE: dict[str, Any] = {
 """What a trial changes in a training section: its length, who shares it, and who reports it."""
 
 
-def try_training(training: Training, with_documents: bool) -> None:
+def try_training(training: Training, with_documents: bool, is_started: bool = True) -> None:
     """Build transformers.TrainingArguments, the Trainer and its optimizer, and make one step of a few tokens.
 
     It writes nothing but to a folder of its own, which goes at the end. No step is made among several processes, which
-    would have to take part.
+    would have to take part; in one, nothing is shared.
 
     Args:
         training: the section.
         with_documents: whether batches tell documents apart (`data.reset_state_at_documents`).
+        is_started: whether the processes that would train are those that there are.
 
     Raises:
         UserError: a value that transformers, accelerate or torch refuse, or a step that leaves non-finite weights.
     """
-    fields = training.trainer
     with TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]), _kept_environment():
-        training_arguments(training, Path(folder), seed=0)
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        miniature = training.model_copy(update=MINIATURE | {"tokens_per_step": NUM_TOKENS * processes})
+        training_arguments(training, Path(folder), seed=0, is_started=is_started)
+        fields, processes = training.trainer, int(os.environ.get("WORLD_SIZE", "1"))
+        if processes == 1:
+            fields = {name: value for name, value in fields.items() if name not in ("fsdp", "fsdp_config")}
+        miniature = training.model_copy(
+            update=MINIATURE | {"tokens_per_step": NUM_TOKENS * processes, "trainer": fields}
+        )
         arguments = training_arguments(miniature, Path(folder), seed=0, quiet=True)
         network, fresh = _tiny_model(training)
         with explained(
