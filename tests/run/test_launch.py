@@ -91,17 +91,17 @@ def test_each_worker_sees_a_gpu_of_its_own(tmp_path, monkeypatch, gpus, seen):
     assert sorted(name for _, name, *_ in lines) == ["a", "b", "c", "d"]
 
 
-def test_what_follows_a_call_begins_once_it_is_done():
+def test_what_follows_a_call_begins_once_it_is_done_and_before_later_calls():
     begun = []
 
     def work(name, seconds):
         begun.append(name)
         time.sleep(seconds)
 
+    calls = [(("slow", 0.3), [("after slow", 0)]), (("quick", 0), [("after quick", 0.6)]), (("last", 0), [])]
     with ThreadPoolExecutor(2) as pool:
-        following = {pool.submit(work, "slow", 0.2): [("after slow", 0)], pool.submit(work, "quick", 0): [("next", 0)]}
-        launch.wait_for(following, lambda call: pool.submit(work, *call))
-    assert begun == ["slow", "quick", "next", "after slow"]
+        launch.do_in_order(calls, 2, lambda call: pool.submit(work, *call))
+    assert begun == ["slow", "quick", "after quick", "after slow", "last"]
 
 
 def test_after_a_failure_nothing_more_begins():
@@ -112,7 +112,7 @@ def test_after_a_failure_nothing_more_begins():
         raise FloatingPointError(name)
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(FloatingPointError, match="first"):
-        launch.wait_for({pool.submit(work, "first"): [("second",)]}, lambda call: pool.submit(work, *call))
+        launch.do_in_order([(("first",), [("second",)]), (("third",), [])], 1, lambda call: pool.submit(work, *call))
     assert begun == ["first"]
 
 

@@ -1,6 +1,7 @@
 """The processes of a run: those that torchrun started, the workers that share its chains, and signals that stop it."""
 
 import gc
+import heapq
 import multiprocessing
 import os
 import queue
@@ -82,6 +83,8 @@ def visible_gpus() -> list[str]:
 
 Call = tuple[Any, ...]
 """Arguments of one call."""
+OURS = signal.SIGINT, signal.SIGHUP
+"""Signals that are blocked while processes are started, which inherit that: what stops us is for us to tell them."""
 
 
 def run_in_processes(
@@ -94,7 +97,7 @@ def run_in_processes(
 ) -> None:
     """Do `work(*call, report)` for each call, in `workers` processes of `threads` threads each.
 
-    With each call stand those that begin once it is done.
+    With each call stand those that can begin once it is done; they go before the calls behind it.
 
     Each process sees one of `gpus`, in turn, so that they share them evenly; where there are none, what it would see.
     At the first failure, calls not yet started are dropped; it is raised once the running ones have ended. Where this
@@ -103,38 +106,43 @@ def run_in_processes(
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     with _environment(KEEP_FREED_MEMORY | {"OMP_NUM_THREADS": str(threads)}):
-        with _blocked(signal.SIGINT, signal.SIGHUP):  # processes inherit it: what stops us is for us to tell them
+        with _blocked(*OURS):
             events, places = context.Queue(), context.Queue()
-            for number in range(workers):
-                places.put(gpus[number % len(gpus)] if gpus else None)
             pool = ProcessPoolExecutor(workers, context, _begin_worker, (events, places))
-            following = {pool.submit(_work, work, call): later for call, later in calls}
+        for number in range(workers):
+            places.put(gpus[number % len(gpus)] if gpus else None)
+
+        def submit(call: Call) -> Future:
+            with _blocked(*OURS):
+                return pool.submit(_work, work, call)
+
         with _shown(events, report), pool:
             try:
-                wait_for(following, lambda call: pool.submit(_work, work, call))
+                do_in_order(calls, workers, submit)
             except KeyboardInterrupt:
                 for process in set(multiprocessing.active_children()) - others:
                     process.terminate()
                 raise
 
 
-def wait_for(following: dict[Future, Sequence[Call]], submit: Callable[[Call], Future]) -> None:
-    """Wait until all are done, and those that follow them; at the first failure drop what is not yet started, and
-    raise it."""
-    pending = dict(following)
-    while pending:
-        done, _ = wait(pending, return_when=FIRST_COMPLETED)
-        try:
-            for future in done:
+def do_in_order(calls: Sequence[tuple[Call, Sequence[Call]]], most: int, submit: Callable[[Call], Future]) -> None:
+    """Submit the calls and those that follow them, `most` at a time, and wait until all are done; after the first
+    failure submit none, and raise it."""
+    waiting = [((number, 0), call, later) for number, (call, later) in enumerate(calls)]  # in order: it is a heap
+    running: dict[Future, tuple[int, Sequence[Call]]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < most:
+                (number, _), call, later = heapq.heappop(waiting)
+                running[submit(call)] = number, later
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                number, later = running.pop(future)
                 future.result()
-                pending |= {submit(call): () for call in pending.pop(future)}
-        except BrokenProcessPool:
-            problem = "a worker was killed, perhaps because memory ran out; the same command resumes"
-            raise ChildProcessError(problem) from None
-        except BaseException:
-            for future in pending:
-                future.cancel()
-            raise
+                for position, call in enumerate(later, start=1):
+                    heapq.heappush(waiting, ((number, position), call, ()))
+    except BrokenProcessPool:
+        problem = "a worker was killed, perhaps because memory ran out; the same command resumes"
+        raise ChildProcessError(problem) from None
 
 
 _events: Any = None
