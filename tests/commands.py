@@ -38,6 +38,10 @@ def _run(command: list[str]) -> tuple[list[str], int, str, str]:
 
 if __name__ == "__main__":
     gc.disable()
+    import datasets  # noqa: F401  what most commands import, imported once
+
+    import statex.evaluation.runner
+    import statex.training.trainer  # noqa: F401
     from statex.cli import main
 
     gc.freeze()

@@ -14,16 +14,9 @@ import tomli_w
 from tiny_models import make_gla
 
 import statex
+from commands import run_each
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = """
-import sys
-from statex.cli import app
-try:
-    app(sys.argv[1:], standalone_mode=False)
-except SystemExit as end:
-    sys.exit(end.code)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +37,9 @@ def package(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def call(package, tmp_path):
-    def run(*arguments):
-        environment = os.environ | {"PYTHONPATH": str(package), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-
-    return run
-
-
-def test_a_suite_is_one_file_and_one_line(call, tokenizer, source, tmp_path):
+@pytest.mark.slow
+def test_a_suite_is_one_file_and_one_line(package, tokenizer, source, tmp_path):
+    """A run measures and reports it, and so do help and mistakes know it."""
     make_gla().save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     values = {
@@ -64,19 +49,20 @@ def test_a_suite_is_one_file_and_one_line(call, tokenizer, source, tmp_path):
         "evaluation": {"suites": ["repetition"], "repetition": {"lengths": [16], "num_items": 3}},
     }  # fmt: skip
     (tmp_path / "recipe.toml").write_text(tomli_w.dumps(values))
-    done = call("run", "recipe.toml", "--set", "evaluation.repetition.num_items=4")
-    assert done.returncode == 0, done.stderr[-3000:]
+    run, help_text, refused = run_each(
+        ["run", "recipe.toml", "--set", "evaluation.repetition.num_items=4"],
+        ["eval", "--help"],
+        ["eval", "nowhere", "--suite", "repetition", "--set", "evaluation.repetition.num_itmes=4"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(package), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
     rows = [json.loads(line) for line in (tmp_path / "runs/toy/results.jsonl").read_text().splitlines()]
     (row,) = [row for row in rows if row["suite"] == "repetition"]
     assert (row["slice"], row["n"], row["unit"]) == ({"length": 16}, 4, "fraction")
     assert "Repetition of random tokens" in (tmp_path / "runs/toy/report.md").read_text()
     assert "Repetition of random tokens" in (tmp_path / "runs/toy/report.html").read_text()
     assert (tmp_path / "runs/toy/gla/base-seed0/evaluation/items/repetition.jsonl").exists()
-
-
-def test_help_and_mistakes_know_it_too(call):
-    assert "repetition, mqar, passkey" in call("eval", "--help").stdout
-    refused = call("eval", "nowhere", "--suite", "repetition", "--set", "evaluation.repetition.num_itmes=4")
+    assert "repetition, mqar, passkey" in help_text.stdout
     assert "evaluation.repetition.num_itmes" in refused.stderr
 
 

@@ -75,8 +75,8 @@ def test_two_ranks_train_what_one_does(values, tokenizer, tmp_path):
 )
 @pytest.mark.slow
 def test_sharded_ranks_resume_and_train_what_one_process_does(make, tokenizer, data, settings, tmp_path):
-    """FSDP2 with a multiplier for fresh tensors and activation checkpointing; both ranks are killed, and one, two and
-    four resume, from a checkpoint of one file and from one in shards."""
+    """FSDP2 with a multiplier for fresh tensors and activation checkpointing; both ranks are killed, and one and two
+    resume from a checkpoint of one file, four from one in shards."""
     models = (*CONFIGS, *HYBRIDS)
     values = {
         "models": {family: {"checkpoint": str(tmp_path / family)} for family in models}, "name": "run",
@@ -104,7 +104,7 @@ def test_sharded_ranks_resume_and_train_what_one_process_does(make, tokenizer, d
         )
     )
     command = [sys.executable, Path(__file__).with_name("sharded.py"), whole, alone, "3"]
-    command += [killed, "1,2,4", killed_in_shards, "4"]
+    command += [killed, "1,2", killed_in_shards, "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
     for family in models:
@@ -113,7 +113,7 @@ def test_sharded_ranks_resume_and_train_what_one_process_does(make, tokenizer, d
         # AdamW takes whole steps by what rounding leaves of the gradients of vectors that are normalised
         assert_same_model(ours, theirs, 1e-4 if family == "olmo_hybrid" else 1e-5)
     resumed = {folder.name: folder for folder in tmp_path.glob("killed*-by-*")}
-    assert len(resumed) == 4
+    assert len(resumed) == 3
     for name, output in resumed.items():
         ours, theirs = (folder / "run" / "mamba2" / "preserve-seed0" for folder in (output, tmp_path / "alone"))
         summary = json.loads((ours / "training.json").read_text())
