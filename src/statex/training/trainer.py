@@ -73,8 +73,7 @@ def train(
         progress: called after each step.
         base: name of the checkpoint that the model was made from, for its card; None for a model made from scratch.
         dtype: of the saved weights; by default the model's own.
-        tokens: folder of prepared tokens (see `prepare_tokens`), to which is added what is missing; by default
-            `tokens` beside `output`.
+        tokens: folder of prepared tokens, to which what is missing is added; by default `tokens` beside `output`.
 
     Raises:
         UserError: data or settings that do not fit (see TrainingBatches, check_slices), a model in bf16,
