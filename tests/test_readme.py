@@ -17,7 +17,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAININGS = ("models.gla.pretraining", "models.mamba2.pretraining", "training")
 SMALL = (
     *(f"{section}.{key}" for section in TRAININGS for key in ("steps=8", "warmup_steps=2", "tokens_per_step=256")),
-    "workers=1", 'arms.reinit.models=["mamba2"]', 'arms.control.models=["gla"]', "evaluation.mqar.num_items=4", "evaluation.mqar.num_pairs=[4]", "evaluation.passkey.num_items=2",
+    "workers=1", 'arms.reinit.models=["mamba2"]', 'arms.control.models=["gla"]',
+    "evaluation.mqar.num_items=4", "evaluation.mqar.num_pairs=[4]", "evaluation.passkey.num_items=2",
     "evaluation.passkey.lengths=[128]", "evaluation.ar_hits.num_windows=4", "evaluation.ar_hits.length=128",
     "evaluation.nll_by_position.length=128",
     "evaluation.ar_hits.count_tokens=20000", "evaluation.nll_by_position.num_windows=4",
