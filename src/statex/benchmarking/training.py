@@ -32,6 +32,7 @@ from statex.models.registration import register_families
 from statex.recipe import Training
 from statex.settings import Data
 from statex.training.arguments import training_arguments
+from statex.training.captured import captures
 from statex.training.loader import TimedLoader
 from statex.training.trainer import StatexTrainer
 from statex.utils import environment, timing
@@ -115,8 +116,8 @@ def run_training_benchmark(
         clock, from finished work to finished work; nothing waits for the device in between), `tokens_per_second`,
         `first_step_s`, `peak_bytes`, `data_wait` (the share of `step_s`), `mfu` (6 operations a parameter and
         token against the device's measured bf16 product), `hfu` (with those computed again),
-        `blocks_kept`, `losses` and how much they differ at most, and `kernels`: seconds of a step by kind. On a CPU no
-        absolute times.
+        whether steps were CUDA graphs (`cuda_graphs`), `blocks_kept`, `losses` and how much they differ at most, and
+        `kernels`: seconds of a step by kind, counted in steps launched one by one. On a CPU no absolute times.
 
     Raises:
         UserError: an unknown case.
@@ -160,8 +161,7 @@ def _measured(case: Case, way: str, device: torch.device, folder: Path) -> dict[
     memory: Literal["least", "most"] = "most" if case.recomputed and not case.peer else "least"
     section = Training(
         steps=STEPS, warmup_steps=2, tokens_per_step=tokens, sequence_length=length, save_every=STEPS, log_every=STEPS,
-        learning_rate=LEARNING_RATE,
-        gradient_checkpointing=case.recomputed, activation_memory=memory,
+        learning_rate=LEARNING_RATE, gradient_checkpointing=case.recomputed, activation_memory=memory,
         compile=way == "compiled",
     )  # fmt: skip
     torch.manual_seed(0)
@@ -193,6 +193,7 @@ def _measured(case: Case, way: str, device: torch.device, folder: Path) -> dict[
         "mfu": floor / seconds if floor is not None else None,
         "hfu": floor / seconds * (1 + (1 - kept / blocks) / 3) if floor is not None else None,
         "data_wait": (clock.waited[STEPS] - clock.waited[WARMUP]) / (clock.times[STEPS] - clock.times[WARMUP]),
+        "cuda_graphs": not case.peer and captures(model.config, section, Data(), device, world_size=1),
         "blocks_kept": kept,
         "blocks": blocks,
         "losses": losses,

@@ -66,7 +66,7 @@ def check_capture(
     if obstacle is None and config is not None and not family_of(config).blocks_compile:
         obstacle = f"{config.model_type}, in whose steps the host looks at the device"
     if obstacle is None and device is not None and device.type != "cuda":
-        obstacle = f"a {device.type.upper()}: a graph is of a CUDA device"
+        obstacle = f"a {device.type.upper()}, which has no CUDA graphs"
     if obstacle is not None:
         raise UserError(f"{section}.cuda_graphs", True, f"does not go with {obstacle}", 'leave it out, or use "auto"')
 
@@ -129,7 +129,7 @@ class CapturedSteps:
             except torch.cuda.OutOfMemoryError as error:
                 problem = "has no room for the memory of a captured step beside that of the steps before"
                 remedy = "set it to false (the same run resumes), or use fewer sequences_per_device"
-                raise UserError("training.cuda_graphs", "auto", problem, remedy) from error
+                raise UserError("training.cuda_graphs", "on", problem, remedy) from error
         return self.graphs[key](inputs, num_items)
 
     def _point_gradients_here(self) -> None:
