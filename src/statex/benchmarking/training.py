@@ -18,7 +18,14 @@ from typing import Any, Literal
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, Mamba2Config, PreTrainedConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    Mamba2Config,
+    PreTrainedConfig,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from statex.benchmarking.model import gla_1300m, mamba2_1300m
