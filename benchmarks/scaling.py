@@ -9,8 +9,10 @@ memory and work on any number of GPUs; "most" lets as many blocks keep theirs as
 A row is appended to FILE, as a line of JSON, as soon as its case is measured. A case for which a GPU has no memory gets
 the row "out of memory" by each process that runs out; several processes then end, since the others would wait.
 
-Example: torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py weak-gla --out scaling.jsonl
-         python benchmarks/scaling.py strong-mamba2-256k --layers 24 --out scaling.jsonl
+Example: python benchmarks/scaling.py weak-gla weak-mamba2 --out scaling.jsonl
+         torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py weak-gla weak-mamba2 --out scaling.jsonl
+         torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py strong-gla-256k --fsdp --out scaling.jsonl
+         python benchmarks/scaling.py strong-mamba2-256k --layers 24 --compile off --out scaling.jsonl
 On a CPU, to try it: gloo, tiny models, and no time means anything.
 """
 
