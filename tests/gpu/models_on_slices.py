@@ -5,12 +5,12 @@ from functools import partial
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from recurrence_inputs import assert_close, distance
+from sliced import BOUND, of_rank, under_torchrun
 from torch import Tensor
 
 import statex
 from common import VOCABULARY, make_gla, make_mamba2
-from recurrence_inputs import assert_close, distance
-from sliced import BOUND, of_rank, under_torchrun
 from statex.models.dispatch import statex_ops
 from statex.ops import sequence_parallel, use_backend
 

@@ -1,4 +1,4 @@
-"""Processes with a GPU each, by NCCL: slices of sequences compute what whole ones do, and training what one GPU does."""
+"""Processes with a GPU each, by NCCL: slices compute what whole sequences do, and training does what one GPU does."""
 
 import os
 import subprocess
