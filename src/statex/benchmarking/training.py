@@ -18,12 +18,20 @@ from typing import Any, Literal
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, Mamba2Config, PreTrainedConfig, Trainer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    Mamba2Config,
+    PreTrainedConfig,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback
 
 from statex.benchmarking.model import gla_1300m, mamba2_1300m
 from statex.benchmarking.ops import FLOPS_PER_SECOND
 from statex.benchmarking.runner import run_cases
+from statex.data.mixture import num_groups, slice_of
 from statex.expansion.config import PRESETS
 from statex.models.dispatch import statex_ops
 from statex.models.expanded import expand
@@ -157,34 +165,50 @@ def _measured(case: Case, way: str, device: torch.device, folder: Path) -> dict[
     """20 steps, and a few more under the profiler."""
     on_cuda = device.type == "cuda"
     tokens = TOKENS_PER_STEP if on_cuda else CPU_TOKENS_PER_STEP
-    length = min(case.length, tokens)
     memory: Literal["least", "most"] = "most" if case.recomputed and not case.peer else "least"
     section = Training(
-        steps=STEPS, warmup_steps=2, tokens_per_step=tokens, sequence_length=length, save_every=STEPS, log_every=STEPS,
-        learning_rate=LEARNING_RATE, gradient_checkpointing=case.recomputed, activation_memory=memory,
+        steps=STEPS, warmup_steps=2, tokens_per_step=tokens, sequence_length=min(case.length, tokens), save_every=STEPS,
+        log_every=STEPS, learning_rate=LEARNING_RATE, gradient_checkpointing=case.recomputed, activation_memory=memory,
         compile=way == "compiled",
     )  # fmt: skip
+    trainer, record = timed_training(case, section, folder, warmup=WARMUP)
+    return record | {"kernels": _kinds_of_kernels(trainer) if on_cuda else None}
+
+
+def timed_training(case: Case, section: Training, folder: Path, *, warmup: int) -> tuple[Any, dict[str, Any]]:
+    """All steps of a section on random tokens, by this process or by all that torchrun has started.
+
+    Args:
+        case: its model; the lengths, and what is computed again, are the section's.
+        folder: for what the trainer writes.
+        warmup: steps before those whose time counts.
+
+    Returns:
+        the trainer, and a record as of `run_training_benchmark` without `kernels`; `tokens_per_second` of all processes
+        together, `mfu` and `hfu` of their mean, `peak_bytes` and `losses` of this process.
+    """
     torch.manual_seed(0)
-    trainer = _trainer(case, section, folder, on_cuda)
-    clock = _Clock(device, trainer.get_train_dataloader())
+    trainer = _trainer(case, section, folder)
+    device, steps, tokens = trainer.args.device, section.steps, section.tokens_per_step
+    model = trainer.model
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())  # tied ones count once, and so do
+    if not model.config.tie_word_embeddings:  # embeddings that are looked up count nothing
+        num_parameters -= model.get_input_embeddings().weight.numel()
+    clock = _Clock(device, trainer.get_train_dataloader(), (1, warmup, steps))
     trainer.add_callback(clock)
     trainer.remove_callback(PrinterCallback)
     if isinstance(trainer, StatexTrainer):
         trainer.train_to_the_end()
     else:
         trainer.train()
-    seconds = (clock.times[STEPS] - clock.times[WARMUP]) / (STEPS - WARMUP)
-    losses = [loss.item() for loss in trainer.losses]
-    model = trainer.model
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())  # tied ones count once, and so do
-    if not model.config.tie_word_embeddings:  # embeddings that are looked up count nothing
-        num_parameters -= model.get_input_embeddings().weight.numel()
+    seconds = (clock.times[steps] - clock.times[warmup]) / (steps - warmup)
     kept, blocks = _kept(trainer, case)
     rate = next((rate for name, rate in FLOPS_PER_SECOND.items() if name in environment.device_name(device)), None)
-    floor = 6 * num_parameters * tokens / rate if rate is not None else None
-    return {
+    world_size = trainer.args.world_size
+    floor = 6 * num_parameters * tokens / (rate * world_size) if rate is not None else None
+    return trainer, {
         "tokens": tokens,
-        "length": length,
+        "length": section.sequence_length,
         "parameters": num_parameters,
         "step_s": seconds,
         "tokens_per_second": tokens / seconds,
@@ -192,12 +216,11 @@ def _measured(case: Case, way: str, device: torch.device, folder: Path) -> dict[
         "peak_bytes": timing.peak_memory(device),
         "mfu": floor / seconds if floor is not None else None,
         "hfu": floor / seconds * (1 + (1 - kept / blocks) / 3) if floor is not None else None,
-        "data_wait": (clock.waited[STEPS] - clock.waited[WARMUP]) / (clock.times[STEPS] - clock.times[WARMUP]),
-        "cuda_graphs": not case.peer and captures(model.config, section, Data(), device, world_size=1),
+        "data_wait": (clock.waited[steps] - clock.waited[warmup]) / (clock.times[steps] - clock.times[warmup]),
+        "cuda_graphs": not case.peer and captures(model.config, section, Data(), device, world_size),
         "blocks_kept": kept,
         "blocks": blocks,
-        "losses": losses,
-        "kernels": _kinds_of_kernels(trainer) if on_cuda else None,
+        "losses": [loss.item() for loss in trainer.losses],
     }
 
 
@@ -208,11 +231,11 @@ def _kept(trainer: Any, case: Case) -> tuple[int, int]:
     return 0 if case.recomputed else blocks, blocks
 
 
-def _trainer(case: Case, section: Training, folder: Path, on_cuda: bool) -> Any:
-    config = case.config(not on_cuda)
+def _trainer(case: Case, section: Training, folder: Path) -> Any:
     arguments = training_arguments(section, folder, seed=0, quiet=True)
-    loader = _loader(config.vocab_size, section)
     device = arguments.device
+    config = case.config(device.type != "cuda")
+    loader = _loader(config.vocab_size, section, arguments)
     if case.peer:
         network = _fla_model(config, device)
         if case.recomputed:
@@ -243,15 +266,18 @@ def _with_batches(trainer_class: type[Trainer], loader: DataLoader) -> Any:
     return WithBatches
 
 
-def _loader(vocab_size: int, section: Training) -> TimedLoader:
-    """A batch for each step."""
-    generator = torch.Generator().manual_seed(0)
-    shape = section.tokens_per_step // section.sequence_length, section.sequence_length
+def _loader(vocab_size: int, section: Training, arguments: TrainingArguments) -> TimedLoader:
+    """A batch for each step: this process's sequences of it, or its slices of them."""
+    group, part = divmod(arguments.process_index, section.sequence_parallel)
+    generator = torch.Generator().manual_seed(group)
+    rows = section.tokens_per_step // section.sequence_length // num_groups(section, arguments.world_size)
     batches = []
     for _ in range(section.steps + PROFILED):
-        ids = torch.randint(vocab_size, shape, generator=generator)
-        batches.append({"input_ids": ids, "labels": ids})
-    return TimedLoader(batches, environment.default_device(), workers=2 if torch.cuda.is_available() else 0)
+        ids = torch.randint(vocab_size, (rows, section.sequence_length), generator=generator)
+        batch = {"input_ids": ids, "labels": ids}
+        parts = section.sequence_parallel
+        batches.append(batch if parts == 1 else slice_of(batch, part, parts))
+    return TimedLoader(batches, arguments.device, workers=2 if arguments.device.type == "cuda" else 0)
 
 
 def _fla_model(config: Any, device: torch.device) -> Any:
@@ -263,12 +289,10 @@ def _fla_model(config: Any, device: torch.device) -> Any:
 
 
 class _Clock(TrainerCallback):
-    """When training began and when the device had finished the steps of `MARKS`, and how long data was waited for."""
+    """When training began and when the device had finished the steps of `marks`, and how long data was waited for."""
 
-    MARKS = (1, WARMUP, STEPS)
-
-    def __init__(self, device: torch.device, loader: TimedLoader):
-        self.device, self.loader = device, loader
+    def __init__(self, device: torch.device, loader: TimedLoader, marks: tuple[int, ...]):
+        self.device, self.loader, self.marks = device, loader, marks
         self.times: dict[int, float] = {}
         self.waited: dict[int, float] = {}
 
@@ -277,7 +301,7 @@ class _Clock(TrainerCallback):
             self._mark(0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step in self.MARKS:
+        if state.global_step in self.marks:
             self._mark(state.global_step)
         if state.global_step == 1:  # what is captured as a graph allocates nothing after its third step
             timing.reset_peak_memory(self.device)

@@ -65,8 +65,9 @@ class TrainingBlocks:
     def running(self) -> Iterator[None]:
         """Inside this context, the model's blocks run so."""
         run = torch.compile(_run, fullgraph=True) if self.compiled else _run
-        limit = torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS) if self.compiled else nullcontext()
-        with limit:
+        # torch would cut each block at the borders of DDP's buckets, for gradients to be reduced while it is computed
+        settings = {"recompile_limit": MOST_GRAPHS, "optimize_ddp": False}
+        with torch._dynamo.config.patch(settings) if self.compiled else nullcontext():
             for index, block in enumerate(self.blocks):
                 block.forward = self._forward(run, index, block)
             try:
