@@ -1,9 +1,9 @@
-"""As `python -m statex`, but the second rank is killed (SIGKILL) as it begins its third step."""
+"""`statex ...` whose second rank is killed (SIGKILL) as it begins its third step."""
 
 import os
 import signal
 
-from statex.cli import main
+from statex.cli import main as statex
 from statex.training.trainer import StatexTrainer
 
 original = StatexTrainer.training_step
@@ -15,6 +15,6 @@ def training_step(self, *args, **kwargs):
     return original(self, *args, **kwargs)
 
 
-if __name__ == "__main__":
+def main() -> None:
     StatexTrainer.training_step = training_step
-    main()
+    statex()
