@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 HEAVY = [
-    "datasets", "peft", "pydantic", "scipy.optimize", "scipy.stats", "torch.distributed.launcher.api",
+    "datasets", "peft", "pydantic", "pytest", "scipy.optimize", "scipy.stats", "torch.distributed.launcher.api",
     "torch.distributed.tensor", "transformers.trainer", "typer",
 ]  # fmt: skip
 FORKED = multiprocessing.get_context("forkserver")
@@ -50,9 +50,7 @@ def run_each(*commands: Sequence[str | Path], **options: Any) -> list[subprocess
     return [subprocess.CompletedProcess(*result) for result in json.loads(done.stdout)]
 
 
-def run_ranks(
-    main: Callable[[], object], *arguments: str | Path, **options: Any
-) -> subprocess.CompletedProcess[str]:
+def run_ranks(main: Callable[[], object], *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Call `main` for a command with these arguments in two processes, as torchrun does, whose agent starts and watches
     them; `options` are those of `run`."""
     return run(_launch, main, ["statex", *map(str, arguments)], **options)

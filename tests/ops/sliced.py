@@ -1,12 +1,12 @@
-"""Runs the operations on slices of sequences in forked gloo ranks, against whole sequences: `sliced.py RANKS FOLDER`.
+"""Runs the operations on slices of sequences in forked gloo ranks, against whole sequences.
 
 Each rank has the whole inputs, computes on its slice with `sequence_parallel`, and compares what it gets.
 """
 
 import os
-import sys
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,7 +118,8 @@ def check_all() -> None:
             refused(lambda: gla(q, q, q, -q.abs(), initial_state=state), "only the first rank")
 
 
-def main(ranks: int, folder: str) -> None:
+def main(ranks: int, folder: Path) -> None:
+    """Check all operations in so many ranks, which meet in `folder`."""
     children = []
     for rank in range(ranks):
         child = os.fork()
@@ -134,7 +135,3 @@ def main(ranks: int, folder: str) -> None:
         children.append(child)
     ended = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert ended == [0] * ranks, ended
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])

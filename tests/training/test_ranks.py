@@ -4,13 +4,13 @@ import json
 import time
 from pathlib import Path
 
+import dying
 import pytest
+import sharded
 import torch
 from packaging.version import Version
 from safetensors.torch import load_file
 
-import dying
-import sharded
 from commands import run, run_ranks, statex
 from statex.data.mixture import TrainingBatches
 from statex.data.tokens import prepare_tokens

@@ -4,11 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import interrupted
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import interrupted
 from commands import run
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError

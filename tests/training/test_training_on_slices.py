@@ -5,12 +5,12 @@ from glob import glob
 from pathlib import Path
 
 import pytest
+import stopping
 import torch
 from accelerate import PartialState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import stopping
 from commands import run_ranks
 from common import HYBRIDS, make_hybrid, make_rwkv7, make_xlstm
 from delta_models import ALL_MODELS, make_delta
