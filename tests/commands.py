@@ -56,6 +56,17 @@ def run_ranks(main: Callable[[], object], *arguments: str | Path, **options: Any
     return run(_launch, main, ["statex", *map(str, arguments)], **options)
 
 
+def import_statex() -> None:
+    """Import what most commands do, once for all processes that this one will fork."""
+    import statex.cli
+    import statex.evaluation.runner
+    import statex.training.trainer  # noqa: F401
+    from statex.models.dispatch import statex_ops
+
+    with statex_ops():  # the models of transformers that run on them
+        gc.freeze()
+
+
 def statex() -> None:
     """`statex ...`, as sys.argv says."""
     from statex.cli import main
@@ -83,11 +94,7 @@ def _begin(
 
 
 def _each(commands: list[list[str]]) -> None:
-    import statex.cli
-    import statex.evaluation.runner
-    import statex.training.trainer  # noqa: F401  what most commands import, imported once
-
-    gc.freeze()
+    import_statex()
     results = []
     for command in commands:
         results.append(_run(command))
@@ -115,6 +122,7 @@ def _run(command: list[str]) -> tuple[list[str], int, str, str]:
 def _launch(main: Callable[[], object], command: list[str]) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    import_statex()
     sys.argv = command
     config = LaunchConfig(
         1, 1, nproc_per_node=2, run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0",

@@ -11,6 +11,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
+from commands import import_statex
 from statex.recipe import Recipe, load_recipe
 from statex.run import run_recipe
 from statex.training.trainer import StatexTrainer
@@ -72,6 +73,7 @@ def main(whole: Path, alone: Path, die_at: int, *killed: tuple[Path, Sequence[in
     ranks train each one of `killed`, which says the same and has one stage of training, and are killed (SIGKILL) as
     they begin step `die_at`, counted from 0. For each number beside it that many ranks resume in a copy of what is
     left, `OUTPUT-by-4`."""
+    import_statex()
     assert train(load_recipe(whole), 2) == [0, 0]
     assert train(load_recipe(alone), None) == [0]
     for path, numbers in killed:

@@ -1,4 +1,4 @@
-"""What lm-eval must not do while its tasks run: reach for the network, print to standard output, examine the machine."""
+"""What lm-eval must not do while its tasks run: reach for the network, print to standard output, probe the machine."""
 
 import logging
 import sys
