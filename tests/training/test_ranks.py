@@ -137,7 +137,8 @@ def test_a_dead_rank_ends_the_others_and_one_process_resumes(values, tmp_path):
     begun = time.monotonic()
     died = run_ranks(dying.main, "train", recipe)
     assert died.returncode == 1
-    assert "Signal 9 (SIGKILL)" in died.stderr
+    assert dying.MESSAGE in died.stderr
+    assert "ChildFailedError" in died.stderr  # whether the agent noticed the killed one first or what ended the other
     assert time.monotonic() - begun < 60  # with what importing and starting takes
     folder = tmp_path / "dying" / "run" / "gla" / "inherit-seed0"
     assert [path.name for path in (folder / "checkpoints").glob("checkpoint-*")]
