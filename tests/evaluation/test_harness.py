@@ -117,6 +117,17 @@ def test_lm_evals_niah_single_1_and_ours_give_the_same_score(saved_tokenizer):
     assert 0 < sum(theirs) < len(theirs)
 
 
+def test_the_machine_is_not_described_after_each_task(saved_tokenizer, hub, monkeypatch):
+    import lm_eval.evaluator
+
+    described = []
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", described.append)
+    run = run_harness(make_gla(), saved_tokenizer, ["fda"])
+    assert run.results
+    assert not described
+    assert lm_eval.evaluator.add_env_info == described.append  # as it was for others
+
+
 def test_what_lacks_its_data_is_not_run_and_has_no_value(saved_tokenizer, tmp_path):
     run = run_harness(make_gla(), saved_tokenizer, ["piqa", "swde", "statex_nq"], output=tmp_path)
     assert run.results == []
