@@ -2,14 +2,12 @@
 
 import re
 import shlex
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 
-from commands import run_each
+from commands import run, run_each
 from tiny_recipe import environment
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +51,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_commands_and_python(demo: Path) -> None:
     (block,) = code_blocks("python")
-    done = subprocess.run([sys.executable, "-c", block], cwd=demo, env=environment(), capture_output=True, text=True)
+    done = run(exec, block, {"__name__": "__main__"}, cwd=demo, env=environment())
     assert done.returncode == 0, done.stderr
     assert "new rows" in done.stdout
     assert "state +300%" in done.stdout

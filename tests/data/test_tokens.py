@@ -1,8 +1,8 @@
 """Prepared tokens: what is written, read, resumed, and noticed when it is damaged."""
 
 import json
-import subprocess
-import sys
+import os
+import signal
 from pathlib import Path
 from unittest import mock
 
@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from commands import run
 from statex.data import tokens
 from statex.data.documents import open_documents
 from statex.data.encoder import DocumentEncoder
@@ -110,32 +111,25 @@ def test_what_is_there_is_used_and_what_is_missing_added(data, tokenizer, tmp_pa
     assert prepare_tokens(data, tokenizer, parent, 10**9).num_tokens == prepared.num_tokens
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from statex.data import tokens
-from statex.data.tokenizer import train_tokenizer
-from statex.settings import Data
-tokens.TOKENS_PER_FILE, tokens.WINDOW = 700, 2048
-write, number = tokens._write_file, int(sys.argv[2])
-def killed(folder, file, documents):
-    found = write(folder, file, documents)
-    if file == number:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return found
-tokens._write_file = killed
-data = Data.model_validate_json(sys.argv[1])
-tokenizer = train_tokenizer(data.text, data.tokenizer, data.recall)
-tokens.prepare_tokens(data, tokenizer, Path(sys.argv[3]), 10**9)
-"""
+def prepare_killed(data, tokenizer, parent, number):
+    """Prepare tokens, killed when file `number` has been written."""
+    write = tokens._write_file
+
+    def killed(folder, file, documents):
+        found = write(folder, file, documents)
+        if file == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    tokens.TOKENS_PER_FILE, tokens.WINDOW, tokens._write_file = 700, 2048, killed
+    prepare_tokens(data, tokenizer, parent, 10**9)
 
 
 @pytest.mark.parametrize("number", [0, 2])
 def test_a_preparation_that_was_killed_resumes(data, tokenizer, tmp_path, prepared, number):
     """Killed when a file is written of which the index does not know yet."""
     parent = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED, data.model_dump_json(), str(number), str(parent)]
-    assert subprocess.run(command, capture_output=True).returncode == -9
+    assert run(prepare_killed, data, tokenizer, parent, number).returncode == -9
     again = prepare_tokens(data, tokenizer, parent, 10**9)
     assert (again.read(0, again.num_tokens)[0] == prepared.read(0, prepared.num_tokens)[0]).all()
     assert again.files == prepared.files

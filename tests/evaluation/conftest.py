@@ -1,6 +1,7 @@
 """A small tokenizer and a little text for tiny models."""
 
 import random
+from importlib.util import find_spec
 
 import pytest
 from tiny_models import MODELS, VOCABULARY
@@ -10,6 +11,19 @@ from statex.recipe import Evaluation
 from statex.settings import Recall, TextSource, Tokenizer
 
 RECALL = Recall(num_keys=16, num_values=16, shapes=[(16, 4)])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_adjectives():
+    """RULER's module sorts all pairs of an adjective and a noun as it is imported: six million take 10 s."""
+    with pytest.MonkeyPatch.context() as patched:
+        if find_spec("wonderwords"):
+            import wonderwords
+
+            words = wonderwords.RandomWord()
+            words._categories = words._categories | {"adjectives": words._categories["adjectives"][:20]}
+            patched.setattr(wonderwords, "RandomWord", lambda: words)
+        yield
 
 
 @pytest.fixture(params=MODELS)

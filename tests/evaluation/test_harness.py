@@ -22,7 +22,7 @@ from statex.results.suites import HARNESS_GROUPS, SUITES
 pytest.importorskip("lm_eval")
 
 from statex.evaluation.lm_eval import load_tasks, task_manager
-from statex.evaluation.lm_eval.isolation import offline
+from statex.evaluation.lm_eval.isolation import offline, quiet
 from statex.evaluation.lm_eval.model import StateLM
 from statex.evaluation.lm_eval.samples import scores_of
 
@@ -104,7 +104,8 @@ def test_lm_evals_niah_single_1_and_ours_give_the_same_score(saved_tokenizer):
         (task,) = load_tasks(manager, "niah_single_1")
     state_model = StateLM(Reader(model), saved_tokenizer, batch_size=4)
     options = {"task_manager": manager, "limit": 8, "bootstrap_iters": 0}
-    samples = lm_eval.simple_evaluate(state_model, tasks=[task], **options)["samples"]
+    with quiet():
+        samples = lm_eval.simple_evaluate(state_model, tasks=[task], **options)["samples"]
     theirs = [sample["900"] for sample in samples["niah_single_1"]]
     prompts = [
         Prompt(sample["arguments"][0][0], (Question("", tuple(sample["doc"]["outputs"])),))
@@ -114,6 +115,17 @@ def test_lm_evals_niah_single_1_and_ours_give_the_same_score(saved_tokenizer):
     ours = score_prompts(context, "niah_single_1", Cell("lm-eval"), prompts, 128)
     assert [score.scores["accuracy"] for score in ours] == theirs
     assert 0 < sum(theirs) < len(theirs)
+
+
+def test_the_machine_is_not_described_after_each_task(saved_tokenizer, hub, monkeypatch):
+    import lm_eval.evaluator
+
+    described = []
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", described.append)
+    run = run_harness(make_gla(), saved_tokenizer, ["fda"])
+    assert run.results
+    assert not described
+    assert lm_eval.evaluator.add_env_info == described.append  # as it was for others
 
 
 def test_what_lacks_its_data_is_not_run_and_has_no_value(saved_tokenizer, tmp_path):

@@ -17,6 +17,7 @@ import lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from statex.evaluation.lm_eval.isolation import quiet
 from statex.evaluation.lm_eval.local_data import USUAL_NAMES, find_parts
 from statex.recipe import parse_recipe
 
@@ -50,7 +51,9 @@ def alone(model, tokenizer, tmp_path, base, changes):
     (tmp_path / "local" / "local.yaml").write_text("\n".join(lines) + "\n")
     manager = TaskManager(include_path=tmp_path / "local", include_defaults=False)
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", max_length=160)
-    return lm_eval.simple_evaluate(theirs, tasks=["local"], task_manager=manager, bootstrap_iters=0)["results"]["local"]
+    with quiet():
+        outcome = lm_eval.simple_evaluate(theirs, tasks=["local"], task_manager=manager, bootstrap_iters=0)
+    return outcome["results"]["local"]
 
 
 CASES = {

@@ -2,7 +2,6 @@
 else knows the suite."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from tiny_models import make_gla
 
 import statex
 from commands import run_each
+from tiny_recipe import environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +53,7 @@ def test_a_suite_is_one_file_and_one_line(package, tokenizer, source, tmp_path):
         ["run", "recipe.toml", "--set", "evaluation.repetition.num_items=4"],
         ["eval", "--help"],
         ["eval", "nowhere", "--suite", "repetition", "--set", "evaluation.repetition.num_itmes=4"],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(package), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
+        cwd=tmp_path, path=[package], env=environment(COLUMNS="200"),
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     rows = [json.loads(line) for line in (tmp_path / "runs/toy/results.jsonl").read_text().splitlines()]

@@ -1,17 +1,17 @@
 """Our own task files for lm-eval: our suites, many-shot classification, conversations, open-book questions."""
 
 import json
-import os
 import re
-import subprocess
-import sys
+import shlex
 from pathlib import Path
 
+import lm_eval_alone
 import pytest
 from harness import run_harness
 from planted import PlantedModel
 from tiny_models import VOCABULARY, make_gla
 
+from commands import run
 from prefix_space import make_tokenizer
 from statex.evaluation import Request
 from statex.recipe import Evaluation
@@ -168,14 +168,14 @@ def test_the_documented_command_asks_any_model(saved_tokenizer, tmp_path):
     saved_tokenizer.save_pretrained(tmp_path / "model")
     document = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     command = re.search(r"```bash\n(lm_eval .*?)```", document, re.DOTALL)[1].replace("MODEL", str(tmp_path / "model"))
-    command = command.replace("lm_eval", f"{sys.executable} -m lm_eval", 1).replace("python -c", f"{sys.executable} -c")
     changed = command.replace("[1024, 2048]", "[1100]").replace('"num_items": 5', '"num_items": 1')
     assert changed != command
-    options = f"--limit 2 --device cpu --output_path {tmp_path / 'out'}"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        f"{changed.strip()} {options}", shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    substitution = re.compile(r"\$\(python -c '(.*?)'\)")
+    printed = run(exec, substitution.search(changed)[1], {"__name__": "__main__"})
+    assert printed.returncode == 0, printed.stderr
+    arguments = shlex.split(substitution.sub(printed.stdout.strip(), changed).replace("\\\n", " "))
+    options = ["--limit", "2", "--device", "cpu", "--output_path", str(tmp_path / "out")]
+    done = run(lm_eval_alone.main, arguments + options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (written,) = (tmp_path / "out").rglob("results_*.json")
     results = json.loads(written.read_text())["results"]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from runpy import run_path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, modeling_u
 from transformers.utils import hub
 
 import statex
+from commands import run
 from common import EXPANDED, make_gla, make_mamba2, tokens
 from statex.models.configuration_mamba2 import StatexMamba2Config
 from statex.models.gla.configuration import GLAConfig
@@ -53,7 +55,7 @@ print("registered")
 def test_ours_are_registered_whatever_the_program_is_called(tmp_path):
     program = tmp_path / "statex"  # a script of the user's; one called statex.py would hide the package
     program.write_text(A_PROGRAM_CALLED_STATEX)
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=300)
+    done = run(run_path, str(program), None, "__main__")
     assert done.stdout.strip() == "registered", done.stderr[-2000:]
 
 

@@ -1,14 +1,14 @@
-"""Runs the operations on slices of sequences in forked gloo ranks, against whole sequences: `sliced.py RANKS FOLDER`.
+"""Runs the operations on slices of sequences in forked gloo ranks, against whole sequences.
 
 Each rank has the whole inputs, computes on its slice with `sequence_parallel`, and compares what it gets. Started by
-torchrun, without arguments, the ranks are its processes, each with its GPU where there are some.
+torchrun, the ranks are its processes, each with its GPU where there are some.
 """
 
 import os
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,7 +139,8 @@ def _check_refusals() -> None:
             refused(lambda: gla(q, q, q, -q.abs(), initial_state=state), "only the first rank")
 
 
-def main(ranks: int, folder: str) -> None:
+def main(ranks: int, folder: Path) -> None:
+    """Check all operations in so many ranks, which meet in `folder`."""
     children = []
     for rank in range(ranks):
         child = os.fork()
@@ -178,7 +179,4 @@ def check_backends() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        under_torchrun(check_backends)
-    else:
-        main(int(sys.argv[1]), sys.argv[2])
+    under_torchrun(check_backends)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from commands import FORKED
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
 from statex.expansion.stored import stored_plan
@@ -215,8 +216,11 @@ def test_a_run_of_another_recipe_is_refused(finished, folder, override, key):
 
 
 @pytest.mark.slow
-def test_two_workers_give_what_one_gives_and_report_what_goes_wrong(finished, folder, tmp_path):
-    """Three chains: the last one's checkpoint is damaged, which is reported once what had begun has ended."""
+def test_two_workers_give_what_one_gives_and_report_what_goes_wrong(finished, folder, tmp_path, monkeypatch):
+    """Three chains: the last one's checkpoint is damaged, which is reported once what had begun has ended.
+
+    Workers are forked, for importing takes long; tests/run/test_launch.py starts them as runs do."""
+    monkeypatch.setattr("multiprocessing.get_context", lambda method: FORKED)
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(folder / "mamba2" / "pretrained-seed0" / "trained", checkpoint)
     values = changed(finished[0], f'output="{tmp_path}"', "workers=2", f'models.other.checkpoint="{checkpoint}"')

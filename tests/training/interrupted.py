@@ -48,12 +48,12 @@ def kill_after(seconds: float) -> None:
     threading.Thread(target=kill, daemon=True).start()
 
 
-def main(whole: str, interrupted: str, seed: str) -> None:
+def main(whole: str | Path, interrupted: str | Path, seed: int) -> None:
     prepare_text(load_recipe(whole))  # both runs read the same tokens; the time of this is not the training's
     start = time.monotonic()
     run_recipe(load_recipe(whole), evaluation=False)
     duration = time.monotonic() - start
-    recipe, choose = load_recipe(interrupted), random.Random(int(seed))
+    recipe, choose = load_recipe(interrupted), random.Random(seed)
     kills = [0, 0]
     while sum(kills) < MOST_KILLS:
         kind, number = sum(kills) % 2, choose.randint(1, 40)
@@ -73,4 +73,4 @@ def main(whole: str, interrupted: str, seed: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:3], int(sys.argv[3]))

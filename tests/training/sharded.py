@@ -1,28 +1,23 @@
-"""Trains a recipe in two FSDP2 ranks: `sharded.py WHOLE ALONE DIE_AT KILLED RANKS [KILLED RANKS ...]`.
-
-First both ranks train the recipe WHOLE; then one process trains ALONE, which says the same without FSDP. Then two ranks
-train each KILLED, which says the same and has one stage of training, and are killed (SIGKILL) as they begin step
-DIE_AT, counted from 0. For each number of RANKS ("1,2,4") that many resume in a copy of what is left, `OUTPUT-by-4`.
-
-Processes are forked, for importing torch and transformers takes longer than the training.
-"""
+"""Trains recipes in FSDP2 ranks, forked, for importing torch and transformers takes longer than the training."""
 
 import os
 import shutil
 import signal
 import socket
-import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
+from commands import import_statex
 from statex.recipe import Recipe, load_recipe
 from statex.run import run_recipe
 from statex.training.trainer import StatexTrainer
 
 
-def die_at(step: int) -> None:
+def kill_at(step: int) -> None:
     """Have this process killed as it begins a step of a stage that has not been resumed."""
     original = StatexTrainer.training_step
 
@@ -66,24 +61,25 @@ def train(recipe: Recipe, ranks: int | None, step: int | None = None) -> list[in
                 }  # fmt: skip
                 shard_on_a_cpu()
             if step is not None:
-                die_at(step)
+                kill_at(step)
             run_recipe(recipe, evaluation=False)
             os._exit(0)
         children.append(child)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def main(whole: str, alone: str, step: str, *killed: str) -> None:
+def main(whole: Path, alone: Path, die_at: int, *killed: tuple[Path, Sequence[int]]) -> None:
+    """Two ranks train the recipe `whole`; then one process trains `alone`, which says the same without FSDP. Then two
+    ranks train each one of `killed`, which says the same and has one stage of training, and are killed (SIGKILL) as
+    they begin step `die_at`, counted from 0. For each number beside it that many ranks resume in a copy of what is
+    left, `OUTPUT-by-4`."""
+    import_statex()
     assert train(load_recipe(whole), 2) == [0, 0]
     assert train(load_recipe(alone), None) == [0]
-    for path, numbers in zip(killed[::2], killed[1::2], strict=True):
+    for path, numbers in killed:
         recipe = load_recipe(path)
-        assert train(recipe, 2, int(step)) == [-signal.SIGKILL] * 2
-        for ranks in map(int, numbers.split(",")):
+        assert train(recipe, 2, die_at) == [-signal.SIGKILL] * 2
+        for ranks in numbers:
             copy = recipe.model_copy(update={"output": f"{recipe.output}-by-{ranks}"})
             shutil.copytree(recipe.output, copy.output)
             assert train(copy, ranks) == [0] * ranks
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,6 +1,6 @@
-"""As `python -m statex`, but training of a Mamba2 is stopped, as by the keyboard, when it has done four steps."""
+"""`statex ...` whose training of a Mamba2 is stopped, as by the keyboard, when it has done four steps."""
 
-from statex.cli import main
+from statex.cli import main as statex
 from statex.training.trainer import StatexTrainer
 
 original = StatexTrainer.training_step
@@ -12,6 +12,10 @@ def training_step(self, *args, **kwargs):
     return original(self, *args, **kwargs)
 
 
-if __name__ == "__main__":
+def main() -> None:
     StatexTrainer.training_step = training_step
+    statex()
+
+
+if __name__ == "__main__":
     main()

@@ -1,24 +1,23 @@
-"""Two processes under torchrun train what one does."""
+"""Processes that train together do what one does."""
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import dying
 import pytest
+import sharded
 import torch
 from packaging.version import Version
 from safetensors.torch import load_file
 
+from commands import run, run_ranks, statex
 from statex.data.mixture import TrainingBatches
 from statex.data.tokens import prepare_tokens
 from statex.errors import UserError
 from statex.recipe import load_recipe, parse_recipe
 from statex.run import run_recipe
-from tiny_recipe import CONFIGS, EVALUATION, HYBRIDS, data_values, environment, write_recipe
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "statex"]
+from tiny_recipe import CONFIGS, EVALUATION, HYBRIDS, data_values, write_recipe
 
 
 @pytest.fixture
@@ -49,9 +48,7 @@ def test_two_ranks_train_what_one_does(values, tokenizer, tmp_path):
 
     run_recipe(one, evaluation=False)
     recipe = write_recipe(tmp_path / "two.toml", values | {"output": str(tmp_path / "two")})
-    done = subprocess.run(
-        [*TORCHRUN, "run", str(recipe), "--json"], capture_output=True, text=True, timeout=300, env=environment()
-    )
+    done = run_ranks(statex, "run", recipe, "--json")
     assert done.returncode == 0, done.stderr
     two = load_recipe(recipe)
     assert json.loads(done.stdout) == {"folder": str(two.folder)}
@@ -103,9 +100,7 @@ def test_sharded_ranks_resume_and_train_what_one_process_does(make, tokenizer, d
             ("killed_in_shards", killed_model, in_shards),
         )
     )
-    command = [sys.executable, Path(__file__).with_name("sharded.py"), whole, alone, "3"]
-    command += [killed, "1,2", killed_in_shards, "4"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    done = run(sharded.main, whole, alone, 3, (killed, (1, 2)), (killed_in_shards, (4,)))
     assert done.returncode == 0, done.stderr[-3000:]
     for family in models:
         ours, theirs = (tmp_path / name / "run" / family / "preserve-seed0" for name in ("whole", "alone"))
@@ -139,11 +134,11 @@ def assert_same_model(ours: Path, theirs: Path, tolerance: float = 1e-5) -> None
 def test_a_dead_rank_ends_the_others_and_one_process_resumes(values, tmp_path):
     values["training"] |= {"steps": 4, "save_every": 1}
     recipe = write_recipe(tmp_path / "dying.toml", values | {"output": str(tmp_path / "dying")})
-    command = [*TORCHRUN[:-2], str(Path(__file__).with_name("dying.py")), "train", str(recipe)]
     begun = time.monotonic()
-    died = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment())
+    died = run_ranks(dying.main, "train", recipe)
     assert died.returncode == 1
-    assert "Signal 9 (SIGKILL)" in died.stderr
+    assert dying.MESSAGE in died.stderr
+    assert "ChildFailedError" in died.stderr  # whether the agent noticed the killed one first or what ended the other
     assert time.monotonic() - begun < 60  # with what importing and starting takes
     folder = tmp_path / "dying" / "run" / "gla" / "inherit-seed0"
     assert [path.name for path in (folder / "checkpoints").glob("checkpoint-*")]

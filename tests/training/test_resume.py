@@ -2,21 +2,21 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import interrupted
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from commands import run
 from statex.data.mixture import TrainingBatches
 from statex.errors import UserError
 from statex.recipe import load_recipe
 from statex.run import run_recipe
 from statex.training.checkpoints import damage_of, last_checkpoint, step_of
 from statex.training.trainer import StatexTrainer, train
-from tiny_recipe import CONFIGS, EVALUATION, data_values, environment, write_recipe
+from tiny_recipe import CONFIGS, EVALUATION, data_values, write_recipe
 
 
 def stopped_at(step: int):
@@ -56,8 +56,7 @@ def test_killed_at_any_moment(make, tokenizer, data, settings, tmp_path):
         tokenizer.save_pretrained(tmp_path / family)
     names = ("whole", "interrupted")
     recipes = [write_recipe(tmp_path / f"{name}.toml", values | {"name": name}) for name in names]
-    command = [sys.executable, Path(__file__).with_name("interrupted.py"), *recipes, "0"]
-    killed = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    killed = run(interrupted.main, *recipes, 0)
     assert killed.returncode == 0, killed.stderr
     kills = [int(number) for number in killed.stdout.split()]
     assert sum(kills) >= 5

@@ -1,17 +1,17 @@
 """Sequences shared by processes: two of them train what one does, and what cannot be cut is refused beforehand."""
 
 import json
-import subprocess
-import sys
 from glob import glob
 from pathlib import Path
 
 import pytest
+import stopping
 import torch
 from accelerate import PartialState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from commands import run_ranks
 from common import HYBRIDS, make_hybrid, make_rwkv7, make_xlstm
 from delta_models import ALL_MODELS, make_delta
 from statex.errors import UserError
@@ -22,10 +22,7 @@ from statex.settings import Data
 from statex.training.arguments import training_arguments
 from statex.training.blocks import compiles
 from statex.training.slices import check_slices
-from tiny_recipe import CONFIGS, EVALUATION, data_values, environment, write_recipe
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-TORCHRUN += [str(Path(__file__).with_name("stopping.py"))]
+from tiny_recipe import CONFIGS, EVALUATION, data_values, write_recipe
 
 
 @pytest.fixture
@@ -53,8 +50,7 @@ def test_two_processes_that_share_sequences_train_what_one_does(values, tmp_path
     one, two = (parse_recipe(values | {"output": str(tmp_path / name)}) for name in ("one", "two"))
     run_recipe(one, evaluation=False)
     recipe = write_recipe(tmp_path / "two.toml", values | {"output": two.output})
-    command = [*TORCHRUN, "train", str(recipe), "--set", "training.sequence_parallel=2"]
-    stopped = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    stopped = run_ranks(stopping.main, "train", recipe, "--set", "training.sequence_parallel=2")
     assert stopped.returncode != 0
     assert "the same command resumes" in stopped.stderr, stopped.stderr
     assert (two.folder / "mamba2" / "preserve-seed0" / "checkpoints" / "checkpoint-4").exists()

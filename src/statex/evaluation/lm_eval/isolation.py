@@ -1,4 +1,4 @@
-"""What lm-eval must not do while its tasks run: reach for the network, or print to standard output."""
+"""What lm-eval must not do while its tasks run: reach for the network, print to standard output, probe the machine."""
 
 import logging
 import sys
@@ -32,12 +32,19 @@ def offline() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside this context, lm-eval logs only errors, and what tasks print goes to standard error, not into --json."""
+    """Inside this context, lm-eval logs only errors, and what tasks print goes to standard error, not into --json.
+
+    Nor does it describe the machine after each task, which nobody reads: the programs that it asks take a second.
+    """
+    import lm_eval.evaluator
+
     theirs = logging.getLogger("lm_eval")
-    before = theirs.level
+    before, describe = theirs.level, lm_eval.evaluator.add_env_info
     theirs.setLevel(logging.ERROR)
+    lm_eval.evaluator.add_env_info = lambda results: None
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
         theirs.setLevel(before)
+        lm_eval.evaluator.add_env_info = describe
