@@ -87,7 +87,7 @@ def _check_generation(folder: Path) -> None:
 
 def _config_class(values: dict[str, Any]) -> Any:
     model_type = values.get("model_type")
-    if not isinstance(model_type, str) or model_type not in list(CONFIG_MAPPING):
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise unknown_family(model_type)
     return CONFIG_MAPPING[model_type]
 

@@ -57,8 +57,7 @@ def _row(family: Family) -> tuple[str, ...]:
     refused = {(init, method) for init, method, _ in _refused(family)}
     methods = {init: [one for one in methods if (init, one) not in refused] for init, methods in family.methods.items()}
     inits = ", ".join(f"`{init}`" for init, left in methods.items() if left)
-    ops = "statex's ops" if family.continues_states else "transformers' own"
-    return f"`{family.model_type}`", what, family.grows, family.factors, inits, ops, family.measured
+    return f"`{family.model_type}`", what, family.grows, family.factors, inits, family.runs_on, family.measured
 
 
 def _refused(family: Family) -> list[tuple[str, str, str]]:

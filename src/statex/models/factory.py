@@ -1,8 +1,8 @@
 """One factory for the expanded classes of every family: transformers' own, with a stored plan replayed, on our ops.
 
-A family names transformers' classes; they are imported when first needed. Saved folders name ours by this module, as
-`StatexMamba2ForCausalLM` for `Mamba2ForCausalLM`. For a family of our own
-classes, which hold a plan themselves, nothing is made.
+A family names classes of transformers or flash-linear-attention; they are imported when first needed. Saved folders
+name ours by this module, as `StatexMamba2ForCausalLM` for `Mamba2ForCausalLM`. For a family of our own classes, which
+hold a plan themselves, nothing is made.
 """
 
 import functools
@@ -18,7 +18,9 @@ from statex.families import FAMILIES, Family, family_of
 from statex.models.caches import CACHE_NAMES
 from statex.models.dispatch import RECURRENCES, imported
 from statex.models.documents import document_arguments, has_attention
+from statex.models.fla import fla_model_forward, with_plan
 from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions, with_arguments_of
+from statex.models.registration import register_models
 from statex.models.replay import ReplayExpansion
 from statex.models.shim import FoundThroughShim
 from statex.ops.segments import one_seq_idx
@@ -72,15 +74,14 @@ def expanded_config_class(family: Family) -> Any:
     """The configuration class of a family that has a plan; no model code is imported."""
     if family.holds_plan:
         return imported(family.config_class)
-    made = _derived(
-        family.config_class,
-        ExpandedConfig,
-        model_type=f"statex_{family.model_type}",
-        base_model_type=family.model_type,
-        expansion=None,
-        __annotations__={"expansion": list | dict | None},
-    )
-    return strict(made)
+    members = {"model_type": family.expanded_type, "base_model_type": family.model_type, "expansion": None}
+    if family.library == "fla":
+        constructor = with_plan(imported(family.config_class).__init__)
+        made = _derived(family.config_class, ExpandedConfig, __init__=constructor, **members)
+        register_models(family, made)
+        return made
+    annotations = {"expansion": list | dict | None}
+    return strict(_derived(family.config_class, ExpandedConfig, __annotations__=annotations, **members))
 
 
 class ExpandedModel(ReplayExpansion):
@@ -122,7 +123,8 @@ def expanded_model_classes(family: Family) -> ModelClasses:
         return ModelClasses(model, causal_lm)
     exchanged = _on_statex_ops(family)
     members = {"config_class": expanded_config_class(family), "exchanged": exchanged}
-    ours = _derived(family.model_class, ExpandedModel, forward=_model_forward(model, family), **members)
+    forward = fla_model_forward(model) if family.library == "fla" else _model_forward(model, family)
+    ours = _derived(family.model_class, ExpandedModel, forward=forward, **members)
     exchanged[model] = ours
     forward = _causal_lm_forward(causal_lm, model)
     made = ModelClasses(ours, _derived(family.causal_lm_class, ExpandedModel, forward=forward, **members))
@@ -154,7 +156,7 @@ def _convert_checkpoints_alike(family: Family) -> None:
 
     mapping = get_checkpoint_conversion_mapping(family.model_type)
     if mapping is not None:
-        register_checkpoint_conversion_mapping(f"statex_{family.model_type}", mapping, overwrite=True)
+        register_checkpoint_conversion_mapping(family.expanded_type, mapping, overwrite=True)
 
 
 def _known_keywords(base: Any) -> set[str]:

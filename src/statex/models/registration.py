@@ -17,13 +17,20 @@ class LateEntries(dict):
     family and configuration imported then, which nearly doubles the time, and model code on top.
     """
 
+    def __init__(self, entries: dict):
+        super().__init__(entries)
+        self.unlisted: dict[str, Late] = {}
+        """Found by name, but not by going through all entries, which would import another library."""
+
     def __contains__(self, key: object) -> bool:
         _register_once()
-        return super().__contains__(key)
+        return super().__contains__(key) or key in self.unlisted
 
     def __getitem__(self, key: Any) -> Any:
         _register_once()
-        value = super().__getitem__(key)
+        value = (
+            self.unlisted[key] if key in self.unlisted and not super().__contains__(key) else super().__getitem__(key)
+        )
         if isinstance(value, Late):
             value = self[key] = value.make()
         return value
@@ -76,21 +83,39 @@ def register_when_needed() -> None:
 def register_families() -> None:
     """Add the configuration and the model classes of every family in `FAMILIES` to transformers' Auto classes."""
     _IS_DONE.append(True)
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     from statex.families import FAMILIES
     from statex.models.factory import expanded_config_class
 
     register_when_needed()
     for family in FAMILIES.values():
+        if family.library != "transformers":
+            unlisted = CONFIG_MAPPING._extra_content.unlisted  # type: ignore[attr-defined]
+            unlisted[family.expanded_type] = Late(partial(expanded_config_class, family))
+            unlisted[family.model_type] = Late(partial(_original_config, family))
+            continue
         config_class = expanded_config_class(family)
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        for mapping, name in ((MODEL_MAPPING, "model"), (MODEL_FOR_CAUSAL_LM_MAPPING, "causal_lm")):
-            late: Any = Late(partial(_model_class, family, name))
-            mapping.register(config_class, late, exist_ok=True)
+        register_models(family, config_class)
+
+
+def register_models(family: Any, config_class: Any) -> None:
+    """Add the model classes of a family to transformers' Auto classes, under its configuration class."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+
+    for mapping, name in ((MODEL_MAPPING, "model"), (MODEL_FOR_CAUSAL_LM_MAPPING, "causal_lm")):
+        late: Any = Late(partial(_model_class, family, name))
+        mapping.register(config_class, late, exist_ok=True)
 
 
 def _model_class(family: Any, name: str) -> type:
     from statex.models.factory import expanded_model_classes
 
     return getattr(expanded_model_classes(family), name)
+
+
+def _original_config(family: Any) -> type:
+    from statex.models.dispatch import imported
+
+    return imported(family.config_class)
