@@ -18,7 +18,7 @@ from statex.families import FAMILIES, Family, family_of
 from statex.models.caches import CACHE_NAMES
 from statex.models.dispatch import RECURRENCES, imported
 from statex.models.documents import document_arguments, has_attention
-from statex.models.fla import fla_model_forward, with_plan
+from statex.models.fla import as_fla_names_it, fla_model_forward, with_plan
 from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions, with_arguments_of
 from statex.models.registration import register_models
 from statex.models.replay import ReplayExpansion
@@ -126,7 +126,7 @@ def expanded_model_classes(family: Family) -> ModelClasses:
     forward = fla_model_forward(model) if family.library == "fla" else _model_forward(model, family)
     ours = _derived(family.model_class, ExpandedModel, forward=forward, **members)
     exchanged[model] = ours
-    forward = _causal_lm_forward(causal_lm, model)
+    forward = _causal_lm_forward(causal_lm, model, family)
     made = ModelClasses(ours, _derived(family.causal_lm_class, ExpandedModel, forward=forward, **members))
     _convert_checkpoints_alike(family)
     for one in made:  # a constructor would, and a model that becomes ours in place has been through another's
@@ -232,7 +232,7 @@ def _makes_cache(model: Any, given: dict[str, Any]) -> bool:
     return use_cache and not (model.gradient_checkpointing and model.training)
 
 
-def _causal_lm_forward(base: Any, model: Any) -> Callable:
+def _causal_lm_forward(base: Any, model: Any, family: Family) -> Callable:
     """The forward of a language model, which passes what it does not read to its base model."""
     known, attends = {*_known_keywords(base), *_known_keywords(model), *LOSS_KEYWORDS}, has_attention(base)
 
@@ -246,6 +246,7 @@ def _causal_lm_forward(base: Any, model: Any) -> Callable:
         **kwargs: Any,
     ) -> Any:
         """As transformers'; `seq_idx` and `cu_seqlens` also reach the base model."""
+        kwargs = as_fla_names_it(kwargs) if family.library == "fla" else kwargs
         check_keywords(kwargs, known)
         if not attends:
             check_no_attentions(output_attentions)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CONFIG_MAPPING
 
+from statex.models.caches import one_cache
 from statex.models.delta_rule import for_each_value_head, normalised
 from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions, with_arguments_of
 from statex.ops import gated_delta, gated_delta_step
@@ -46,6 +47,14 @@ def with_plan(constructor: Callable) -> Callable:
     return construct
 
 
+def as_fla_names_it(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a forward with the cache, which transformers calls otherwise since 5.24, by its earlier name."""
+    if "cache" not in given:
+        return given
+    cache = one_cache(given.pop("cache"), given.get("past_key_values"))
+    return given | {"past_key_values": cache}
+
+
 def fla_model_forward(base: Any) -> Callable:
     """The forward of one of FLA's base models, which passes all keywords on and drops those that nothing reads."""
     _, *names, _ = inspect.signature(base.forward).parameters
@@ -66,7 +75,7 @@ def fla_model_forward(base: Any) -> Callable:
             cu_seqlens: the same for a batch of 1, as FLA has it: [S + 1] int, the borders of the documents.
             output_attentions: of the Hugging Face interface; there are none.
         """
-        kwargs = {name: value for name, value in kwargs.items() if name not in LOSS_KEYWORDS}
+        kwargs = as_fla_names_it({name: value for name, value in kwargs.items() if name not in LOSS_KEYWORDS})
         check_keywords(kwargs, names)
         check_no_attentions(output_attentions)
         given = dict(zip(names, args, strict=False)) | kwargs
