@@ -6,6 +6,7 @@ With them a model runs on a CPU as its layers say; the kernels themselves are te
 import importlib
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch.nn import functional as F
@@ -62,16 +63,14 @@ def make_fla(model_type, configuration="plain", seed=0, **changes):
     return settled(imported(family.causal_lm_class)(config), seed + 1)
 
 
-def over_documents(function, tokens, cu_seqlens, states, output_final_state):
+def over_documents(function, tokens, cu_seqlens, states):
     """function(*tokens, initial_state=...) document by document; tokens are [1, T, ...]."""
     borders = cu_seqlens.tolist()
     results = [
         function(*(x[:, a:b] for x in tokens), initial_state=None if states is None else _one(states, s))
-        for s, (a, b) in enumerate(zip(borders, borders[1:]))
+        for s, (a, b) in enumerate(pairwise(borders))
     ]
     output = torch.cat([each for each, _ in results], dim=1)
-    if not output_final_state:
-        return output, None
     return output, _joined([state for _, state in results])
 
 
@@ -96,10 +95,13 @@ def recurrence(naive, names, prepare=None):
         options = {} if scale is None else {"scale": scale}
         assert all(value in (None, True, False) for value in given.values()), given.keys()
         run = partial(naive, output_final_state=True, **options)
+        if state_v_first and initial_state is not None:
+            initial_state = initial_state.mT
         if cu_seqlens is not None:
-            return over_documents(run, tokens, cu_seqlens, initial_state, output_final_state)
-        output, state = run(*tokens, initial_state=initial_state)
-        return output, state if output_final_state else None
+            output, state = over_documents(run, tokens, cu_seqlens, initial_state)
+        else:
+            output, state = run(*tokens, initial_state=initial_state)
+        return output, (state.mT if state_v_first else state) if output_final_state else None
 
     return kernel
 
@@ -164,8 +166,9 @@ def _convolution(
         return F.silu(y) if activation else y, inputs[..., -W:]
 
     if cu_seqlens is not None:
-        return over_documents(run, [x], cu_seqlens, initial_state, output_final_state)
-    y, state = run(x, initial_state)
+        y, state = over_documents(run, [x], cu_seqlens, initial_state)
+    else:
+        y, state = run(x, initial_state)
     return y, state if output_final_state else None
 
 

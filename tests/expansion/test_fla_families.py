@@ -4,30 +4,29 @@ Its kernels are replaced by references, so that all of this runs on a CPU; tests
 """
 
 import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-
-if find_spec("fla") is None:
-    pytest.skip("needs flash-linear-attention", allow_module_level=True)
-IMPORTED_BEFORE = "fla" in sys.modules
+from transformers import AutoModelForCausalLM, Mamba2ForCausalLM
 
 import fla_models
 import statex
-from common import EXPANDED, UNTOUCHED, distance, logits, mixer, tokens
+from common import EXPANDED, UNTOUCHED, distance, logits, make_mamba2, mixer, tokens
 from fla_models import CONFIGURATIONS, HYBRID, make_fla
 from statex.expansion.plan import plan_expansion
-from statex.families import FAMILIES
+from statex.expansion.state_use import layer_state, new_state_energy
+from statex.expansion.stored import stored_plan
+from statex.families import ALL_FAMILIES, FAMILIES, family_of
 
+pytestmark = pytest.mark.skipif("gsa" not in FAMILIES, reason="needs flash-linear-attention")
+IMPORTED_BEFORE = "fla" in sys.modules
 TYPES = tuple(CONFIGURATIONS)
-PRESERVED = tuple(name for name in TYPES if "preserve" in FAMILIES[name].methods)
+PRESERVED = tuple(name for name in TYPES if "preserve" in ALL_FAMILIES[name].methods)
 CASES = [
     (name, configuration, init, method)
     for name in TYPES
     for configuration in CONFIGURATIONS[name]
-    for init, methods in FAMILIES[name].methods.items()
+    for init, methods in ALL_FAMILIES[name].methods.items()
     for method in methods
 ]
 each_case = pytest.mark.parametrize(("name", "configuration", "init", "method"), CASES)
@@ -142,6 +141,17 @@ def test_training_reduces_the_loss(name):
 
 
 @each_type
+def test_the_state_in_the_cache(name):
+    init, methods = next(iter(FAMILIES[name].methods.items()))
+    model = expanded(name, init=init, method=methods[0])
+    cache = model(tokens(batch=3), use_cache=True).past_key_values
+    (layer,) = stored_plan(model.config).layers
+    state = layer_state(cache, layer, name)
+    assert bool(state.abs().amax(dim=(0, 3)).all())  # every key or slot is written, in every head
+    assert (new_state_energy(state, layer) > 0).all()
+
+
+@each_type
 def test_layers_of_attention_are_left_alone(name, monkeypatch):
     monkeypatch.setattr("fla.layers.attn.flash_attn_func", len)  # a layer cannot be made without
     model = make_fla(name, **HYBRID)
@@ -178,6 +188,18 @@ def test_what_cannot_be():
         with pytest.raises(statex.UserError, match=problem):
             statex.expand(model, layers=[EXPANDED], **expansion)
         assert type(model) is before
+
+
+def test_fla_s_own_mamba2_does_not_take_the_place_of_transformers(tmp_path, monkeypatch):
+    """Which it does in transformers' table when something imports fla, as transformers' Qwen3-Next."""
+    from fla.models import Mamba2Config
+    from transformers import CONFIG_MAPPING
+
+    make_mamba2().save_pretrained(tmp_path)
+    monkeypatch.setitem(CONFIG_MAPPING._extra_content, "mamba2", Mamba2Config)
+    assert type(statex.load(tmp_path)) is Mamba2ForCausalLM
+    with pytest.raises(statex.UserError, match="is here a model of flash-linear-attention's"):
+        family_of(Mamba2Config())
 
 
 @pytest.mark.skipif(IMPORTED_BEFORE, reason="fla was imported by something else")

@@ -16,7 +16,7 @@ import fla_models
 import statex
 from common import VOCABULARY, distance, logits, mixer, tokens
 from fla_models import make_fla
-from statex.families import FAMILIES
+from statex.families import ALL_FAMILIES, FAMILIES
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,7 +42,7 @@ LARGE = {
 }
 """Heads of 256 keys, the most that FLA's own layers of these kinds take, and the size of RetNet's and Gated DeltaNet's
 checkpoints."""
-CASES = [(name, init, method) for name in SIZES for init, ways in FAMILIES[name].methods.items() for method in ways]
+CASES = [(name, init, method) for name in SIZES for init, ways in ALL_FAMILIES[name].methods.items() for method in ways]
 each_type = pytest.mark.parametrize("name", SIZES)
 
 
@@ -84,7 +84,7 @@ def test_the_kernels_compute_what_the_references_do(name, init, method):
     assert distance(logits(model.bfloat16(), ids).float().cpu(), wanted) < 0.1
 
 
-@pytest.mark.parametrize("name", [name for name in SIZES if "preserve" in FAMILIES[name].methods])
+@pytest.mark.parametrize("name", [name for name in SIZES if "preserve" in ALL_FAMILIES[name].methods])
 def test_preserve_keeps_the_function(name):
     model = plain(name)
     ids = ids_of(length=SHORT)

@@ -86,7 +86,11 @@ def family_of(config: Any) -> Family:
     model_type = getattr(config, "base_model_type", config.model_type)
     if model_type not in FAMILIES:
         raise unknown_family(model_type)
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    if family.library != "fla" and config.__module__.startswith("fla."):
+        problem = "is here a model of flash-linear-attention's, which takes transformers' place when it is imported"
+        raise UserError("model_type", model_type, problem, "use transformers' own, in a process that imports no fla")
+    return family
 
 
 def unknown_family(model_type: object) -> UserError:
@@ -99,7 +103,8 @@ def unknown_family(model_type: object) -> UserError:
         problem = f"is not in transformers {transformers.__version__}, by which statex would read and expand it"
         return UserError("model_type", model_type, problem, "install a newer transformers (docs/families.md)")
     if name in OURS_ONLY:
-        problem = f"is another library's model, which takes no expanded state; statex's is {OURS_ONLY[name]}"
+        whose = "flash-linear-attention's" if name == "rwkv7" else "transformers'"
+        problem = f"is {whose} own model, which takes no expanded state; statex's is {OURS_ONLY[name]}"
         return UserError("model_type", model_type, problem, "load its folder with statex.load")
     problem, known = "is not a family that statex can expand", f"known families: {', '.join(FAMILIES)}"
     if (reason := NOT_EXPANDABLE.get(name)) is not None:

@@ -173,6 +173,10 @@ class Family(ABC):
         """How many layers the model has that `values`, those of a config.json and its class's defaults, describe."""
         return values["num_hidden_layers"]
 
+    def cached_state(self, cache: Any, index: int) -> torch.Tensor:
+        """A layer's state in the model's cache."""
+        return cache.layers[index].recurrent_states[0]
+
     def state_matrices(self, cached: torch.Tensor) -> torch.Tensor:
         """[B, H, K, V], a view of a layer's state as the model's cache holds it."""
         return cached.mT if self.keys_last else cached

@@ -15,11 +15,18 @@ HEAD = """# Families
 Which models can be expanded, and how. Made from the table in `src/statex/families/__init__.py` by
 `python -m statex.families.document docs/families.md`; `statex inspect MODEL` says the same of one model.
 
-All families are tested alike, on tiny models with random weights on a CPU, with the oldest and the newest
-transformers that statex supports (`tests/expansion`, `tests/families`): plan and model agree, saved and loaded models
-are equal bit by bit, other layers stay as they were, every new row learns within two steps, `preserve` keeps the
-logits, generation with a cache equals generation without, left padding, gradient checkpointing, a second expansion.
+All families of statex and transformers are tested alike, on tiny models with random weights on a CPU, with the oldest
+and the newest transformers that statex supports (`tests/expansion`, `tests/families`): plan and model agree, saved and
+loaded models are equal bit by bit, other layers stay as they were, every new row learns within two steps, `preserve`
+keeps the logits, generation with a cache equals generation without, left padding, gradient checkpointing, a second
+expansion.
 What was measured on models of some size is in the last column.
+
+The last families are flash-linear-attention's own classes (tested: 0.6.0), as `fla.models` makes them. Their plan,
+surgery and folders need no GPU, and are tested on a CPU with references in the place of FLA's kernels; to compute
+anything they need one. A folder of its `gla` or `rwkv7` becomes statex's own model when `statex.load` reads it, which
+runs on a CPU too. An expanded one is saved under a model type of its own (`statex_fla_gsa`, ...), and loading it needs
+statex and FLA.
 """
 WHOSE_OPS = """
 A family that runs on statex's ops has the same kernels as GLA and Mamba2, but for RWKV-7, whose recurrence is in chunks
@@ -67,7 +74,7 @@ def _refused(family: Family) -> list[tuple[str, str, str]]:
         for method in sorted({each for methods in family.methods.values() for each in methods}):
             try:
                 family.method_of(init, method)
-                if method == GROW and init == "preserve":
+                if method == GROW and init == "preserve" and family.library == "transformers":
                     _preserve(family)
             except UserError as error:
                 if error.field == "init":

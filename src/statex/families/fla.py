@@ -8,6 +8,8 @@ Letters: H heads of queries, K and V key and value dimension of a head.
 
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from statex.families.base import Family, Fill, Segment, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Share, Size
 
@@ -65,6 +67,9 @@ class FLAFamily(Family):
     def geometry(self, config: Any) -> StateGeometry:
         H, D = config.num_heads, config.hidden_size
         return StateGeometry(H, round(D * config.expand_k) // H, round(D * config.expand_v) // H)
+
+    def cached_state(self, cache: Any, index: int) -> Tensor:
+        return cache[index]["recurrent_state"]
 
     def norm_eps(self, config: Any, geometry: StateGeometry) -> float:
         """The epsilon of the norm of each head, as above."""

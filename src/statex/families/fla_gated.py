@@ -6,7 +6,8 @@ Letters: H heads of queries, K and V key and value dimension of a head, M slots.
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from statex.errors import UserError
 from statex.families.base import GROW, MERGE, StateGeometry, TensorRows
@@ -22,6 +23,7 @@ class GLAOfFLAFamily(FLAFamily, GLAFamily, model="GLA"):
     model_type = "gla"
     fields = GLAFields  # type: ignore[assignment]
     holds_plan = False
+    keys_last = True
     measured = FLAFamily.measured
     blocks_compile = False
     compiled_by_default = False
@@ -86,6 +88,7 @@ class HGRN2Family(FLAFamily, model="HGRN2"):
 
     model_type = "hgrn2"
     fields = HGRN2Fields
+    keys_last = True
     methods: ClassVar = {"reinit": (MERGE,), "inherit": (MERGE,)}
     merging_needs = "would need queries that read no other head's keys; and a head has no more keys than values"
     grows = "heads are merged"
@@ -176,6 +179,10 @@ class GSAFamily(FLAFamily, model="GSA"):
             fuse_norm=config.fuse_norm,
             layer_idx=layer_idx,
         )
+
+    def cached_state(self, cache: Any, index: int) -> Tensor:
+        keys, values = super().cached_state(cache, index)  # [B, H, K, M] and [B, H, M, V]
+        return torch.cat([keys.mT, values], dim=-1)
 
     def inherited_rows(self, config: Any, before: StateGeometry, after: StateGeometry) -> dict[str, TensorRows]:
         # Copies of a slot share what was read of it

@@ -20,7 +20,6 @@ from statex.models.dispatch import RECURRENCES, imported
 from statex.models.documents import document_arguments, has_attention
 from statex.models.fla import as_fla_names_it, fla_model_forward, with_plan
 from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions, with_arguments_of
-from statex.models.registration import register_models
 from statex.models.replay import ReplayExpansion
 from statex.models.shim import FoundThroughShim
 from statex.ops.segments import one_seq_idx
@@ -77,9 +76,7 @@ def expanded_config_class(family: Family) -> Any:
     members = {"model_type": family.expanded_type, "base_model_type": family.model_type, "expansion": None}
     if family.library == "fla":
         constructor = with_plan(imported(family.config_class).__init__)
-        made = _derived(family.config_class, ExpandedConfig, __init__=constructor, **members)
-        register_models(family, made)
-        return made
+        return _derived(family.config_class, ExpandedConfig, __init__=constructor, **members)
     annotations = {"expansion": list | dict | None}
     return strict(_derived(family.config_class, ExpandedConfig, __annotations__=annotations, **members))
 

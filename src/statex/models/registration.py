@@ -4,6 +4,7 @@ The families and their configurations are imported when one of transformers' map
 when it is looked up: importing model code takes seconds.
 """
 
+import sys
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from functools import partial
 from typing import Any
@@ -37,7 +38,7 @@ class LateEntries(dict):
 
     def __iter__(self) -> Iterator:
         _register_once()
-        return super().__iter__()
+        return iter(list(super().__iter__()))  # making a class may import a library that registers its own
 
     def __len__(self) -> int:
         _register_once()
@@ -83,30 +84,23 @@ def register_when_needed() -> None:
 def register_families() -> None:
     """Add the configuration and the model classes of every family in `FAMILIES` to transformers' Auto classes."""
     _IS_DONE.append(True)
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig
 
     from statex.families import FAMILIES
     from statex.models.factory import expanded_config_class
 
     register_when_needed()
+    tables: Any = CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
     for family in FAMILIES.values():
-        if family.library != "transformers":
-            unlisted = CONFIG_MAPPING._extra_content.unlisted  # type: ignore[attr-defined]
-            unlisted[family.expanded_type] = Late(partial(expanded_config_class, family))
-            unlisted[family.model_type] = Late(partial(_original_config, family))
+        if family.library == "fla" and "fla.models" not in sys.modules:
+            for name in (family.model_type, family.expanded_type):
+                tables[0]._extra_content.unlisted[name] = Late(partial(_of_fla, name))
             continue
         config_class = expanded_config_class(family)
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        register_models(family, config_class)
-
-
-def register_models(family: Any, config_class: Any) -> None:
-    """Add the model classes of a family to transformers' Auto classes, under its configuration class."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
-
-    for mapping, name in ((MODEL_MAPPING, "model"), (MODEL_FOR_CAUSAL_LM_MAPPING, "causal_lm")):
-        late: Any = Late(partial(_model_class, family, name))
-        mapping.register(config_class, late, exist_ok=True)
+        for mapping, name in zip(tables[1:], ("model", "causal_lm"), strict=True):
+            late: Any = Late(partial(_model_class, family, name))
+            mapping.register(config_class, late, exist_ok=True)
 
 
 def _model_class(family: Any, name: str) -> type:
@@ -115,7 +109,12 @@ def _model_class(family: Any, name: str) -> type:
     return getattr(expanded_model_classes(family), name)
 
 
-def _original_config(family: Any) -> type:
-    from statex.models.dispatch import imported
+def _of_fla(model_type: str) -> type:
+    """The configuration of that type of flash-linear-attention's or ours, all of which are entries from now on."""
+    from transformers import CONFIG_MAPPING
 
-    return imported(family.config_class)
+    from statex.models.fla import import_fla
+
+    import_fla()
+    register_families()
+    return CONFIG_MAPPING[model_type]
