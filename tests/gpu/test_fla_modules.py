@@ -5,6 +5,7 @@ Exactness and bookkeeping are tested on a CPU, with references in the place of t
 """
 
 import copy
+import math
 
 import pytest
 import torch
@@ -48,13 +49,24 @@ each_type = pytest.mark.parametrize("name", SIZES)
 
 @pytest.fixture(autouse=True, scope="module")
 def untuned():
-    """Each kernel in the first of its forms: timing all of them would take minutes, and none is slow on so little."""
+    """Each kernel in the first of its forms that runs: timing all would take minutes, and none is slow on so little."""
     from triton.runtime.autotuner import Autotuner
 
+    choices, timed, found = Autotuner.prune_configs, Autotuner._bench, set()
+
+    def prune(self, *args, **kwargs):
+        found.discard(id(self))
+        return choices(self, *args, **kwargs)
+
+    def bench(self, *args, **kwargs):
+        times = [math.inf] * 3 if id(self) in found else timed(self, *args, **kwargs)
+        if math.isfinite(times[0]):
+            found.add(id(self))
+        return times
+
     with pytest.MonkeyPatch.context() as patch:
-        choices = Autotuner.prune_configs
-        patch.setattr(Autotuner, "prune_configs", lambda self, *args, **kwargs: choices(self, *args, **kwargs)[:1])
-        patch.setattr(Autotuner, "_bench", lambda self, *args, **kwargs: [0.0, 0.0, 0.0])
+        patch.setattr(Autotuner, "prune_configs", prune)
+        patch.setattr(Autotuner, "_bench", bench)
         yield
 
 
@@ -111,12 +123,13 @@ def test_heads_larger_than_fla_takes(name):
 @each_type
 def test_training_reduces_the_loss(name):
     """Each token is the one before plus three."""
-    model = expanded(name).bfloat16().train()
+    model = expanded(name).train()
     ids = ((torch.arange(4)[:, None] + 3 * torch.arange(LONG)) % VOCABULARY).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
-        loss = model(ids, labels=ids).loss
+        with torch.autocast(DEVICE, torch.bfloat16):
+            loss = model(ids, labels=ids).loss
         loss.backward()
         assert all(parameter.grad.isfinite().all() for parameter in mixer(model).parameters())
         optimizer.step()
