@@ -13,6 +13,7 @@ import fla_models
 import statex
 from common import EXPANDED, UNTOUCHED, distance, logits, make_mamba2, mixer, tokens
 from fla_models import CONFIGURATIONS, HYBRID, make_fla
+from statex.evaluation.reader import Reader
 from statex.expansion.plan import plan_expansion
 from statex.expansion.state_use import layer_state, new_state_energy
 from statex.expansion.stored import stored_plan
@@ -123,6 +124,16 @@ def test_left_padding_and_packed_documents(name):
     assert distance(logits(model, packed[:1], cu_seqlens=torch.tensor([0, 4, 16]))[:, 4:], wanted) < 1e-5
     with pytest.raises(TypeError, match="cash"):
         model(ids, cash=None)
+
+
+@each_type
+def test_a_state_is_continued_by_several_tokens(name):
+    model, ids = expanded(name, init="inherit"), tokens(length=41)
+    reader = Reader(model, piece=16)
+    assert reader.supports_chunked_continuation
+    logs = logits(model, ids).log_softmax(-1)[:, :-1]
+    wanted = -logs.gather(-1, ids[:, 1:, None])[..., 0]
+    torch.testing.assert_close(reader.next_token_nll(ids), wanted, rtol=1e-4, atol=1e-4)
 
 
 @each_type

@@ -113,7 +113,7 @@ def _check_sizes(family: Family, values: dict[str, Any], headers: dict[str, Tens
     list_of_layers = family.mixer_path.partition(".{}")[0].rpartition(".")[2]  # under whatever name of the base model
     layers = {found[1] for name in headers if (found := re.match(rf"\w+\.{list_of_layers}\.(\d+)\.", name))}
     num_layers = family.num_layers(values)
-    if num_layers != len(layers):
+    if not num_layers <= len(layers) <= num_layers + family.num_layers_left_out(values):
         raise UserError("num_hidden_layers", num_layers, f"the weights have {len(layers)} layers", remedy)
     longest = max((size for header in headers.values() for size in header.shape), default=0)
     for name in family.fields.tensor_sizes:

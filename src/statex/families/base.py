@@ -132,6 +132,8 @@ class Family(ABC):
     """What an expansion enlarges, for docs/families.md; this and the next three."""
     factors: str = "2 and more; 4 where none is given"
     """Which factors there are."""
+    left_out: str = ""
+    """What its checkpoints may hold that transformers does not load, and that an expanded folder therefore lacks."""
     runs_on: str = "statex's ops"
     """Whose kernels an expanded model runs on."""
     measured: str = "nothing yet"
@@ -172,6 +174,10 @@ class Family(ABC):
     def num_layers(self, values: Mapping[str, Any]) -> Any:
         """How many layers the model has that `values`, those of a config.json and its class's defaults, describe."""
         return values["num_hidden_layers"]
+
+    def num_layers_left_out(self, values: Mapping[str, Any]) -> int:
+        """How many more the weights may have behind those, which are not loaded."""
+        return 0
 
     def cached_state(self, cache: Any, index: int) -> torch.Tensor:
         """A layer's state in the model's cache."""

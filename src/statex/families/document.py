@@ -49,7 +49,14 @@ def families_page() -> str:
     ]
     cannot = [f"- `{name}`: {reason}." for name, reason in NOT_EXPANDABLE.items()]
     lacking = ["## Initialisations that a family lacks", "", *refused, ""]
+    left_out = [f"- `{name}`: {family.left_out}." for name, family in ALL_FAMILIES.items() if family.left_out]
     others = [
+        "## Weights that are left out",
+        "",
+        "transformers does not load them where a checkpoint has them, and so an expanded folder has none.",
+        "",
+        *left_out,
+        "",
         "## What cannot be expanded",
         "",
         *cannot,
