@@ -122,6 +122,10 @@ def test_left_padding_and_packed_documents(name):
     found = logits(model, packed, seq_idx=seq_idx)
     assert distance(found[:, 4:], wanted.repeat(2, 1, 1)) < 1e-5
     assert distance(logits(model, packed[:1], cu_seqlens=torch.tensor([0, 4, 16]))[:, 4:], wanted) < 1e-5
+    every = model(packed, seq_idx=seq_idx, output_hidden_states=True).hidden_states
+    assert {one.shape for one in every} == {(2, 16, 32)}
+    with pytest.raises(ValueError, match="packed documents cannot be padded"):
+        logits(model, packed, seq_idx=seq_idx, attention_mask=mask)
     with pytest.raises(TypeError, match="cash"):
         model(ids, cash=None)
 

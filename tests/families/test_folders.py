@@ -147,6 +147,13 @@ def test_a_family_that_the_installed_transformers_lacks_says_so(tmp_path, monkey
             refused(tmp_path)
 
 
+@pytest.mark.skipif("gsa" in FAMILIES, reason="flash-linear-attention is installed")
+def test_a_folder_of_a_library_that_is_not_installed(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gsa"}))
+    with pytest.raises(statex.UserError, match=r"'gsa': is flash-linear-attention's, which is not installed; install"):
+        statex.inspect(tmp_path)
+
+
 @pytest.mark.skipif("bailing_hybrid" not in FAMILIES, reason="older transformers have none")
 @pytest.mark.parametrize(("num_layers", "is_whole"), [(1, True), (2, False)])
 def test_layers_that_predict_further_tokens_are_left_out(num_layers, is_whole, tmp_path):

@@ -74,6 +74,9 @@ def fla_model_forward(base: Any) -> Callable:
             seq_idx: [B, T], which document of a packed row each token belongs to. Such a pass makes no cache.
             cu_seqlens: the same for a batch of 1, as FLA has it: [S + 1] int, the borders of the documents.
             output_attentions: of the Hugging Face interface; there are none.
+
+        Raises:
+            ValueError: packed documents with padding.
         """
         kwargs = as_fla_names_it({name: value for name, value in kwargs.items() if name not in LOSS_KEYWORDS})
         check_keywords(kwargs, names)
@@ -82,13 +85,24 @@ def fla_model_forward(base: Any) -> Callable:
         which = next((name for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
         if which is None or (seq_idx := one_seq_idx(seq_idx, cu_seqlens, given[which])) is None:
             return base.forward(self, **given)
-        tokens = given[which]
-        given = {"use_cache": False} | given | {which: tokens.flatten(0, 1)[None], "attention_mask": None}
+        tokens, mask = given[which], given.pop("attention_mask", None)
+        if mask is not None and not mask.all():
+            raise ValueError("seq_idx: packed documents cannot be padded; leave attention_mask out")
+        given = {"use_cache": False} | given | {which: tokens.flatten(0, 1)[None], "return_dict": True}
         output = base.forward(self, **given, cu_seqlens=cu_seqlens_of(seq_idx).to(tokens.device))
-        output.last_hidden_state = output.last_hidden_state.view(*tokens.shape[:2], -1)
+        for name in ("last_hidden_state", "hidden_states"):
+            if output.get(name) is not None:
+                output[name] = _in_rows(output[name], tokens)
         return output
 
     return forward
+
+
+def _in_rows(states: Any, tokens: Tensor) -> Any:
+    """Hidden states [1, B * T, D], or a tuple of such, as [B, T, D]."""
+    if isinstance(states, tuple):
+        return tuple(_in_rows(one, tokens) for one in states)
+    return states.view(*tokens.shape[:2], -1)
 
 
 def delta_rule_mixer(forward: Callable) -> Callable:
