@@ -4,6 +4,7 @@ Its kernels are replaced by references, so that all of this runs on a CPU; tests
 """
 
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from statex.expansion.plan import plan_expansion
 from statex.expansion.state_use import layer_state, new_state_energy
 from statex.expansion.stored import stored_plan
 from statex.families import ALL_FAMILIES, FAMILIES, family_of
+from statex.training.loss import chunked_loss
 
 pytestmark = pytest.mark.skipif("gsa" not in FAMILIES, reason="needs flash-linear-attention")
 IMPORTED_BEFORE = "fla" in sys.modules
@@ -164,6 +166,25 @@ def test_the_state_in_the_cache(name):
     state = layer_state(cache, layer, name)
     assert bool(state.abs().amax(dim=(0, 3)).all())  # every key or slot is written, in every head
     assert (new_state_energy(state, layer) > 0).all()
+
+
+@each_type
+@pytest.mark.parametrize("is_expanded", [False, True])
+def test_the_loss_in_chunks(name, is_expanded):
+    model, ids = (expanded if is_expanded else make_fla)(name).train(), tokens()
+    found = []
+    for context in (nullcontext(), chunked_loss(model, chunk=16)):
+        with context:
+            model.zero_grad()
+            loss = model(ids, labels=ids, num_items_in_batch=torch.tensor(30)).loss
+            loss.backward()
+        found.append([loss, *(parameter.grad.clone() for parameter in model.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert "_compute_logits_and_loss" not in vars(model)
+    model.config.use_l2warp = True
+    with pytest.raises(statex.UserError, match="use_l2warp = True: adds a loss"), chunked_loss(model, chunk=16):
+        pass
 
 
 @each_type
