@@ -12,13 +12,14 @@ from transformers import AutoModelForCausalLM, Mamba2ForCausalLM
 
 import fla_models
 import statex
-from common import EXPANDED, UNTOUCHED, distance, logits, make_mamba2, mixer, tokens
+from common import EXPANDED, UNTOUCHED, base_type, distance, logits, make_mamba2, mixer, tokens
 from fla_models import CONFIGURATIONS, HYBRID, make_fla
 from statex.evaluation.reader import Reader
 from statex.expansion.plan import plan_expansion
 from statex.expansion.state_use import layer_state, new_state_energy
 from statex.expansion.stored import stored_plan
 from statex.families import ALL_FAMILIES, FAMILIES, family_of
+from statex.models.documents import document_arguments
 from statex.training.loss import chunked_loss
 
 pytestmark = pytest.mark.skipif("gsa" not in FAMILIES, reason="needs flash-linear-attention")
@@ -200,13 +201,22 @@ def test_layers_of_attention_are_left_alone(name, monkeypatch):
 def test_a_folder_of_fla_s_own(name, tmp_path):
     model = make_fla(name)
     model.save_pretrained(tmp_path)
-    loaded = statex.load(tmp_path).eval()
     ours = "statex_gla" if name == "gla" else name
-    assert loaded.config.model_type == ours
-    statex.expand(loaded, every=1, factor=2)
     assert [each.init for each in statex.inspect(tmp_path).possible if each.problem is None] == [
         init for init, methods in FAMILIES[ours].methods.items() for _ in methods
     ]
+    loaded, ids = statex.load(tmp_path).eval(), tokens()
+    assert base_type(loaded) == ours
+    assert distance(logits(loaded, ids), logits(model, ids)) < 1e-5
+    packed, seq_idx = torch.cat([ids, ids], dim=1), (torch.arange(40) >= 20).int().repeat(2, 1)
+    assert distance(logits(loaded, packed, seq_idx=seq_idx)[:, 20:], logits(model, ids)) < 1e-5
+    if name != "gla":
+        loaded.save_pretrained(tmp_path / "again")
+        again = statex.load(tmp_path / "again").eval()
+        assert torch.equal(logits(again, ids), logits(loaded, ids))
+        with pytest.raises(ValueError, match=r"drops it; load the model with statex\.load"):
+            document_arguments(model.model, packed, seq_idx)
+    statex.expand(loaded, every=1, factor=2)
 
 
 def test_what_cannot_be():

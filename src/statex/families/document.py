@@ -25,8 +25,8 @@ What was measured on models of some size is in the last column.
 The last families are flash-linear-attention's own classes (tested: 0.6.0), as `fla.models` makes them. Their plan,
 surgery and folders need no GPU, and are tested on a CPU with references in the place of FLA's kernels; to compute
 anything they need one. A folder of its `gla` or `rwkv7` becomes statex's own model when `statex.load` reads it, which
-runs on a CPU too. An expanded one is saved under a model type of its own (`statex_fla_gsa`, ...), and loading it needs
-statex and FLA.
+runs on a CPU too. The others are loaded, and expanded ones saved, under a model type of their own (`statex_fla_gsa`,
+...), of a class derived from FLA's, which keeps packed documents apart; loading such a folder needs statex and FLA.
 """
 WHOSE_OPS = """
 A family that runs on statex's ops has the same kernels as GLA and Mamba2, but for RWKV-7, whose recurrence is in chunks
