@@ -135,7 +135,7 @@ def delta_rule_mixer(forward: Callable) -> Callable:
                 output_final_state=bool(use_cache), cu_seqlens=borders,
             )  # fmt: skip
         update_layer_cache(self, past_key_values, recurrent_state=state, conv_state=inputs, offset=T)
-        o = o.to(x.dtype)
+        o = o.to(v.dtype)
         o = self.o_norm(o, self.g_proj(x).view_as(o)) if self.use_gate else self.o_norm(o)
         return repad_hidden_states(self.o_proj(o.flatten(2)), indices, B, T), None, past_key_values
 
