@@ -145,3 +145,26 @@ def test_a_family_that_the_installed_transformers_lacks_says_so(tmp_path, monkey
     for refused in (statex.inspect, statex.load):
         with pytest.raises(statex.UserError, match=r"'minimax': is not in transformers .*; install a newer"):
             refused(tmp_path)
+
+
+@pytest.mark.skipif("gsa" in FAMILIES, reason="flash-linear-attention is installed")
+def test_a_folder_of_a_library_that_is_not_installed(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gsa"}))
+    with pytest.raises(statex.UserError, match=r"'gsa': is flash-linear-attention's, which is not installed; install"):
+        statex.inspect(tmp_path)
+
+
+@pytest.mark.skipif("bailing_hybrid" not in FAMILIES, reason="older transformers have none")
+@pytest.mark.parametrize(("num_layers", "is_whole"), [(1, True), (2, False)])
+def test_layers_that_predict_further_tokens_are_left_out(num_layers, is_whole, tmp_path):
+    """Ling's checkpoints have them behind the others; transformers does not load them."""
+    model = delta_models.make_delta("bailing_hybrid")
+    model.save_pretrained(tmp_path)
+    file, first = tmp_path / "model.safetensors", model.config.num_hidden_layers
+    further = {f"model.layers.{first + place}.enorm.weight": torch.ones(8) for place in range(num_layers)}
+    save_file(load_file(file) | further, file, metadata={"format": "pt"})
+    if is_whole:
+        assert torch.equal(logits(statex.load(tmp_path).eval(), tokens()), logits(model.eval(), tokens()))
+    else:
+        with pytest.raises(statex.UserError, match="the weights have 5 layers"):
+            statex.load(tmp_path)

@@ -28,7 +28,7 @@ def test_they_are_made_once_and_found_by_name():
         assert pickle.loads(pickle.dumps(one)) is one
     with pytest.raises(AttributeError, match="StatexMamba3Config"):
         _ = factory.StatexMamba3Config
-    assert not hasattr(factory, "StatexGLAForCausalLM")
+    assert not hasattr(factory, "StatexXLSTMForCausalLM")
 
 
 def test_a_family_of_our_own_classes_has_nothing_made():

@@ -16,7 +16,7 @@ from statex.models.shim import SHIM
 from statex.utils.atomic import new_folder
 
 FLA_MODEL_TYPE = "gla"
-FOREIGN_TYPES = {FLA_MODEL_TYPE: GLAConfig.model_type, "rwkv7": RWKV7Config.model_type} | OURS_ONLY
+FOREIGN_TYPES = {FLA_MODEL_TYPE: GLAConfig.model_type} | OURS_ONLY
 """Our model types, by FLA's and transformers'."""
 ACTIVATIONS = {"sqrelu": "relu2"}
 """transformers' names of RWKV-7's activation, by FLA's."""

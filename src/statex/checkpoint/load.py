@@ -10,6 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from statex.checkpoint.config import describe
 from statex.checkpoint.folder import model_folder
 from statex.errors import UserError, explained
+from statex.families import Family, family_of
+from statex.models.factory import expanded_model_classes
+from statex.models.replay import ReplayExpansion
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 DTYPES = ("auto", "float16", "bfloat16", "float32", "float64")
@@ -19,7 +22,8 @@ def load(
     folder: str | os.PathLike, *, dtype: torch.dtype | str = "auto", check_finite: bool = True, **kwargs: Any
 ) -> PreTrainedModel:
     """Load a recurrent model from a folder in Hugging Face format, or in FLA's format of `gla` or `rwkv7`;
-    transformers' `xlstm` becomes statex's own model.
+    transformers' `xlstm` becomes statex's own model. FLA's other models become the classes that can hold an expansion,
+    which keep packed documents apart and refuse unknown keywords, where FLA's drop them.
 
     Unlike `from_pretrained`, which makes a missing tensor random, it refuses a folder whose tensors are not exactly
     the model's. No code of the folder is run.
@@ -49,6 +53,9 @@ def load(
         )
     if rescale:
         model.config.rescale_prenorm_residual = True
+    family: Family = family_of(config)
+    if family.library == "fla" and not isinstance(model, ReplayExpansion):
+        expanded_model_classes(family).causal_lm.adopt(model)
     if check_finite:
         _refuse_infinite_weights(model, folder)
     return model

@@ -41,7 +41,7 @@ def require_mixer(mixer: nn.Module, plain: nn.Module) -> None:
     """Raise UserError unless a mixer has the modules and tensors of `plain`, made from the configuration alone."""
     actual, wanted = _outline(mixer), _outline(plain)
     different = sorted(name for name in actual.keys() | wanted.keys() if actual.get(name) != wanted.get(name))
-    own_class = _package(type(mixer)) not in ("transformers", "statex")
+    own_class = _package(type(mixer)) not in ("transformers", "statex", "fla")
     if own_class or different:
         problem = "is a mixer of your own" if own_class else f"is not as configured: its {different[0]} differs"
         raise UserError("model", type(mixer).__name__, problem, "expand the model as from_pretrained gives it")

@@ -26,8 +26,9 @@ def new_entries(layer: LayerChange) -> torch.Tensor:
 
 
 def layer_state(cache: Any, layer: LayerChange, model_type: str) -> torch.Tensor:
-    """[B, H, K, V], a view of the layer's state in a model's cache."""
-    view = FAMILIES[model_type].state_matrices(cache.layers[layer.index].recurrent_states[0])
+    """[B, H, K, V], the layer's state in a model's cache."""
+    family = FAMILIES[model_type]
+    view = family.state_matrices(family.cached_state(cache, layer.index))
     expected = (layer.after.num_heads, layer.after.key_dim, layer.after.value_dim)
     assert tuple(view.shape[1:]) == expected, f"layer {layer.index}: state {tuple(view.shape)}, plan {expected}"
     return view

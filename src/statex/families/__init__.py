@@ -10,6 +10,9 @@ from statex.families.bamba import BambaFamily
 from statex.families.base import Family, LayerShape, Segment, StateGeometry, TensorRows
 from statex.families.falcon_h1 import FalconH1Family
 from statex.families.falcon_mamba import FalconMambaFamily
+from statex.families.fla_delta import DeltaNetFamily, GatedDeltaNetFamily
+from statex.families.fla_gated import GLAOfFLAFamily, GSAFamily, HGRN2Family
+from statex.families.fla_retnet import RetNetFamily
 from statex.families.gla import GLAFamily
 from statex.families.granitemoehybrid import GraniteMoeHybridFamily
 from statex.families.jamba import JambaFamily
@@ -46,24 +49,32 @@ ALL_FAMILIES: dict[str, Family] = {
         JambaFamily(),
         RWKV7Family(),
         XLSTMFamily(),
+        GLAOfFLAFamily(),
+        GSAFamily(),
+        HGRN2Family(),
+        RetNetFamily(),
+        DeltaNetFamily(),
+        GatedDeltaNetFamily(),
     )
 }
 FAMILIES = {name: family for name, family in ALL_FAMILIES.items() if family.is_available}
-"""Those that the installed transformers has."""
+"""Those whose classes are installed."""
 
-OURS_ONLY = {"xlstm": "statex_xlstm"}
-"""Model types of transformers that are families in a form of statex's own, which `statex.load` makes of a folder."""
+OURS_ONLY = {"xlstm": "statex_xlstm", "rwkv7": "statex_rwkv7"}
+"""Model types of transformers and flash-linear-attention that are families in a form of statex's own alone, which
+`statex.load` makes of a folder."""
 
 NOT_EXPANDABLE = {
     "recurrent_gemma": "its recurrence keeps one number a channel: there are no keys to add",
+    "hgrn": "its recurrence keeps one number a channel: there are no keys to add",
     "rwkv": "RWKV-4 keeps two sums a channel: there are no keys to add",
     "lfm2": "its convolutions keep the last few inputs and have no recurrent state",
     "lfm2_moe": "its convolutions keep the last few inputs and have no recurrent state",
     "lfm3": "its convolutions keep the last few inputs and have no recurrent state",
 }
 """Recurrent models, or such as are taken for them, whose state cannot be enlarged, and why not."""
-OF_FLA = "it is flash-linear-attention's, of whose models statex reads and expands `gla` and `rwkv7` alone"
-NOT_EXPANDABLE |= dict.fromkeys(("gsa", "hgrn2", "retnet", "delta_net", "gated_deltanet", "kda"), OF_FLA)
+OF_FLA = "it is flash-linear-attention's, of whose models statex expands those that are listed as families"
+NOT_EXPANDABLE |= dict.fromkeys(("kda", "rwkv6", "lightnet", "gated_deltaproduct", "comba"), OF_FLA)
 
 
 def family_of(config: Any) -> Family:
@@ -75,17 +86,25 @@ def family_of(config: Any) -> Family:
     model_type = getattr(config, "base_model_type", config.model_type)
     if model_type not in FAMILIES:
         raise unknown_family(model_type)
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    if family.library != "fla" and config.__module__.startswith("fla."):
+        problem = "is here a model of flash-linear-attention's, which takes transformers' place when it is imported"
+        raise UserError("model_type", model_type, problem, "use transformers' own, in a process that imports no fla")
+    return family
 
 
 def unknown_family(model_type: object) -> UserError:
     """The error that says why a model cannot be expanded and names the known families."""
     name = str(model_type)  # it may be anything yet
+    if name in ALL_FAMILIES and name not in FAMILIES and ALL_FAMILIES[name].library == "fla":
+        problem = "is flash-linear-attention's, which is not installed"
+        return UserError("model_type", model_type, problem, "install flash-linear-attention (docs/families.md)")
     if name in ALL_FAMILIES and name not in FAMILIES:
         problem = f"is not in transformers {transformers.__version__}, by which statex would read and expand it"
         return UserError("model_type", model_type, problem, "install a newer transformers (docs/families.md)")
     if name in OURS_ONLY:
-        problem = f"is transformers' own model, which takes no expanded state; statex's is {OURS_ONLY[name]}"
+        whose = "flash-linear-attention's" if name == "rwkv7" else "transformers'"
+        problem = f"is {whose} own model, which takes no expanded state; statex's is {OURS_ONLY[name]}"
         return UserError("model_type", model_type, problem, "load its folder with statex.load")
     problem, known = "is not a family that statex can expand", f"known families: {', '.join(FAMILIES)}"
     if (reason := NOT_EXPANDABLE.get(name)) is not None:

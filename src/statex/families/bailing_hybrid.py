@@ -1,12 +1,17 @@
 """Bailing hybrid, the architecture of Ling 3.0: Kimi Delta Attention among attention layers; heads are merged."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
 
 from statex.families.fields import ConfigFields, NegativeFloat, PositiveFloat, Size
 from statex.families.gated_delta import LayerType
 from statex.families.kimi_linear import KimiLinearFamily
+from statex.families.shared import FURTHER_TOKENS
 
 MODELING = "transformers.models.bailing_hybrid.modeling_bailing_hybrid"
+Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class BailingHybridFields(ConfigFields):
@@ -23,6 +28,8 @@ class BailingHybridFields(ConfigFields):
     kda_lower_bound: NegativeFloat
     rms_norm_eps: PositiveFloat
     layer_types: list[LayerType] | None
+    num_mtp_layers: Count
+    num_nextn_predict_layers: Count = 0
 
 
 class BailingHybridFamily(KimiLinearFamily):
@@ -34,3 +41,7 @@ class BailingHybridFamily(KimiLinearFamily):
     model_class = f"{MODELING}.BailingHybridModel"
     causal_lm_class = f"{MODELING}.BailingHybridForCausalLM"
     mixer_class = f"{MODELING}.BailingHybridDeltaAttention"
+    left_out = FURTHER_TOKENS
+
+    def num_layers_left_out(self, values: Mapping[str, Any]) -> int:
+        return values.get("num_nextn_predict_layers", values["num_mtp_layers"])  # Ling's name of it first

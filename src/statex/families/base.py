@@ -106,11 +106,13 @@ class Family(ABC):
     """Of its base model (`AutoModel`)."""
     causal_lm_class: str
     """Of its causal language model."""
+    library: str = "transformers"
+    """The package that they are of. Another than transformers is imported when one of its models is first asked for."""
     holds_plan: bool = False
     """Whether these are statex's own and replay a stored plan; for transformers' classes, such ones are derived."""
     mixer_class: str = ""
     """Of its token mixer, which runs on statex's ops in the derived model; empty: it stays as it is."""
-    recurrence: Literal["mamba2", "gated_delta", "kimi_delta", "lightning"] = "mamba2"
+    recurrence: Literal["mamba2", "gated_delta", "kimi_delta", "lightning", "fla_delta"] = "mamba2"
     """What kind of mixer that is, hence which functions of its module statex's ops replace (`models/dispatch.py`)."""
     continues_states: bool = True
     """Whether its scan begins with a given state, or afresh within a row of packed documents; transformers' own for the
@@ -122,12 +124,18 @@ class Family(ABC):
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(("reinit", "inherit", "preserve"), (GROW,))
     """How the state is enlarged with each initialisation, the first where no method is given: GROW adds keys to each
     head, MERGE makes one head of several."""
+    lacks: ClassVar[Mapping[str, str]] = {}
+    """Initialisations that are impossible whatever the method, and why, after "init = ..."."""
     merging_needs: str = ""
     """Why merged heads have not every initialisation, after "init = ...", where there is MERGE."""
     grows: str = "key dimension"
-    """What an expansion enlarges, for docs/families.md; this and the next two."""
+    """What an expansion enlarges, for docs/families.md; this and the next three."""
     factors: str = "2 and more; 4 where none is given"
     """Which factors there are."""
+    left_out: str = ""
+    """What its checkpoints may hold that transformers does not load, and that an expanded folder therefore lacks."""
+    runs_on: str = "statex's ops"
+    """Whose kernels an expanded model runs on."""
     measured: str = "nothing yet"
     """What was measured on models of some size, with links from docs/."""
     blocks_compile: bool = False
@@ -139,8 +147,16 @@ class Family(ABC):
 
     @property
     def is_available(self) -> bool:
-        """Whether the installed transformers has its classes."""
+        """Whether its classes are installed."""
+        if self.library != "transformers":
+            return find_spec(self.library) is not None  # which, without a dot, imports nothing
         return find_spec(self.config_class.rpartition(".")[0].rpartition(".")[0]) is not None
+
+    @property
+    def expanded_type(self) -> str:
+        """Model type of its expanded models, where their classes are derived."""
+        library = "" if self.library == "transformers" else f"{self.library}_"
+        return f"statex_{library}{self.model_type}"
 
     @property
     def module_classes(self) -> tuple[str, ...]:
@@ -158,6 +174,14 @@ class Family(ABC):
     def num_layers(self, values: Mapping[str, Any]) -> Any:
         """How many layers the model has that `values`, those of a config.json and its class's defaults, describe."""
         return values["num_hidden_layers"]
+
+    def num_layers_left_out(self, values: Mapping[str, Any]) -> int:
+        """How many more the weights may have behind those, which are not loaded."""
+        return 0
+
+    def cached_state(self, cache: Any, index: int) -> torch.Tensor:
+        """A layer's state in the model's cache."""
+        return cache.layers[index].recurrent_states[0]
 
     def state_matrices(self, cached: torch.Tensor) -> torch.Tensor:
         """[B, H, K, V], a view of a layer's state as the model's cache holds it."""
@@ -188,6 +212,8 @@ class Family(ABC):
             UserError: the two do not go together, or the family has not this method.
         """
         possible = self.methods.get(init, ())
+        if init in self.lacks:
+            raise UserError("init", init, self.lacks[init], f"use init = {' or '.join(map(repr, self.methods))}")
         if method in possible or (method is None and possible):
             return method or possible[0]
         merging = [f'"{each}"' for each, methods in self.methods.items() if MERGE in methods]

@@ -15,11 +15,18 @@ HEAD = """# Families
 Which models can be expanded, and how. Made from the table in `src/statex/families/__init__.py` by
 `python -m statex.families.document docs/families.md`; `statex inspect MODEL` says the same of one model.
 
-All families are tested alike, on tiny models with random weights on a CPU, with the oldest and the newest
-transformers that statex supports (`tests/expansion`, `tests/families`): plan and model agree, saved and loaded models
-are equal bit by bit, other layers stay as they were, every new row learns within two steps, `preserve` keeps the
-logits, generation with a cache equals generation without, left padding, gradient checkpointing, a second expansion.
+All families of statex and transformers are tested alike, on tiny models with random weights on a CPU, with the oldest
+and the newest transformers that statex supports (`tests/expansion`, `tests/families`): plan and model agree, saved and
+loaded models are equal bit by bit, other layers stay as they were, every new row learns within two steps, `preserve`
+keeps the logits, generation with a cache equals generation without, left padding, gradient checkpointing, a second
+expansion.
 What was measured on models of some size is in the last column.
+
+The last families are flash-linear-attention's own classes (tested: 0.6.0), as `fla.models` makes them. Their plan,
+surgery and folders need no GPU, and are tested on a CPU with references in the place of FLA's kernels; to compute
+anything they need one. A folder of its `gla` or `rwkv7` becomes statex's own model when `statex.load` reads it, which
+runs on a CPU too. The others are loaded, and expanded ones saved, under a model type of their own (`statex_fla_gsa`,
+...), of a class derived from FLA's, which keeps packed documents apart; loading such a folder needs statex and FLA.
 """
 WHOSE_OPS = """
 A family that runs on statex's ops has the same kernels as GLA and Mamba2, but for RWKV-7, whose recurrence is in chunks
@@ -42,7 +49,14 @@ def families_page() -> str:
     ]
     cannot = [f"- `{name}`: {reason}." for name, reason in NOT_EXPANDABLE.items()]
     lacking = ["## Initialisations that a family lacks", "", *refused, ""]
+    left_out = [f"- `{name}`: {family.left_out}." for name, family in ALL_FAMILIES.items() if family.left_out]
     others = [
+        "## Weights that are left out",
+        "",
+        "transformers does not load them where a checkpoint has them, and so an expanded folder has none.",
+        "",
+        *left_out,
+        "",
         "## What cannot be expanded",
         "",
         *cannot,
@@ -57,8 +71,7 @@ def _row(family: Family) -> tuple[str, ...]:
     refused = {(init, method) for init, method, _ in _refused(family)}
     methods = {init: [one for one in methods if (init, one) not in refused] for init, methods in family.methods.items()}
     inits = ", ".join(f"`{init}`" for init, left in methods.items() if left)
-    ops = "statex's ops" if family.continues_states else "transformers' own"
-    return f"`{family.model_type}`", what, family.grows, family.factors, inits, ops, family.measured
+    return f"`{family.model_type}`", what, family.grows, family.factors, inits, family.runs_on, family.measured
 
 
 def _refused(family: Family) -> list[tuple[str, str, str]]:
@@ -68,7 +81,7 @@ def _refused(family: Family) -> list[tuple[str, str, str]]:
         for method in sorted({each for methods in family.methods.values() for each in methods}):
             try:
                 family.method_of(init, method)
-                if method == GROW and init == "preserve":
+                if method == GROW and init == "preserve" and family.library == "transformers":
                     _preserve(family)
             except UserError as error:
                 if error.field == "init":

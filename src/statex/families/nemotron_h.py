@@ -7,6 +7,7 @@ from pydantic import model_validator
 
 from statex.families.fields import ConfigFields, PositiveFloat, Size
 from statex.families.mamba2_type import ChunkSize, Mamba2Names, Mamba2TypeFamily, Mamba2TypeFields
+from statex.families.shared import FURTHER_TOKENS
 
 MODELING = "transformers.models.nemotron_h.modeling_nemotron_h"
 EARLIER_NAMES = {
@@ -61,6 +62,7 @@ class NemotronHFamily(Mamba2TypeFamily):
     config_class = "transformers.models.nemotron_h.configuration_nemotron_h.NemotronHConfig"
     model_class = f"{MODELING}.NemotronHModel"
     causal_lm_class = f"{MODELING}.NemotronHForCausalLM"
+    left_out = FURTHER_TOKENS
     mixer_class = f"{MODELING}.NemotronHMamba2Mixer"
     norm_classes = (f"{MODELING}.NemotronHRMSNormGated",)
 

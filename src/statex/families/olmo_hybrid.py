@@ -7,6 +7,7 @@ from pydantic import Field
 from statex.families.base import Fill, Segment, StateGeometry, TensorRows
 from statex.families.fields import PositiveFloat, Size
 from statex.families.gated_delta import GatedDeltaFamily, GatedDeltaFields, num_key_heads
+from statex.families.shared import FURTHER_TOKENS
 
 MODELING = "transformers.models.olmo_hybrid.modeling_olmo_hybrid"
 
@@ -33,6 +34,7 @@ class OlmoHybridFamily(GatedDeltaFamily):
     config_class = "transformers.models.olmo_hybrid.configuration_olmo_hybrid.OlmoHybridConfig"
     model_class = f"{MODELING}.OlmoHybridModel"
     causal_lm_class = f"{MODELING}.OlmoHybridForCausalLM"
+    left_out = FURTHER_TOKENS
     mixer_class = f"{MODELING}.OlmoHybridGatedDeltaNet"
     norm_classes = (f"{MODELING}.OlmoHybridRMSNormGated",)
     blocks_compile = True

@@ -5,6 +5,7 @@ from typing import Any
 from statex.families.base import Fill, Segment, StateGeometry, TensorRows
 from statex.families.fields import Size
 from statex.families.gated_delta import GatedDeltaFamily, GatedDeltaFields, num_key_heads
+from statex.families.shared import FURTHER_TOKENS
 
 MODELING = "transformers.models.qwen3_5.modeling_qwen3_5"
 
@@ -23,6 +24,7 @@ class Qwen35Family(GatedDeltaFamily):
     config_class = "transformers.models.qwen3_5.configuration_qwen3_5.Qwen3_5TextConfig"
     model_class = f"{MODELING}.Qwen3_5TextModel"
     causal_lm_class = f"{MODELING}.Qwen3_5ForCausalLM"
+    left_out = FURTHER_TOKENS
     mixer_class = f"{MODELING}.Qwen3_5GatedDeltaNet"
     norm_classes = (f"{MODELING}.Qwen3_5RMSNormGated",)
     blocks_compile = True

@@ -10,6 +10,7 @@ from pydantic import Field
 from statex.families.base import Fill, Segment, StateGeometry, TensorRows
 from statex.families.fields import Size
 from statex.families.gated_delta import GatedDeltaFamily, GatedDeltaFields, num_key_heads
+from statex.families.shared import FURTHER_TOKENS
 
 MODELING = "transformers.models.qwen3_next.modeling_qwen3_next"
 
@@ -33,6 +34,7 @@ class Qwen3NextFamily(GatedDeltaFamily):
     config_class = "transformers.models.qwen3_next.configuration_qwen3_next.Qwen3NextConfig"
     model_class = f"{MODELING}.Qwen3NextModel"
     causal_lm_class = f"{MODELING}.Qwen3NextForCausalLM"
+    left_out = FURTHER_TOKENS
     mixer_class = f"{MODELING}.Qwen3NextGatedDeltaNet"
     norm_classes = (f"{MODELING}.Qwen3NextRMSNormGated",)
 

@@ -16,6 +16,9 @@ NO_STATE_PASSED = "the gated delta rule, of which no state is passed between pro
 ONE_RATE = "would need one decay rate and one rate of writing in the place of several heads' own"
 """The `merging_needs` of the delta rule's families: both are numbers of a head."""
 
+FURTHER_TOKENS = "the layers that predict further tokens (MTP)"
+"""The `left_out` of families whose checkpoints may have such."""
+
 RECURRENT_TYPES = ("linear_attention", "hybrid")
 """transformers' names for a layer with a recurrent state, alone or beside attention."""
 

@@ -52,8 +52,8 @@ def chunk_gated_delta_rule(
         raise ValueError(NO_PACKED_CACHE)
     channels = query_channels or query.shape[-1]
     if use_qk_l2norm_in_kernel:
-        query, key = _normalised(query, channels), _normalised(key, key.shape[-1])
-    query, key = (_for_each_value_head(x, value) for x in (query, key))
+        query, key = normalised(query, channels), normalised(key, key.shape[-1])
+    query, key = (for_each_value_head(x, value) for x in (query, key))
     tokens = [query, key, value, g, beta]
     if borders is not None:
         tokens = [x.reshape(1, -1, *x.shape[2:]) for x in tokens]
@@ -83,20 +83,20 @@ def recurrent_gated_delta_rule(
     in place, and returned."""
     channels = query_channels or query.shape[-1]
     if use_qk_l2norm_in_kernel:
-        query, key = _normalised(query, channels), _normalised(key, key.shape[-1])
-    query, key = (_for_each_value_head(x, value) for x in (query, key))
+        query, key = normalised(query, channels), normalised(key, key.shape[-1])
+    query, key = (for_each_value_head(x, value) for x in (query, key))
     query, key, value, g, beta = (x[:, 0] for x in (query, key, value, g, beta))
     output = gated_delta_step(query, key, value, g, beta, initial_state, scale=channels**-0.5)
     return output[:, None], initial_state if output_final_state else None
 
 
-def _normalised(x: Tensor, num_channels: int) -> Tensor:
+def normalised(x: Tensor, num_channels: int) -> Tensor:
     """Vectors [..., K] divided by the length of their first channels, in fp32 (fp64 for fp64 inputs)."""
     x = x.to(compute_dtype(x))
     return x * torch.rsqrt(x[..., :num_channels].square().sum(-1, keepdim=True) + L2_EPS)
 
 
-def _for_each_value_head(x: Tensor, value: Tensor) -> Tensor:
+def for_each_value_head(x: Tensor, value: Tensor) -> Tensor:
     """[B, T, G, K] to [B, T, H, K]: each key head serves as many value heads in a row."""
     repeats = value.shape[2] // x.shape[2]
     return x if repeats == 1 else x.repeat_interleave(repeats, dim=2)

@@ -16,6 +16,7 @@ import transformers
 from statex.errors import UserError
 from statex.families import FAMILIES
 from statex.models.delta_rule import GATED_DELTA, KIMI_DELTA, NO_PACKED_CACHE, gated_norm_forward, with_query_channels
+from statex.models.fla import delta_rule_mixer, import_fla
 from statex.models.lightning import lightning_attention
 from statex.models.padding import padding_stays_zero, zero_padding
 from statex.ops import gated_rms_norm, short_convolution, short_convolution_step, ssd, ssd_step
@@ -175,6 +176,7 @@ RECURRENCES = {
         lightning_attention,
         cache="statex.models.lightning_cache.LightningCache",
     ),
+    "fla_delta": Recurrence({}, norm_forward, delta_rule_mixer),
 }
 """By the name that families use for them."""
 ONLY_DISPATCHED: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -220,7 +222,7 @@ def replaced_modules() -> dict[str, tuple[str, tuple[str, ...]]]:
     """
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
     for family in FAMILIES.values():
-        if family.mixer_class:
+        if family.mixer_class and family.library == "transformers":
             norms = tuple(norm.rpartition(".")[2] for norm in family.norm_classes)
             found[family.mixer_class.rpartition(".")[0]] = family.recurrence, norms
     for model, replaced in ONLY_DISPATCHED.items():
@@ -249,6 +251,8 @@ def _replacements(path: str, recurrence: str, norms: tuple[str, ...]) -> Iterato
 def imported(path: str) -> Any:
     """The class of that full name, under its present or an earlier name."""
     module, _, name = path.rpartition(".")
+    if module.startswith("fla."):
+        import_fla()
     return find_member(import_module(module), name)
 
 

@@ -43,6 +43,8 @@ def document_arguments(
             f"seq_idx: the scan of {base_model.config.model_type} cannot keep packed documents apart; "
             "leave it out (data.reset_state_at_documents = false)"
         )
+    if type(base_model).__module__.startswith("fla."):
+        raise ValueError(f"seq_idx: {type(base_model).__name__} of fla drops it; load the model with statex.load")
     borders = {"seq_idx": seq_idx, "cu_seqlens": cu_seqlens_of(seq_idx)}  # computed once for all layers
     if not has_attention(base_model):
         return borders

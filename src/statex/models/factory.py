@@ -1,8 +1,8 @@
 """One factory for the expanded classes of every family: transformers' own, with a stored plan replayed, on our ops.
 
-A family names transformers' classes; they are imported when first needed. Saved folders name ours by this module, as
-`StatexMamba2ForCausalLM` for `Mamba2ForCausalLM`. For a family of our own
-classes, which hold a plan themselves, nothing is made.
+A family names classes of transformers or flash-linear-attention; they are imported when first needed. Saved folders
+name ours by this module, as `StatexMamba2ForCausalLM` for `Mamba2ForCausalLM`. For a family of our own classes, which
+hold a plan themselves, nothing is made.
 """
 
 import functools
@@ -18,6 +18,7 @@ from statex.families import FAMILIES, Family, family_of
 from statex.models.caches import CACHE_NAMES
 from statex.models.dispatch import RECURRENCES, imported
 from statex.models.documents import document_arguments, has_attention
+from statex.models.fla import as_fla_names_it, fla_model_forward, with_plan
 from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions, with_arguments_of
 from statex.models.replay import ReplayExpansion
 from statex.models.shim import FoundThroughShim
@@ -72,15 +73,12 @@ def expanded_config_class(family: Family) -> Any:
     """The configuration class of a family that has a plan; no model code is imported."""
     if family.holds_plan:
         return imported(family.config_class)
-    made = _derived(
-        family.config_class,
-        ExpandedConfig,
-        model_type=f"statex_{family.model_type}",
-        base_model_type=family.model_type,
-        expansion=None,
-        __annotations__={"expansion": list | dict | None},
-    )
-    return strict(made)
+    members = {"model_type": family.expanded_type, "base_model_type": family.model_type, "expansion": None}
+    if family.library == "fla":
+        constructor = with_plan(imported(family.config_class).__init__)
+        return _derived(family.config_class, ExpandedConfig, __init__=constructor, **members)
+    annotations = {"expansion": list | dict | None}
+    return strict(_derived(family.config_class, ExpandedConfig, __annotations__=annotations, **members))
 
 
 class ExpandedModel(ReplayExpansion):
@@ -122,9 +120,10 @@ def expanded_model_classes(family: Family) -> ModelClasses:
         return ModelClasses(model, causal_lm)
     exchanged = _on_statex_ops(family)
     members = {"config_class": expanded_config_class(family), "exchanged": exchanged}
-    ours = _derived(family.model_class, ExpandedModel, forward=_model_forward(model, family), **members)
+    forward = fla_model_forward(model) if family.library == "fla" else _model_forward(model, family)
+    ours = _derived(family.model_class, ExpandedModel, forward=forward, **members)
     exchanged[model] = ours
-    forward = _causal_lm_forward(causal_lm, model)
+    forward = _causal_lm_forward(causal_lm, model, family)
     made = ModelClasses(ours, _derived(family.causal_lm_class, ExpandedModel, forward=forward, **members))
     _convert_checkpoints_alike(family)
     for one in made:  # a constructor would, and a model that becomes ours in place has been through another's
@@ -154,7 +153,7 @@ def _convert_checkpoints_alike(family: Family) -> None:
 
     mapping = get_checkpoint_conversion_mapping(family.model_type)
     if mapping is not None:
-        register_checkpoint_conversion_mapping(f"statex_{family.model_type}", mapping, overwrite=True)
+        register_checkpoint_conversion_mapping(family.expanded_type, mapping, overwrite=True)
 
 
 def _known_keywords(base: Any) -> set[str]:
@@ -230,7 +229,7 @@ def _makes_cache(model: Any, given: dict[str, Any]) -> bool:
     return use_cache and not (model.gradient_checkpointing and model.training)
 
 
-def _causal_lm_forward(base: Any, model: Any) -> Callable:
+def _causal_lm_forward(base: Any, model: Any, family: Family) -> Callable:
     """The forward of a language model, which passes what it does not read to its base model."""
     known, attends = {*_known_keywords(base), *_known_keywords(model), *LOSS_KEYWORDS}, has_attention(base)
 
@@ -244,6 +243,7 @@ def _causal_lm_forward(base: Any, model: Any) -> Callable:
         **kwargs: Any,
     ) -> Any:
         """As transformers'; `seq_idx` and `cu_seqlens` also reach the base model."""
+        kwargs = as_fla_names_it(kwargs) if family.library == "fla" else kwargs
         check_keywords(kwargs, known)
         if not attends:
             check_no_attentions(output_attentions)

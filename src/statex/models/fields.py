@@ -1,6 +1,7 @@
 """Refuse values of a configuration that describe no model, before transformers uses them."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,5 +47,7 @@ def check_fields(family: Family, config_class: type, values: Mapping[str, Any]) 
 
 
 def defaults_of(config_class: type) -> dict[str, Any]:
-    """The values of a configuration's fields where none are given."""
-    return {each.name: each.default for each in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    """The values of a configuration's fields where none are given; FLA's classes have them in a constructor alone."""
+    parameters = inspect.signature(config_class).parameters.values()
+    written = {each.name: each.default for each in parameters if each.default is not each.empty}
+    return written | {each.name: each.default for each in dataclasses.fields(config_class)}  # type: ignore[arg-type]

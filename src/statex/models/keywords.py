@@ -36,7 +36,11 @@ def with_arguments_of(original: Callable) -> Callable[[Callable], Callable]:
         theirs, ours = (inspect.signature(one) for one in (original, forward))
         *parameters, last = theirs.parameters.values()
         assert last.kind is last.VAR_KEYWORD, "transformers' forward takes further keywords"
-        own = [parameter for parameter in ours.parameters.values() if parameter.kind is parameter.KEYWORD_ONLY]
+        own = [
+            parameter
+            for name, parameter in ours.parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in theirs.parameters
+        ]
         forward.__signature__ = theirs.replace(parameters=[*parameters, *own, last])  # type: ignore[attr-defined]
         return forward
 

@@ -4,6 +4,7 @@ The families and their configurations are imported when one of transformers' map
 when it is looked up: importing model code takes seconds.
 """
 
+import sys
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from functools import partial
 from typing import Any
@@ -17,20 +18,27 @@ class LateEntries(dict):
     family and configuration imported then, which nearly doubles the time, and model code on top.
     """
 
+    def __init__(self, entries: dict):
+        super().__init__(entries)
+        self.unlisted: dict[str, Late] = {}
+        """Found by name, but not by going through all entries, which would import another library."""
+
     def __contains__(self, key: object) -> bool:
         _register_once()
-        return super().__contains__(key)
+        return super().__contains__(key) or key in self.unlisted
 
     def __getitem__(self, key: Any) -> Any:
         _register_once()
-        value = super().__getitem__(key)
+        value = (
+            self.unlisted[key] if key in self.unlisted and not super().__contains__(key) else super().__getitem__(key)
+        )
         if isinstance(value, Late):
             value = self[key] = value.make()
         return value
 
     def __iter__(self) -> Iterator:
         _register_once()
-        return super().__iter__()
+        return iter(list(super().__iter__()))  # making a class may import a library that registers its own
 
     def __len__(self) -> int:
         _register_once()
@@ -76,16 +84,21 @@ def register_when_needed() -> None:
 def register_families() -> None:
     """Add the configuration and the model classes of every family in `FAMILIES` to transformers' Auto classes."""
     _IS_DONE.append(True)
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig
 
     from statex.families import FAMILIES
     from statex.models.factory import expanded_config_class
 
     register_when_needed()
+    tables: Any = CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
     for family in FAMILIES.values():
+        if family.library == "fla" and "fla.models" not in sys.modules:
+            for name in (family.model_type, family.expanded_type):
+                tables[0]._extra_content.unlisted[name] = Late(partial(_of_fla, name))
+            continue
         config_class = expanded_config_class(family)
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        for mapping, name in ((MODEL_MAPPING, "model"), (MODEL_FOR_CAUSAL_LM_MAPPING, "causal_lm")):
+        for mapping, name in zip(tables[1:], ("model", "causal_lm"), strict=True):
             late: Any = Late(partial(_model_class, family, name))
             mapping.register(config_class, late, exist_ok=True)
 
@@ -94,3 +107,14 @@ def _model_class(family: Any, name: str) -> type:
     from statex.models.factory import expanded_model_classes
 
     return getattr(expanded_model_classes(family), name)
+
+
+def _of_fla(model_type: str) -> type:
+    """The configuration of that type of flash-linear-attention's or ours, all of which are entries from now on."""
+    from transformers import CONFIG_MAPPING
+
+    from statex.models.fla import import_fla
+
+    import_fla()
+    register_families()
+    return CONFIG_MAPPING[model_type]

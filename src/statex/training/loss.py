@@ -133,9 +133,10 @@ def chunked_loss(model: Any, chunk: int, compiled: bool = False, masked: bool = 
         UserError: the model's own loss has a part that is made from its logits, or its head is not a linear layer
             without a bias.
     """
-    if coefficient := getattr(model.config, "z_loss_coefficient", 0):
-        problem = "adds a loss that is made from all logits, which are never there at once"
-        raise UserError("z_loss_coefficient", coefficient, problem, "set it to 0 in the model's config.json")
+    for field, none in (("z_loss_coefficient", 0), ("use_l2warp", False)):
+        if value := getattr(model.config, field, none):
+            problem = "adds a loss that is made from all logits, which are never there at once"
+            raise UserError(field, value, problem, f"set it to {str(none).lower()} in the model's config.json")
     head = model.get_output_embeddings()
     soft_cap = getattr(head, "soft_cap", None)
     if head.bias is not None or (type(head).forward is not nn.Linear.forward and soft_cap is None):
@@ -152,13 +153,24 @@ def chunked_loss(model: Any, chunk: int, compiled: bool = False, masked: bool = 
         count = (targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         return total / count
 
+    def logits_and_loss(hidden_states, labels=None, logits_to_keep=0, *, shift_labels=None, num_items_in_batch=None):
+        """flash-linear-attention's models have this method in the place of a loss function."""
+        if labels is None and shift_labels is None:
+            return None, hidden_states
+        return loss_function(hidden_states, labels, None, num_items_in_batch, shift_labels), hidden_states
+
+    is_fla = hasattr(model, "_compute_logits_and_loss")
     had_own = "forward" in head.__dict__
     before, own_loss = head.__dict__.get("forward"), model.__dict__.get("_loss_function")
     head.forward = nn.Identity().forward
     model.loss_function = loss_function
+    if is_fla:
+        model._compute_logits_and_loss = logits_and_loss
     try:
         yield
     finally:
+        if is_fla:
+            del model._compute_logits_and_loss
         if had_own:
             head.forward = before
         else:
