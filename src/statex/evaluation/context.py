@@ -73,6 +73,8 @@ class Context:
         count_text: where the n-grams of AR-hits are counted, in its training part.
         training_length: tokens of a training sequence, where it is known.
         limit: the most tokens the model can read, None for a purely recurrent one.
+        default_lengths: where a recipe names none, those that the device reads in minutes.
+        device: the type of the device that measures, which other defaults depend on.
         shared: a folder for the count table that evaluations of several models share, None not to save it.
         recall: the recall data that the model was trained on, None where there was none or it is unknown.
     """
@@ -107,15 +109,19 @@ class Context:
         nll, right = zip(*(self.reader.score(rows[:, :-1], targets[:, 1:]) for rows, targets in batches), strict=True)
         return torch.cat(nll), torch.cat(right)
 
-    def check_length(self, field_name: str, tokens: int) -> None:
-        """Refuse a prompt longer than the model can read; prompts are never truncated."""
-        if self.limit is not None and tokens > self.limit:
-            raise UserError(
-                field_name,
-                tokens,
-                f"is more than the {self.limit} tokens that this model's attention can read (max_position_embeddings)",
-                f"use lengths up to {self.limit}",
-            )
+    def check_length(self, field_name: str, value: int, tokens: int | None = None) -> None:
+        """Refuse a prompt longer than the model can read; prompts are never truncated.
+
+        Args:
+            field_name, value: what the recipe says.
+            tokens: how many that takes, where it is not their number.
+
+        Raises:
+            UserError: they are more than `limit`.
+        """
+        from statex.models.limits import require_context  # imports torch, which a recipe must not wait for
+
+        require_context(field_name, value, value if tokens is None else tokens, self.limit)
 
     def require_tokenizer(self, suite: str) -> Any:
         if self.tokenizer is None:
