@@ -25,7 +25,7 @@ ALLOWED = {
     "suites": ["mqar", "nll_by_position"], "mqar": {"num_pairs": [32], "num_keys": 40, "num_values": 40},
     "nll_by_position": {"length": LIMIT, "num_windows": 2},
 }  # fmt: skip
-READ = f"more than the {LIMIT} tokens that this model's attention can read (max_position_embeddings)"
+READ = f"more than the {LIMIT} tokens that this model's attention can read (max_position_embeddings of models.bamba)"
 MISTAKES = {
     "text by position": ("nll_by_position.length = 129", f"is {READ}"),
     "hits": ("ar_hits.length = 129", f"is {READ}"),
@@ -167,9 +167,7 @@ def test_a_checkpoint_is_refused_before_anything_is_written(values, tmp_path):
     }
     values["models"] = {"gla": gla, "stored": {"checkpoint": str(tmp_path / "model")}}
     values["evaluation"]["nll_by_position"]["length"] = 256
-    message = (
-        f"evaluation.nll_by_position.length = 256: is {READ} (models.stored); ask for at most 128 tokens, or raise"
-    )
+    message = f"evaluation.nll_by_position.length = 256: is {READ.replace('bamba', 'stored')}; ask for at most 128"
     with pytest.raises(UserError) as caught:
         run_recipe(parse_recipe(values))
     assert message in str(caught.value)

@@ -73,10 +73,9 @@ class Context:
         count_text: where the n-grams of AR-hits are counted, in its training part.
         training_length: tokens of a training sequence, where it is known.
         limit: the most tokens the model can read, None for a purely recurrent one.
-        default_lengths: where a recipe names none, those that the device reads in minutes.
-        device: the type of the device that measures, which other defaults depend on.
         shared: a folder for the count table that evaluations of several models share, None not to save it.
         recall: the recall data that the model was trained on, None where there was none or it is unknown.
+        model: what the recipe calls it, for errors.
     """
 
     reader: Reader
@@ -88,6 +87,7 @@ class Context:
     limit: int | None = None
     shared: Path | None = None
     recall: Recall | None = None
+    model: str = ""
 
     def settings(self, suite: str) -> Any:
         """The settings of a suite, of the class that its file defines."""
@@ -121,7 +121,7 @@ class Context:
         """
         from statex.models.limits import require_context  # imports torch, which a recipe must not wait for
 
-        require_context(field_name, value, value if tokens is None else tokens, self.limit)
+        require_context(field_name, value, value if tokens is None else tokens, self.limit, self.model)
 
     def require_tokenizer(self, suite: str) -> Any:
         if self.tokenizer is None:

@@ -109,19 +109,22 @@ def check_items(
     training_length: int,
     recall: Recall | None = None,
     limit: int | None = None,
+    model: str = "",
 ) -> None:
     """Raise what building the items would raise, as far as that can be found cheaply and without the model.
 
     Args:
         recall: the recipe's recall data, where MQAR is trained.
         limit: the most tokens that the model can read, None for a purely recurrent one.
+        model: what the recipe calls it, for errors.
 
     Raises:
         UserError: a length without room for its question, or more than the model can read, text or a document too short
             for a length, a vocabulary too small, keys or values that do not occur in training, or a tokenizer that
             lm-eval's tasks cannot use.
     """
-    context = Context(cast(Any, None), tokenizer, evaluation, text, text, training_length, limit, recall=recall)
+    reader = cast(Any, None)
+    context = Context(reader, tokenizer, evaluation, text, text, training_length, limit, recall=recall, model=model)
     suites, tasks = split_names(evaluation.suites)
     for name in suites:
         find_suite(name).check(context)
@@ -129,7 +132,7 @@ def check_items(
         prefix_token(tokenizer)
         if evaluation.harness.data is not None:
             check_folder(Path(evaluation.harness.data))
-        check_task_lengths(tasks, evaluation.harness, limit)
+        check_task_lengths(tasks, evaluation.harness, limit, model)
 
 
 def settings_of(context: Context) -> dict[str, Any]:

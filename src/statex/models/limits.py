@@ -19,20 +19,22 @@ def context_limit(model: Any, attends: bool | None = None) -> int | None:
     return limit if attends else None
 
 
-def require_context(field: str, value: Any, tokens: int, limit: int | None) -> None:
+def require_context(field: str, value: Any, tokens: int, limit: int | None, model: str = "") -> None:
     """Refuse what asks a model to read more tokens than it can; nothing is ever truncated.
 
     Args:
         field, value: what asks for it, as the user wrote it.
         tokens: how many have to be read.
         limit: of `context_limit`.
+        model: what the recipe calls the model.
 
     Raises:
         UserError: they are more than the limit.
     """
     if limit is None or tokens <= limit:
         return
-    what = f"more than the {limit} tokens that this model's attention can read (max_position_embeddings)"
+    name = f"max_position_embeddings of {model}" if model else "max_position_embeddings"
+    what = f"more than the {limit} tokens that this model's attention can read ({name})"
     problem = f"is {what}" if tokens == value else f"takes {tokens} tokens, {what}"
     remedy = f"ask for at most {limit} tokens, or raise max_position_embeddings in the model's configuration"
     raise UserError(field, value, problem, remedy)

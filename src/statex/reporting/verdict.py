@@ -64,6 +64,29 @@ def verdict(run: Run, model: str) -> Verdict:
     return Verdict(model, sentence, aims, reservations)
 
 
+def unfinished_sentences(run: Run) -> list[str]:
+    """What a run lacks, one sentence for each model after the first; none where it is finished."""
+    missing = run.unfinished
+    if not missing:
+        return []
+    total = len(run.recipe.seeds) * sum(len(run.recipe.arms_of(model)) for model in run.recipe.models)
+    sentences = [
+        f"**This run is not finished**: {len(missing)} of {total} arms and seeds are missing or not whole, and what "
+        "follows is about the others. `statex run RECIPE` resumes it."
+    ]
+    for model in dict.fromkeys(one.model for one in missing):
+        parts = []
+        for lacks in dict.fromkeys(one.lacks for one in missing if one.model == model):
+            seeds: dict[str, list[str]] = {}
+            for one in missing:
+                if (one.model, one.lacks) == (model, lacks):
+                    seeds.setdefault(one.arm, []).append(str(one.seed))
+            arms = [f"{arm} (seed{'s' * (len(some) > 1)} {listing(some)})" for arm, some in seeds.items()]
+            parts.append(f"not {lacks}: {', '.join(arms)}")
+        sentences.append(f"{model}: {'; '.join(parts)}.")
+    return sentences
+
+
 def hardest_recall(run: Run, model: str) -> Measure | None:
     """The recall measure with the most pairs (and the longest sequence), None if recall was not run."""
     return max(

@@ -144,20 +144,10 @@ class Inputs:
         if self.is_new("batches", model, training.model_dump_json()):
             outline = self.outline(model)
             processes = world_size() if self.is_started else training.sequence_parallel
-            with errors_in(section), self.errors_of(model):
+            with errors_in(section):
                 for field, length in sequence_lengths(self.recipe.data, training):
-                    require_context(field, length, length, outline.limit)
+                    require_context(field, length, length, outline.limit, f"models.{model}")
                 TrainingBatches(self.recipe.data, training, outline.tokenizer, world_size=processes)
-
-    @contextmanager
-    def errors_of(self, model: str) -> Iterator[None]:
-        """Say whose an error is where the recipe has several models."""
-        try:
-            yield
-        except UserError as error:
-            if len(self.recipe.models) == 1:
-                raise
-            raise UserError(error.field, error.value, f"{error.problem} (models.{model})", error.remedy) from error
 
 
 @contextmanager

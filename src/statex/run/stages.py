@@ -303,11 +303,11 @@ class Evaluate(ArmStage):
         recipe = self.recipe
         learns_recall = any(training.weights.mqar for training in _trainings(recipe, self.model))
         outline = inputs.outline(self.model)
-        with inputs.errors_of(self.model):
-            check_items(
-                outline.tokenizer, recipe.evaluation, recipe.evaluation.text or recipe.data.text,
-                recipe.training.sequence_length, recipe.data.recall if learns_recall else None, outline.limit,
-            )  # fmt: skip
+        check_items(
+            outline.tokenizer, recipe.evaluation, recipe.evaluation.text or recipe.data.text,
+            recipe.training.sequence_length, recipe.data.recall if learns_recall else None, outline.limit,
+            f"models.{self.model}",
+        )  # fmt: skip
 
     def is_finished(self) -> bool:
         return (self.folder / RESULTS).exists() and was_measured_by(self.folder, self.recipe.evaluation)

@@ -119,7 +119,7 @@ def shortest_length(manager: Any) -> int:
     return min((manager.metadata or {}).get("max_seq_lengths") or RULER_LENGTHS)
 
 
-def check_task_lengths(tasks: Sequence[str], settings: HarnessTasks, limit: int | None) -> None:
+def check_task_lengths(tasks: Sequence[str], settings: HarnessTasks, limit: int | None, model: str = "") -> None:
     """Refuse tasks whose prompts are longer than the model can read, where their length is one that is asked for.
 
     That is so of RULER's, which count what the model generates, and of our needles, which do not. Of all others only
@@ -128,6 +128,7 @@ def check_task_lengths(tasks: Sequence[str], settings: HarnessTasks, limit: int 
     Args:
         tasks: names, without groups of HARNESS_GROUPS.
         limit: the most tokens that the model can read, None for a purely recurrent one.
+        model: what the recipe calls it, for errors.
 
     Raises:
         UserError: a length, by default the task's own, is more than the limit.
@@ -144,7 +145,7 @@ def check_task_lengths(tasks: Sequence[str], settings: HarnessTasks, limit: int 
             generated = _task_file(manager, name, resolve=False)["generation_kwargs"]["max_gen_toks"]
         for length in (settings.lengths or defaults) if defaults else ():
             value = length if settings.lengths else f"{length}, the default of {name}"
-            require_context("evaluation.harness.lengths", value, length + generated, limit)
+            require_context("evaluation.harness.lengths", value, length + generated, limit, model)
 
 
 def runs_code(manager: Any, name: str) -> bool:

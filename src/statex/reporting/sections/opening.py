@@ -15,6 +15,7 @@ from statex.reporting.verdict import (
     relative_text_nll,
     text_measure,
     text_outcome,
+    unfinished_sentences,
     verdict,
 )
 from statex.reporting.wording import (
@@ -38,7 +39,7 @@ RULES = (
 def verdict_section(run: Run) -> PageSection:
     """A sentence for each model, recall against pairs, the arms in one table, and reservations."""
     verdicts = [verdict(run, model) for model in run.models]
-    sentences = [nothing_measured(run), *(one.sentence for one in verdicts)]
+    sentences = [*unfinished_sentences(run), nothing_measured(run), *(one.sentence for one in verdicts)]
     blocks: list[Block] = [Text(sentence, "lead") for sentence in sentences if sentence]
     blocks += [*_picture(run), arms_table(run)]
     remarks: dict[str, list[str]] = {}
