@@ -69,7 +69,7 @@ def test_an_arm_cut_in_its_evaluation_is_missing_and_breaks_nothing(call, whole,
     assert f"{folder / 'report.html'} {folder / 'report.md'}" in words
     said = (
         "This run is not finished: 2 of 6 arms and seeds are missing or not whole, and what follows is about the "
-        "others. `statex run RECIPE` resumes it.",
+        "others. statex run RECIPE resumes it.",
         "gla: not evaluated: lpt (seed 1), preserve (seed 0).",
     )
     page = (folder / "report.md").read_text().replace("**", "").replace("`", "")

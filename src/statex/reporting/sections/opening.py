@@ -89,8 +89,10 @@ def aims_section(run: Run) -> PageSection | None:
 
 
 def aims_summary(verdicts: Sequence[Verdict]) -> str:
-    """How many aims are met, and which are not met or undecided."""
+    """How many aims are met, and which are not met or undecided; "" without aims."""
     aims = [(one.model, aim) for one in verdicts for aim in one.aims]
+    if not aims:
+        return ""
     parts = [f"**{sum(aim.outcome == 'met' for _, aim in aims)} of {len(aims)} aims are met.**"]
     for outcome in ("not met", "undecided", "not run"):
         names = [f"{aim.aim}, {model} {aim.arm}".rstrip(" –") for model, aim in aims if aim.outcome == outcome]
