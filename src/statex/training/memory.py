@@ -83,7 +83,7 @@ def require_memory(field: str, value: Any, size: Size, section: str, training: T
         problem = f"makes {size.weights:,} weights; to train them takes {needed}"
         raise UserError(field, value, problem, "make the model smaller")
     problem = f"a pass over {sequences} sequences, each with a state of {size.state:,} numbers, takes {needed}"
-    remedy = "lower it, set sequences_per_device, or make the model smaller"
+    remedy = "lower it, set sequences_per_device or backpropagation_length, or make the model smaller"
     raise UserError(f"{section}.tokens_per_step", training.tokens_per_step, problem, remedy)
 
 
