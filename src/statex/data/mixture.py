@@ -124,12 +124,7 @@ class TrainingBatches(IterableDataset):
             batch = self._text_rows(step, rows)
         else:
             batch = {name: tensor[rows].contiguous() for name, tensor in self._recall_step(step).items()}
-        parts = self.training.sequence_parallel
-        if parts == 1:
-            return batch
-        segments = segments_of(batch, self.training.backpropagation_length)
-        slices = [slice_of(segment, self.part, parts) for segment in segments]
-        return {name: torch.cat([each[name] for each in slices], dim=1) for name in slices[0]}
+        return rank_part(batch, self.training, self.part)
 
     def kind_of_step(self, step: int) -> str:
         """What the batch of an optimizer step is made of."""
@@ -234,6 +229,15 @@ def text_tokens(data: Data, training: Training, seed: int) -> int:
 def text_windows(data: Data, training: Training, seed: int) -> int:
     """Tokens of text that must be prepared for a stage of training: all windows that it reads from."""
     return whole_windows(text_tokens(data, training, seed), training.sequence_length)
+
+
+def rank_part(batch: dict[str, Tensor], training: Training, part: int) -> dict[str, Tensor]:
+    """What the rank numbered `part` among those that share sequences gets of a batch: its slices of all segments."""
+    parts = training.sequence_parallel
+    if parts == 1:
+        return batch
+    slices = [slice_of(segment, part, parts) for segment in segments_of(batch, training.backpropagation_length)]
+    return {name: torch.cat([each[name] for each in slices], dim=1) for name in slices[0]}
 
 
 def slice_of(batch: dict[str, Tensor], part: int, parts: int) -> dict[str, Tensor]:
