@@ -16,7 +16,7 @@ import torch.distributed as dist
 from recurrence_inputs import assert_close, gla_inputs, ssd_inputs
 from torch.utils.checkpoint import checkpoint
 
-from statex.ops import gated_delta, gla, sequence_parallel, short_convolution, ssd, use_backend
+from statex.ops import carried_state, gated_delta, gla, sequence_parallel, short_convolution, ssd, use_backend
 from statex.ops.segments import cu_seqlens_of
 
 TOKENS = 36
@@ -110,6 +110,7 @@ def check_all(backend: str = "torch") -> None:
     """Whatever one rank computes, on PyTorch's path or by the kernels."""
     with use_backend(backend):
         _check_operations(partial(compare, backend=backend), DECAYS[backend])
+    _check_segments()
     _check_refusals()
 
 
@@ -127,11 +128,41 @@ def _check_operations(compare: Callable, decays: tuple[str, ...]) -> None:
     compare(convolved, inputs | {"left_context": torch.randn(2, 2, 6)}, whole_state=False)
 
 
+class _Mixer(torch.nn.Module):
+    def __init__(self, operation):
+        super().__init__()
+        self.forward = operation
+
+
+def _check_segments() -> None:
+    """Slices of segments that carry their states, against whole sequences."""
+    segments = 2 if dist.get_world_size() == 2 else 3
+    cases = [(partial(plain, gla), gla_inputs(TOKENS)), (partial(plain, ssd), ssd_inputs(TOKENS))]
+    cases += [(convolved, {"x": torch.randn(2, TOKENS, 6), "weight": torch.randn(6, 4), "bias": torch.randn(6)})]
+    for operation, inputs in cases:
+        inputs = {name: x.float() for name, x in inputs.items()}
+        inputs.pop("initial_state", None)
+        for seq_idx in (None, documents()):
+            run = operation if seq_idx is None or operation is convolved else partial(packed, *operation.args)
+            wanted, mixer, got = run(seq_idx, **inputs)[0], _Mixer(run), []
+            with carried_state([mixer]) as carried:
+                for number in range(segments):
+                    part = {
+                        name: of_rank(x.chunk(segments, 1)[number]) if name in PER_TOKEN else x
+                        for name, x in inputs.items()
+                    }
+                    local = None if seq_idx is None else of_rank(seq_idx.chunk(segments, 1)[number])
+                    with sequence_parallel(dist.group.WORLD, local), carried.segment(local):
+                        got.append(mixer(local, **part)[0])
+            wanted = [of_rank(each) for each in wanted.chunk(segments, 1)]
+            assert_close({"output": torch.cat(got, 1)}, {"output": torch.cat(wanted, 1)}, 1e-5)
+
+
 def _check_refusals() -> None:
     q = torch.randn(1, 8, 2, 4)
     with sequence_parallel(dist.group.WORLD):
         refused(lambda: gla(q, q, q, -q.abs(), cu_seqlens=torch.tensor([0, 8])), "give it to sequence_parallel")
-        refused(lambda: gated_delta(q, q, q, -q[..., 0].abs(), q[..., 0]), "gated_delta cannot run on a slice")
+        refused(lambda: gated_delta(q, q, q, -q[..., 0].abs(), q[..., 0]), "gated_delta cannot run on a part")
         refused(lambda: short_convolution(q[:, :2, 0], torch.randn(4, 4)), "fewer than the 3")
         refused(lambda: sequence_parallel(dist.group.WORLD).__enter__(), "inside another")
         if dist.get_rank() > 0:

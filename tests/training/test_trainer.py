@@ -270,16 +270,12 @@ def test_gradients_of_fresh_and_inherited_tensors_are_logged_apart(make, setting
         assert row["grad_norm_fresh"] > 0
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_the_use_of_the_new_state_is_watched(
-    make, family, settings, data, tokenizer, tmp_path, trainer_of, gradient_checkpointing
-):
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"backpropagation_length": 8}], ids=str)
+def test_the_use_of_the_new_state_is_watched(make, family, settings, data, tokenizer, tmp_path, trainer_of, changes):
     """After the first sequence of text, before the steps that are due; the training stays as it is."""
     model = make(family)
     expand(model, every=1, init="inherit")
-    training = settings(
-        watch_state_every=2, gradient_checkpointing=gradient_checkpointing, report_to=["tensorboard"], log_every=4
-    )
+    training = settings(watch_state_every=2, report_to=["tensorboard"], log_every=4, **changes)
     trainer = trainer_of(model, training)
     ids = TrainingBatches(data, training, tokenizer, tokens=trainer.tokens).first_sequence()
     with torch.no_grad(), statex_ops():

@@ -142,7 +142,7 @@ def parallel_gla(
     output, state = run(
         q, k, v, log_decay, scale=scale, initial_state=initial_state, output_final_state=True, cu_seqlens=cu_seqlens
     )
-    rows = _Rows(here, cu_seqlens, output)
+    rows = _rows(here, cu_seqlens, output)
     kept = rows.kept(log_decay.to(compute_dtype(v)))  # [B, T, H, K]
     begin = carried(rows.last(state), kept[:, -1], here.group)  # [B, H, K, V]
     added = torch.einsum("bthk,bhkv->bthv", scale * rows.split(q).to(kept.dtype) * kept, begin)
@@ -170,7 +170,7 @@ def parallel_ssd(
     output, state = run(
         x, dt, A, B, C, D=D, initial_state=initial_state, output_final_state=True, cu_seqlens=cu_seqlens
     )
-    rows, dtype = _Rows(here, cu_seqlens, output), compute_dtype(x)
+    rows, dtype = _rows(here, cu_seqlens, output), compute_dtype(x)
     kept = rows.kept(dt.to(dtype) * A.to(dtype))  # [B, T, H]
     begin = carried(rows.last(state), kept[:, -1], here.group)  # [B, H, P, N]
     grouped = begin.unflatten(1, (C.shape[2], -1))
@@ -213,23 +213,35 @@ def _require_first(here: Slices, name: str, value: Tensor | None) -> None:
         refuse(f"{name} is what stands before the whole sequence; only the first rank of it may give one")
 
 
-class _Rows:
-    """The rows of a slice as an operation gets them: [B, T, ...], or laid end to end as [1, B * T, ...]."""
+def _rows(here: Slices, cu_seqlens: Tensor | None, tokens: Tensor) -> "Rows":
+    if cu_seqlens is not None and (here.seq_idx is None or here.seq_idx.numel() != tokens.shape[1]):
+        refuse("cu_seqlens of a slice needs the slice's seq_idx: give it to sequence_parallel")
+    return Rows(here.seq_idx, here.continues, cu_seqlens, tokens)
 
-    def __init__(self, here: Slices, cu_seqlens: Tensor | None, tokens: Tensor):
+
+class Rows:
+    """The rows of a part of sequences as an operation gets them: [B, T, ...], or laid end to end as [1, B * T, ...].
+
+    Args:
+        seq_idx: [B, T], which document each token belongs to; with cu_seqlens.
+        continues: [B], whether the first one began before the part; with cu_seqlens.
+        cu_seqlens: [S + 1], the borders of the documents of rows laid end to end; None: rows are apart.
+        tokens: [B, T, ...] or [1, B * T, ...].
+    """
+
+    def __init__(self, seq_idx: Tensor | None, continues: Tensor | None, cu_seqlens: Tensor | None, tokens: Tensor):
         self.shape = tokens.shape[:2]
         self.reached: Tensor | None = None
         self.first_segments: Tensor | None = None
         if cu_seqlens is None:
             return
-        if here.seq_idx is None or here.continues is None or here.seq_idx.numel() != tokens.shape[1]:
-            refuse("cu_seqlens of a slice needs the slice's seq_idx: give it to sequence_parallel")
-        assert here.seq_idx is not None
-        assert here.continues is not None
-        num_rows, length = self.shape = here.seq_idx.shape
-        # [B, T]: the tokens that see what the slice begins with
-        in_first: Tensor = here.seq_idx == here.seq_idx[:, :1]
-        self.reached = in_first.int().cummin(dim=1).values * here.continues[:, None]
+        assert seq_idx is not None
+        assert continues is not None
+        num_rows, length = self.shape = seq_idx.shape
+        self.continues, self.num_segments = continues, len(cu_seqlens) - 1
+        # [B, T]: the tokens that see what the part begins with
+        in_first: Tensor = seq_idx == seq_idx[:, :1]
+        self.reached = in_first.int().cummin(dim=1).values * continues[:, None]
         starts = length * torch.arange(num_rows, device=cu_seqlens.device)
         first = torch.searchsorted(cu_seqlens, starts.to(cu_seqlens.dtype), right=True) - 1
         last = torch.searchsorted(cu_seqlens, (starts + length).to(cu_seqlens.dtype)) - 1
@@ -241,7 +253,7 @@ class _Rows:
         return x.reshape(*self.shape, *x.shape[2:])
 
     def kept(self, log_decay: Tensor) -> Tensor:
-        """[B, T, ...]: how much of what the slice begins with is left after each token."""
+        """[B, T, ...]: how much of what the part begins with is left after each token."""
         kept = self.split(log_decay).cumsum(1).exp()
         return kept if self.reached is None else kept * _broadcast(self.reached, kept.ndim)
 
@@ -249,8 +261,15 @@ class _Rows:
         """[B, ...]: the state at the end of each row, of one state per segment."""
         return states if self.first_segments is None else states[self.last_segments]
 
+    def initial(self, begin: Tensor) -> Tensor:
+        """What the segments begin with, of the [B, ...] with which the part of each row does."""
+        if self.first_segments is None:
+            return begin
+        states = begin.new_zeros(self.num_segments, *begin.shape[1:])
+        return states.index_copy(0, self.first_segments, begin * _broadcast(self.continues, begin.ndim))
+
     def final(self, states: Tensor, kept: Tensor, begin: Tensor) -> Tensor:
-        """The states after each row or segment, with what is left of the states at the slice's beginning."""
+        """The states after each row or segment, with what is left of the states at the part's beginning."""
         if self.first_segments is None:
             return states + _broadcast(kept[:, -1], begin.ndim) * begin
         left = kept[torch.arange(len(kept), device=kept.device), self.first_ends]

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from statex.training.captured import CapturedSteps, captures
 from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loader import WORKERS, TimedLoader
 from statex.training.loss import chunked_loss
-from statex.training.slices import check_slices, groups_of_ranks, on_slices
+from statex.training.slices import Parts, check_slices, groups_of_ranks
 from statex.training.summary import TrainingSummary
 from statex.training.watching import WatchGradients, WatchState, logged_state_use
 from statex.training.weights import freeze_all_but_expanded, in_dtype, require_master_weights, without_weights
@@ -144,6 +145,7 @@ class StatexTrainer(Trainer):
             self.add_callback(KeepActivations(self.blocks, training.activation_memory, device))
         self.bad_steps = BadSteps(training, device, self.describe_batch)
         self.add_callback(self.bad_steps)
+        self.parts = Parts(kwargs["model"], training)
         self.watch = WatchGradients(self.fresh_tensors)
         if self.fresh_tensors:
             self.add_callback(self.watch)
@@ -195,14 +197,21 @@ class StatexTrainer(Trainer):
         step = self.state.global_step
         if self.batches is not None and self.watch_state.is_due(step):
             ids = self.batches.first_sequence().to(self.args.device)
-            with on_slices(self.group, None), self.blocks.plain():
-                self.log(self.watch_state.measure(self.accelerator.unwrap_model(model), ids, step, self.group))
-        with on_slices(self.group, inputs.get("seq_idx")):
+            read = partial(self.parts.run, {"input_ids": ids}, self.group)
+            with self.blocks.plain():
+                self.log(self.watch_state.measure(self.accelerator.unwrap_model(model), read, step, self.group))
+        run = partial(super().training_step, model)
+
+        def run_part(part: dict[str, Any], is_last: bool) -> torch.Tensor:
             if self.captured is not None:
-                loss = self.captured(partial(super().training_step, model), inputs, num_items_in_batch)
-            else:
-                loss = super().training_step(model, inputs, num_items_in_batch)
-        return self.bad_steps.add(loss, step)
+                return self.captured(run, part, num_items_in_batch)
+            if num_items_in_batch is None and not is_last:
+                raise RuntimeError("the loss of a segment needs to know how many tokens its whole step scores")
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                return run(part, num_items_in_batch)
+
+        first, *others = self.parts.run(inputs, self.group, run_part)
+        return self.bad_steps.add(sum(others, first), step)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)

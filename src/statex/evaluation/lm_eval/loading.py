@@ -9,6 +9,7 @@ from typing import Any
 
 from statex.errors import UserError
 from statex.results.suites import known_names
+from statex.utils.hub import limit_waiting
 
 TASKS_FOLDER = Path(__file__).parent / "task_files"
 """Our own task files, for lm-eval's `include_path`; lm-eval would take a folder `lm_eval/tasks` for its own."""
@@ -84,6 +85,7 @@ def load_tasks(manager: Any, name: str) -> list[Any]:
     """The task of this name, or those of lm-eval's group, with their items; the same ones in every call."""
     state = random.getstate()
     random.seed(SEED)
+    limit_waiting()
     sys.modules.pop("lm_eval.tasks.ruler.cwe_utils", None)  # its own generator would continue where it stopped
     try:
         tasks = list(manager.load([name])["tasks"].values())
