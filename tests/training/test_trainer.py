@@ -297,6 +297,11 @@ def test_the_use_of_the_new_state_is_watched(make, family, settings, data, token
     assert_same(model.state_dict(), unwatched.state_dict())
 
 
+def test_gradients_are_not_copied_into_buckets(make, settings, trainer_of):
+    """DDP would hold them twice, 5 GB of a model of 1.3B; tests/training/test_ranks.py has what it trains."""
+    assert trainer_of(make("mamba2"), settings()).accelerator.ddp_handler.gradient_as_bucket_view
+
+
 def test_what_is_not_expanded_is_not_watched(make, settings, trainer_of):
     model = make("mamba2")
     reinitialize(model, [1])

@@ -129,6 +129,8 @@ class StatexTrainer(Trainer):
         self.group: ProcessGroup | None = None  # of the ranks that share sequences, while they are trained on
         self.use_cache = kwargs["model"].config.use_cache  # transformers.Trainer sets it to False and leaves it so
         super().__init__(**kwargs)
+        if self.accelerator.ddp_handler is not None:  # gradients lie in DDP's buckets, not there and in copies
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = str(output / "logs")
