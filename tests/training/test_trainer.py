@@ -317,3 +317,14 @@ def test_the_loss_that_is_logged_is_the_mean_over_scored_tokens(make, settings, 
     with torch.no_grad():
         expected = torch.stack([model(**next(batches)).loss for _ in range(2)]).mean()
     assert summary.final_loss == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_one_process_beside_idle_gpus_says_so_once(make, settings, data, tokenizer, tmp_path, monkeypatch, caplog):
+    from statex.training.trial import try_training
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with caplog.at_level("WARNING"):
+        try_training(settings(), False, True)  # the check before a run, whose workers may share the GPUs
+        assert "GPUs" not in caplog.text
+        train(make("mamba2"), tokenizer, data, settings(), tmp_path / "arm", seed=0)
+    assert caplog.text.count("training on one of 4 GPUs; torchrun") == 1

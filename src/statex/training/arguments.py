@@ -115,7 +115,6 @@ def training_arguments(
     with explained("training.trainer", training.trainer, "is refused by transformers", "correct the value"):
         arguments = TrainingArguments(**(fields | deepcopy(training.trainer)))  # it adds to a table it is given
     if arguments.n_gpu > 1:
-        logger.warning("training on one of %d GPUs; torchrun --nproc-per-node N uses N", arguments.n_gpu)
         arguments._n_gpu = 1  # else transformers wraps the model in DataParallel
     return arguments
 

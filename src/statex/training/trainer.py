@@ -1,6 +1,7 @@
 """Training on transformers.Trainer: our batches, our parameter groups, our loss, and complete checkpoints."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -42,6 +43,8 @@ from statex.training.watching import WatchGradients, WatchState, logged_state_us
 from statex.training.weights import freeze_all_but_expanded, in_dtype, require_master_weights, without_weights
 from statex.utils.atomic import new_folder, write_text_atomic
 from statex.utils.timing import Stopwatch, peak_memory, reset_peak_memory
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -86,6 +89,8 @@ def train(
     if training.train_only_expanded:
         freeze_all_but_expanded(model, plan)
     arguments = training_arguments(training, output, seed, quiet=progress is not None)
+    if arguments.world_size == 1 and (gpus := torch.cuda.device_count()) > 1:
+        logger.warning("training on one of %d GPUs; torchrun --nproc-per-node N uses N", gpus)
     prepared = None
     if needed := text_windows(data, training, seed):  # every process looks; where they are missing, one makes them
         folder, is_first = tokens or output.parent / "tokens", arguments.process_index == 0
