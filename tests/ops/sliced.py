@@ -13,14 +13,31 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from recurrence_inputs import assert_close, gla_inputs, ssd_inputs
+from recurrence_inputs import assert_close, delta_inputs, generalized_delta_inputs, gla_inputs, kda_inputs, ssd_inputs
 from torch.utils.checkpoint import checkpoint
 
-from statex.ops import carried_state, gated_delta, gla, sequence_parallel, short_convolution, ssd, use_backend
+from statex.ops import (
+    carried_state,
+    gated_delta,
+    generalized_delta,
+    gla,
+    gla_step,
+    sequence_parallel,
+    short_convolution,
+    ssd,
+    use_backend,
+)
 from statex.ops.segments import cu_seqlens_of
 
 TOKENS = 36
-PER_TOKEN = {"q", "k", "v", "log_decay", "x", "dt", "B", "C"}
+RECURRENCES = (
+    (gla, gla_inputs),
+    (ssd, ssd_inputs),
+    (gated_delta, delta_inputs),
+    (gated_delta, kda_inputs),
+    (generalized_delta, generalized_delta_inputs),
+)
+PER_TOKEN = {"q", "k", "v", "log_decay", "beta", "a", "b", "x", "dt", "B", "C"}
 
 
 def of_rank(x: torch.Tensor) -> torch.Tensor:
@@ -115,8 +132,8 @@ def check_all(backend: str = "torch") -> None:
 
 
 def _check_operations(compare: Callable, decays: tuple[str, ...]) -> None:
-    for recurrence, make in ((gla, gla_inputs), (ssd, ssd_inputs)):
-        for decay in decays:
+    for recurrence, make in RECURRENCES:
+        for decay in decays if recurrence in (gla, ssd) else decays[:2]:
             compare(partial(plain, recurrence), make(TOKENS, decay))
         compare(partial(recomputed, recurrence), make(TOKENS))
         inputs = make(TOKENS)
@@ -137,7 +154,7 @@ class _Mixer(torch.nn.Module):
 def _check_segments() -> None:
     """Slices of segments that carry their states, against whole sequences."""
     segments = 2 if dist.get_world_size() == 2 else 3
-    cases = [(partial(plain, gla), gla_inputs(TOKENS)), (partial(plain, ssd), ssd_inputs(TOKENS))]
+    cases = [(partial(plain, recurrence), make(TOKENS)) for recurrence, make in RECURRENCES]
     cases += [(convolved, {"x": torch.randn(2, TOKENS, 6), "weight": torch.randn(6, 4), "bias": torch.randn(6)})]
     for operation, inputs in cases:
         inputs = {name: x.float() for name, x in inputs.items()}
@@ -162,7 +179,10 @@ def _check_refusals() -> None:
     q = torch.randn(1, 8, 2, 4)
     with sequence_parallel(dist.group.WORLD):
         refused(lambda: gla(q, q, q, -q.abs(), cu_seqlens=torch.tensor([0, 8])), "give it to sequence_parallel")
-        refused(lambda: gated_delta(q, q, q, -q[..., 0].abs(), q[..., 0]), "gated_delta cannot run on a part")
+        refused(
+            lambda: gla_step(q[:, 0], q[:, 0], q[:, 0], -q[:, 0].abs(), torch.zeros(1, 2, 4, 4)),
+            "gla_step cannot run on a part",
+        )
         refused(lambda: short_convolution(q[:, :2, 0], torch.randn(4, 4)), "fewer than the 3")
         refused(lambda: sequence_parallel(dist.group.WORLD).__enter__(), "inside another")
         if dist.get_rank() > 0:
@@ -170,8 +190,8 @@ def _check_refusals() -> None:
             refused(lambda: gla(q, q, q, -q.abs(), initial_state=state), "only the first rank")
 
 
-def main(ranks: int, folder: Path) -> None:
-    """Check all operations in so many ranks, which meet in `folder`."""
+def main(ranks: int, folder: Path, check: Callable[[], None]) -> None:
+    """Run `check` in so many forked ranks, which meet in `folder`."""
     children = []
     for rank in range(ranks):
         child = os.fork()
@@ -181,7 +201,7 @@ def main(ranks: int, folder: Path) -> None:
                 "gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
             )
             torch.manual_seed(0)
-            check_all()
+            check()
             dist.barrier()
             os._exit(0)
         children.append(child)

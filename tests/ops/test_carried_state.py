@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from recurrence_inputs import assert_close, gla_inputs, ssd_inputs
+from recurrence_inputs import assert_close, gla_inputs, kda_inputs, ssd_inputs
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,7 +18,7 @@ from statex.ops import carried_state, gated_delta, gla, gla_step, short_convolut
 from statex.ops.segments import cu_seqlens_of
 
 TOKENS, SEGMENTS = 36, 3
-PER_TOKEN = {"q", "k", "v", "log_decay", "x", "dt", "B", "C"}
+PER_TOKEN = {"q", "k", "v", "log_decay", "beta", "x", "dt", "B", "C"}
 
 
 class Mixer(nn.Module):
@@ -78,7 +78,13 @@ def convolution_case():
     return convolution, {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
 
 
-CASES = {"gla": gla_case, "ssd": ssd_case, "convolution": convolution_case}
+def delta_case():
+    inputs = kda_inputs(TOKENS)
+    del inputs["initial_state"]
+    return partial(recurrence, gated_delta), inputs
+
+
+CASES = {"gla": gla_case, "ssd": ssd_case, "gated_delta": delta_case, "convolution": convolution_case}
 
 
 def cut(inputs, begin, end):
@@ -112,17 +118,14 @@ def test_segments_compute_what_the_whole_does(case, packed, recomputed):
 def test_what_cannot_be_carried_is_refused():
     q = torch.randn(1, 8, 2, 4)
     mixer = Mixer(lambda seq_idx, q, **options: gla(q, q, q, -q.abs(), **options)[0])
-    delta = Mixer(lambda seq_idx, q: gated_delta(q, q, q, -q[..., 0].abs(), q[..., 0])[0])
     step = Mixer(lambda seq_idx, q: gla_step(q[:, 0], q[:, 0], q[:, 0], -q[:, 0].abs(), torch.zeros(1, 2, 4, 4)))
-    with carried_state([mixer, delta, step]) as carried:
+    with carried_state([mixer, step]) as carried:
         mixer(q=q)  # outside of a segment nothing is carried
         with carried.segment():
             mixer(q=q, initial_state=torch.zeros(1, 2, 4, 4))
             with pytest.raises(ValueError, match="give it to segment"):
                 mixer(q=q, cu_seqlens=torch.tensor([0, 8]))
-            with pytest.raises(ValueError, match=r"gated_delta cannot run on a part .*: carried_state has gla, ssd"):
-                delta(q=q)
-            with pytest.raises(ValueError, match="gla_step cannot run on a part"):
+            with pytest.raises(ValueError, match=r"gla_step cannot run on a part .*: carried_state has gated_delta"):
                 step(q=q)
             with pytest.raises(ValueError, match="outside of the modules"):
                 gla(q, q, q, -q.abs())

@@ -84,7 +84,7 @@ def logged(folder: Path, name: str) -> dict[int, float]:
 
 
 OURS = {
-    "statex_rwkv7": (make_rwkv7, "generalised delta rule"),
+    "statex_rwkv7": (make_rwkv7, "token shift"),
     "statex_xlstm": (make_xlstm, "mLSTM"),
 }
 
@@ -103,9 +103,7 @@ def test_models_whose_sequences_stay_whole_are_refused(family, data, settings):
         check_slices(settings(backpropagation_length=16), data, model)
     assert in_segments.value.field == "training.backpropagation_length"
     assert in_segments.value.problem == caught.value.problem
-    reason = "gated delta rule" if family in ALL_MODELS and family != "minimax" else "attention"
-    if family in OURS:
-        reason = OURS[family][1]
+    reason = OURS[family][1] if family in OURS else "attention"
     if family in ("mamba", "falcon_mamba", "jamba"):
         reason = "the first Mamba's scan"
     assert caught.value.field == "training.sequence_parallel"

@@ -15,7 +15,7 @@ from statex.ops.gated_delta import chunk_gated_delta, step_gated_delta
 from statex.ops.gated_norm import plain_gated_rms_norm
 from statex.ops.generalized_delta import chunk_generalized_delta, step_generalized_delta
 from statex.ops.gla import chunk_gla, step_gla
-from statex.ops.parallel import parallel_gla, parallel_short_convolution, parallel_ssd, slices
+from statex.ops.parallel import parallel_delta, parallel_gla, parallel_short_convolution, parallel_ssd, slices
 from statex.ops.recomputed import gated_delta_operator, generalized_delta_operator, gla_operator, ssd_operator
 from statex.ops.ssd import chunk_ssd, step_ssd
 from statex.ops.validation import refuse
@@ -59,12 +59,16 @@ FUSED_BY_COMPILER = {"short_convolution", "short_convolution_step", "gated_rms_n
 FUSED_WITHOUT_GRADIENTS = {"short_convolution", "gated_rms_norm"}
 # What runs instead, on a rank's slice, inside `sequence_parallel`
 SLICED: dict[str, Callable] = {
+    "gated_delta": parallel_delta,
+    "generalized_delta": parallel_delta,
     "gla": parallel_gla,
     "ssd": parallel_ssd,
     "short_convolution": parallel_short_convolution,
 }
 # ... and on a segment, inside `carried_state`
 SEGMENTED: dict[str, Callable] = {
+    "gated_delta": carried_recurrence,
+    "generalized_delta": carried_recurrence,
     "gla": carried_recurrence,
     "ssd": carried_recurrence,
     "short_convolution": carried_short_convolution,
