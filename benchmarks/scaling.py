@@ -1,10 +1,11 @@
 """Training steps over several GPUs of one host, by the project's own trainer on random tokens.
 
 "weak": each GPU has a sequence of 64K tokens of its own, gradients are averaged (DDP, or FSDP2 with --fsdp).
-"strong": one sequence of 128K or 256K tokens is shared by all GPUs, states pass between them. The baseline of a case is
-the same command with one process; there "strong" is whole on one GPU, and compiled if --compile says so, which slices
-are not. A step in which all activations are computed again (--activation-memory least, the default) takes the same
-memory and work on any number of GPUs; "most" lets as many blocks keep theirs as there is room for.
+"strong": one sequence of 128K, 256K or 1M tokens is shared by all GPUs, states pass between them; with --segment it is
+run in segments of so many tokens, which carry their states. The baseline of a case is the same command with one
+process; there "strong" is whole on one GPU, and compiled if --compile says so, which slices and segments are not. A
+step in which all activations are computed again (--activation-memory least, the default) takes the same memory and work
+on any number of GPUs; "most" lets as many blocks keep theirs as there is room for.
 
 A row is appended to FILE, as a line of JSON, as soon as its case is measured. A case for which a GPU has no memory gets
 the row "out of memory" by each process that runs out; several processes then end, since the others would wait.
@@ -13,6 +14,7 @@ Example: python benchmarks/scaling.py weak-gla weak-mamba2 --out scaling.jsonl
          torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py weak-gla weak-mamba2 --out scaling.jsonl
          torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py strong-gla-256k --fsdp --out scaling.jsonl
          python benchmarks/scaling.py strong-mamba2-256k --layers 24 --compile off --out scaling.jsonl
+         python benchmarks/scaling.py strong-gla-1024k --segment 65536 --steps 2 --out scaling.jsonl
 On a CPU, to try it: gloo, tiny models, and no time means anything.
 """
 
@@ -39,7 +41,6 @@ from statex.models.registration import register_families
 from statex.recipe import Training
 from statex.utils import environment
 
-MEASURED_STEPS = 5
 WARMUP = {"least": 3, "most": 6}  # with "most", blocks keep their activations from the fifth step on
 COMPILE: dict[str, Any] = {"auto": "auto", "on": True, "off": False}
 FAMILIES = {"gla": (gla_1300m, "paper-gla"), "mamba2": (mamba2_1300m, "paper-mamba2")}
@@ -57,7 +58,7 @@ class Scaling:
 CASES = {f"weak-{family}": Scaling(family, "weak", 2**16) for family in FAMILIES} | {
     f"strong-{family}-{length // 1024}k": Scaling(family, "strong", length)
     for family in FAMILIES
-    for length in (2**17, 2**18)
+    for length in (2**17, 2**18, 2**20)
 }
 
 
@@ -80,12 +81,14 @@ def section_of(case: Scaling, options: argparse.Namespace) -> Training:
     """The steps of a case as the training section of a recipe."""
     processes, tokens = world_size(), case.tokens if torch.cuda.is_available() else CPU_TOKENS_PER_STEP
     strong = case.kind == "strong"
-    steps = WARMUP[options.activation_memory] + MEASURED_STEPS
+    steps = WARMUP[options.activation_memory] + options.steps
+    segment = options.segment if torch.cuda.is_available() or options.segment is None else tokens // 4
     return Training(
         steps=steps, warmup_steps=2, tokens_per_step=tokens if strong else processes * tokens, sequence_length=tokens,
-        sequences_per_device=1, sequence_parallel=processes if strong else 1, save_every=steps, log_every=steps,
-        learning_rate=LEARNING_RATE, gradient_checkpointing=True, activation_memory=options.activation_memory,
-        compile=COMPILE[options.compile], trainer={"fsdp": True} if options.fsdp else {},
+        sequences_per_device=1, sequence_parallel=processes if strong else 1, backpropagation_length=segment,
+        save_every=steps, log_every=steps, learning_rate=LEARNING_RATE, gradient_checkpointing=True,
+        activation_memory=options.activation_memory, compile=COMPILE[options.compile],
+        trainer={"fsdp": True} if options.fsdp else {},
     )  # fmt: skip
 
 
@@ -108,6 +111,7 @@ def measured(case: Scaling, options: argparse.Namespace) -> dict[str, Any]:
         "compiled": trainer.blocks.compiled,
         "layers": len(trainer.blocks.blocks),
         "sequence_parallel": section.sequence_parallel,
+        "backpropagation_length": section.backpropagation_length,
     }
 
 
@@ -147,6 +151,8 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("cases", nargs="+", choices=CASES, metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="rows are appended, one JSON a line")
     parser.add_argument("--fsdp", action="store_true", help="weights and optimizer are sharded over the GPUs")
+    parser.add_argument("--segment", type=int, metavar="TOKENS", help="backpropagation_length; default: none")
+    parser.add_argument("--steps", type=int, default=5, help="that are measured, after the warm-up; default: 5")
     parser.add_argument("--layers", type=int, help="of the model; default: 24 (GLA) or 48 (Mamba2), 6 on a CPU")
     parser.add_argument("--unexpanded", action="store_true", help="the model as it is")
     parser.add_argument("--activation-memory", choices=tuple(WARMUP), default="least")

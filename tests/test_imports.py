@@ -32,7 +32,7 @@ ALLOWED = {  # besides "errors" and "utils", which all but the first and "ops" m
     "training": {"settings", "recipe", "data", "ops", "expansion", "families", "models", "checkpoint"},
     "evaluation": {"settings", "recipe", "results", "data", "ops", "expansion", "families", "models", "checkpoint"},
     "benchmarking": {
-        "results", "ops", "expansion", "families", "models", "checkpoint", "training", "recipe", "settings",
+        "results", "ops", "expansion", "families", "models", "checkpoint", "training", "recipe", "settings", "data",
     },
     "reporting": {"recipe", "results"},
 }  # fmt: skip

@@ -36,7 +36,7 @@ def started(*arguments: str | Path, processes: int | None = None) -> subprocess.
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
 
-@pytest.mark.parametrize("script", [TESTS / "ops" / "sliced.py", TESTS / "gpu" / "models_on_slices.py"], ids=str)
+@pytest.mark.parametrize("script", [TESTS / "ops" / name for name in ("sliced.py", "models_on_slices.py")], ids=str)
 def test_slices_compute_what_the_whole_does(script):
     done = started(script, processes=2)
     print(done.stdout)  # the largest differences

@@ -125,3 +125,10 @@ def test_a_step_that_no_memory_holds_is_refused(tokenizer, monkeypatch):
         require_memory("config", {}, size_of(network), "training", training, Recall())
     in_parts = training.model_copy(update={"sequences_per_device": 8})
     require_memory("config", {}, size_of(network), "training", in_parts, Recall())
+    of_one = {"tokens_per_step": 2**22, "sequence_length": 2**22, "weights": {"text": 1}}
+    longer = Training.model_validate(TRAINING | of_one)
+    monkeypatch.setattr("statex.training.memory.host_memory", lambda: 2**30)
+    with pytest.raises(UserError, match=r"a pass over 1 sequences, .* or backpropagation_length,"):
+        require_memory("config", {}, size_of(network), "training", longer, Recall())
+    in_segments = longer.model_copy(update={"backpropagation_length": 2**16})
+    require_memory("config", {}, size_of(network), "training", in_segments, Recall())

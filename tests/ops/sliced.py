@@ -13,14 +13,31 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from recurrence_inputs import assert_close, gla_inputs, ssd_inputs
+from recurrence_inputs import assert_close, delta_inputs, generalized_delta_inputs, gla_inputs, kda_inputs, ssd_inputs
 from torch.utils.checkpoint import checkpoint
 
-from statex.ops import gated_delta, gla, sequence_parallel, short_convolution, ssd, use_backend
+from statex.ops import (
+    carried_state,
+    gated_delta,
+    generalized_delta,
+    gla,
+    gla_step,
+    sequence_parallel,
+    short_convolution,
+    ssd,
+    use_backend,
+)
 from statex.ops.segments import cu_seqlens_of
 
 TOKENS = 36
-PER_TOKEN = {"q", "k", "v", "log_decay", "x", "dt", "B", "C"}
+RECURRENCES = (
+    (gla, gla_inputs),
+    (ssd, ssd_inputs),
+    (gated_delta, delta_inputs),
+    (gated_delta, kda_inputs),
+    (generalized_delta, generalized_delta_inputs),
+)
+PER_TOKEN = {"q", "k", "v", "log_decay", "beta", "a", "b", "x", "dt", "B", "C"}
 
 
 def of_rank(x: torch.Tensor) -> torch.Tensor:
@@ -110,12 +127,13 @@ def check_all(backend: str = "torch") -> None:
     """Whatever one rank computes, on PyTorch's path or by the kernels."""
     with use_backend(backend):
         _check_operations(partial(compare, backend=backend), DECAYS[backend])
+    _check_segments()
     _check_refusals()
 
 
 def _check_operations(compare: Callable, decays: tuple[str, ...]) -> None:
-    for recurrence, make in ((gla, gla_inputs), (ssd, ssd_inputs)):
-        for decay in decays:
+    for recurrence, make in RECURRENCES:
+        for decay in decays if recurrence in (gla, ssd) else decays[:2]:
             compare(partial(plain, recurrence), make(TOKENS, decay))
         compare(partial(recomputed, recurrence), make(TOKENS))
         inputs = make(TOKENS)
@@ -127,11 +145,44 @@ def _check_operations(compare: Callable, decays: tuple[str, ...]) -> None:
     compare(convolved, inputs | {"left_context": torch.randn(2, 2, 6)}, whole_state=False)
 
 
+class _Mixer(torch.nn.Module):
+    def __init__(self, operation):
+        super().__init__()
+        self.forward = operation
+
+
+def _check_segments() -> None:
+    """Slices of segments that carry their states, against whole sequences."""
+    segments = 2 if dist.get_world_size() == 2 else 3
+    cases = [(partial(plain, recurrence), make(TOKENS)) for recurrence, make in RECURRENCES]
+    cases += [(convolved, {"x": torch.randn(2, TOKENS, 6), "weight": torch.randn(6, 4), "bias": torch.randn(6)})]
+    for operation, inputs in cases:
+        inputs = {name: x.float() for name, x in inputs.items()}
+        inputs.pop("initial_state", None)
+        for seq_idx in (None, documents()):
+            run = operation if seq_idx is None or operation is convolved else partial(packed, *operation.args)
+            wanted, mixer, got = run(seq_idx, **inputs)[0], _Mixer(run), []
+            with carried_state([mixer]) as carried:
+                for number in range(segments):
+                    part = {
+                        name: of_rank(x.chunk(segments, 1)[number]) if name in PER_TOKEN else x
+                        for name, x in inputs.items()
+                    }
+                    local = None if seq_idx is None else of_rank(seq_idx.chunk(segments, 1)[number])
+                    with sequence_parallel(dist.group.WORLD, local), carried.segment(local):
+                        got.append(mixer(local, **part)[0])
+            wanted = [of_rank(each) for each in wanted.chunk(segments, 1)]
+            assert_close({"output": torch.cat(got, 1)}, {"output": torch.cat(wanted, 1)}, 1e-5)
+
+
 def _check_refusals() -> None:
     q = torch.randn(1, 8, 2, 4)
     with sequence_parallel(dist.group.WORLD):
         refused(lambda: gla(q, q, q, -q.abs(), cu_seqlens=torch.tensor([0, 8])), "give it to sequence_parallel")
-        refused(lambda: gated_delta(q, q, q, -q[..., 0].abs(), q[..., 0]), "gated_delta cannot run on a slice")
+        refused(
+            lambda: gla_step(q[:, 0], q[:, 0], q[:, 0], -q[:, 0].abs(), torch.zeros(1, 2, 4, 4)),
+            "gla_step cannot run on a part",
+        )
         refused(lambda: short_convolution(q[:, :2, 0], torch.randn(4, 4)), "fewer than the 3")
         refused(lambda: sequence_parallel(dist.group.WORLD).__enter__(), "inside another")
         if dist.get_rank() > 0:
@@ -139,8 +190,8 @@ def _check_refusals() -> None:
             refused(lambda: gla(q, q, q, -q.abs(), initial_state=state), "only the first rank")
 
 
-def main(ranks: int, folder: Path) -> None:
-    """Check all operations in so many ranks, which meet in `folder`."""
+def main(ranks: int, folder: Path, check: Callable[[], None]) -> None:
+    """Run `check` in so many forked ranks, which meet in `folder`."""
     children = []
     for rank in range(ranks):
         child = os.fork()
@@ -150,7 +201,7 @@ def main(ranks: int, folder: Path) -> None:
                 "gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60)
             )
             torch.manual_seed(0)
-            check_all()
+            check()
             dist.barrier()
             os._exit(0)
         children.append(child)

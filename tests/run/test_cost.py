@@ -72,6 +72,11 @@ def test_memory_is_predicted_as_it_was_measured(family):
     of_slice = training.model_copy(update={"tokens_per_step": 16384, "sequence_length": 16384})
     wanted = peak_memory_of(size_of(network), of_slice, outputs, vocabulary, 1)
     assert [peak_memory_of(size_of(network), sliced, outputs, vocabulary, gpus) for gpus in (4, 8)] == [wanted] * 2
+    cut = training.model_copy(
+        update={"sequence_length": 2**20, "tokens_per_step": 2**20, "backpropagation_length": 65536}
+    )
+    of_segments = peak_memory_of(size_of(network), cut, outputs, vocabulary, 1)
+    assert 0 < of_segments - predicted[0] < 1e9  # the states that are carried
     kept = training.model_copy(update={"gradient_checkpointing": False})
     assert peak_memory_of(size_of(network), kept, outputs, vocabulary, 1) > 2 * predicted[0]
 

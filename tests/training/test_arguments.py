@@ -142,7 +142,7 @@ def test_precision(monkeypatch, precision, has_gpu, expected):
     assert arguments.compute_in_bf16(precision) == expected
 
 
-def test_one_process_trains_on_one_gpu(settings, tmp_path, monkeypatch, caplog):
+def test_one_process_trains_on_one_gpu(settings, tmp_path, monkeypatch):
     """transformers would put a model into DataParallel where it sees several."""
 
     class SeesFour(TrainingArguments):
@@ -151,6 +151,4 @@ def test_one_process_trains_on_one_gpu(settings, tmp_path, monkeypatch, caplog):
             self._n_gpu = 4
 
     monkeypatch.setattr(arguments, "TrainingArguments", SeesFour)
-    with caplog.at_level("WARNING"):
-        assert training_arguments(settings(), tmp_path, seed=0).n_gpu == 1
-    assert "one of 4 GPUs; torchrun" in caplog.text
+    assert training_arguments(settings(), tmp_path, seed=0).n_gpu == 1

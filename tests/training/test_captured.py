@@ -18,6 +18,7 @@ CUDA = torch.device("cuda")
         ({"gradient_checkpointing": True}, {}, "gradient_checkpointing"),
         ({}, {"reset_state_at_documents": True}, "reset_state_at_documents"),
         ({"sequence_parallel": 2}, {}, "sequence_parallel"),
+        ({"backpropagation_length": 8}, {}, "backpropagation_length"),
         ({"trainer": {"torch_empty_cache_steps": 2}}, {}, "torch_empty_cache_steps"),
         ({"trainer": {"optim": "lomo"}}, {}, "lomo"),
         ({}, {}, "a CPU"),

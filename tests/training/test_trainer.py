@@ -270,16 +270,12 @@ def test_gradients_of_fresh_and_inherited_tensors_are_logged_apart(make, setting
         assert row["grad_norm_fresh"] > 0
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
-def test_the_use_of_the_new_state_is_watched(
-    make, family, settings, data, tokenizer, tmp_path, trainer_of, gradient_checkpointing
-):
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, {"backpropagation_length": 8}], ids=str)
+def test_the_use_of_the_new_state_is_watched(make, family, settings, data, tokenizer, tmp_path, trainer_of, changes):
     """After the first sequence of text, before the steps that are due; the training stays as it is."""
     model = make(family)
     expand(model, every=1, init="inherit")
-    training = settings(
-        watch_state_every=2, gradient_checkpointing=gradient_checkpointing, report_to=["tensorboard"], log_every=4
-    )
+    training = settings(watch_state_every=2, report_to=["tensorboard"], log_every=4, **changes)
     trainer = trainer_of(model, training)
     ids = TrainingBatches(data, training, tokenizer, tokens=trainer.tokens).first_sequence()
     with torch.no_grad(), statex_ops():
@@ -301,6 +297,11 @@ def test_the_use_of_the_new_state_is_watched(
     assert_same(model.state_dict(), unwatched.state_dict())
 
 
+def test_gradients_are_not_copied_into_buckets(make, settings, trainer_of):
+    """DDP would hold them twice, 5 GB of a model of 1.3B; tests/training/test_ranks.py has what it trains."""
+    assert trainer_of(make("mamba2"), settings()).accelerator.ddp_handler.gradient_as_bucket_view
+
+
 def test_what_is_not_expanded_is_not_watched(make, settings, trainer_of):
     model = make("mamba2")
     reinitialize(model, [1])
@@ -316,3 +317,14 @@ def test_the_loss_that_is_logged_is_the_mean_over_scored_tokens(make, settings, 
     with torch.no_grad():
         expected = torch.stack([model(**next(batches)).loss for _ in range(2)]).mean()
     assert summary.final_loss == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_one_process_beside_idle_gpus_says_so_once(make, settings, data, tokenizer, tmp_path, monkeypatch, caplog):
+    from statex.training.trial import try_training
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with caplog.at_level("WARNING"):
+        try_training(settings(), False, True)  # the check before a run, whose workers may share the GPUs
+        assert "GPUs" not in caplog.text
+        train(make("mamba2"), tokenizer, data, settings(), tmp_path / "arm", seed=0)
+    assert caplog.text.count("training on one of 4 GPUs; torchrun") == 1

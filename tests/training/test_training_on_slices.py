@@ -39,14 +39,20 @@ def values(make, tokenizer, data, settings, tmp_path) -> dict:
     return {
         "name": "run", "output": str(tmp_path / "one"), "data": section,
         "models": {family: {"checkpoint": str(tmp_path / family)} for family in CONFIGS},
-        "arms": {"preserve": {"kind": "statex", "expansion": {"layers": [1], "init": "preserve"}}},
+        "arms": {
+            "preserve": {"kind": "statex", "expansion": {"layers": [1], "init": "preserve"}},
+            "segments": {
+                "kind": "statex", "expansion": {"layers": [1], "init": "preserve"}, "models": ["statex_gla"],
+                "training": {"backpropagation_length": 8},
+            },
+        },
         "training": training.model_dump(exclude_none=True), "evaluation": EVALUATION | {"suites": ["mqar"]},
     }  # fmt: skip
 
 
 @pytest.mark.slow
 def test_two_processes_that_share_sequences_train_what_one_does(values, tmp_path):
-    """GLA to its end, and Mamba2 half of the way, from where one process resumes with whole sequences."""
+    """GLA to its end, also in segments, and Mamba2 half of the way, from where one process resumes with whole ones."""
     one, two = (parse_recipe(values | {"output": str(tmp_path / name)}) for name in ("one", "two"))
     run_recipe(one, evaluation=False)
     recipe = write_recipe(tmp_path / "two.toml", values | {"output": two.output})
@@ -55,8 +61,9 @@ def test_two_processes_that_share_sequences_train_what_one_does(values, tmp_path
     assert "the same command resumes" in stopped.stderr, stopped.stderr
     assert (two.folder / "mamba2" / "preserve-seed0" / "checkpoints" / "checkpoint-4").exists()
     run_recipe(two, evaluation=False)
-    for family, processes, steps in (("statex_gla", 2, 8), ("mamba2", 1, 4)):
-        ours, theirs = (each.folder / family / "preserve-seed0" for each in (two, one))
+    arms = (("statex_gla", "preserve", 2, 8), ("statex_gla", "segments", 2, 8), ("mamba2", "preserve", 1, 4))
+    for family, arm, processes, steps in arms:
+        ours, theirs = (each.folder / family / f"{arm}-seed0" for each in (two, one))
         summary = json.loads((ours / "training.json").read_text())
         assert (summary["num_processes"], summary["steps"]) == (processes, steps)
         use = ("new_state_energy_layer_1", "effective_rank_layer_1")
@@ -77,7 +84,7 @@ def logged(folder: Path, name: str) -> dict[int, float]:
 
 
 OURS = {
-    "statex_rwkv7": (make_rwkv7, "generalised delta rule"),
+    "statex_rwkv7": (make_rwkv7, "token shift"),
     "statex_xlstm": (make_xlstm, "mLSTM"),
 }
 
@@ -92,9 +99,11 @@ def test_models_whose_sequences_stay_whole_are_refused(family, data, settings):
     check_slices(settings(), data, model)
     with pytest.raises(UserError) as caught:
         check_slices(settings(sequence_parallel=2), data, model)
-    reason = "gated delta rule" if family in ALL_MODELS and family != "minimax" else "attention"
-    if family in OURS:
-        reason = OURS[family][1]
+    with pytest.raises(UserError) as in_segments:
+        check_slices(settings(backpropagation_length=16), data, model)
+    assert in_segments.value.field == "training.backpropagation_length"
+    assert in_segments.value.problem == caught.value.problem
+    reason = OURS[family][1] if family in OURS else "attention"
     if family in ("mamba", "falcon_mamba", "jamba"):
         reason = "the first Mamba's scan"
     assert caught.value.field == "training.sequence_parallel"
@@ -161,6 +170,7 @@ def test_a_family_is_refused_beforehand(values, tokenizer, tmp_path, monkeypatch
     tokenizer.save_pretrained(tmp_path / "mamba")
     monkeypatch.setenv("WORLD_SIZE", "2")
     values["arms"]["preserve"]["training"] = {"sequence_parallel": 2}
+    del values["arms"]["segments"]
     values["models"] = {"mamba": {"checkpoint": str(tmp_path / "mamba")}}
     values["data"]["reset_state_at_documents"] = False
     with pytest.raises(UserError, match=r"arms\.preserve\.training\.sequence_parallel = 2: mamba has the first Mamba"):

@@ -1,6 +1,7 @@
 """Folders that one process works in at a time, and what is said when a disk is full."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from safetensors import SafetensorError
 
 from statex.errors import UserError
+from statex.utils import atomic
 from statex.utils.atomic import name_full_disk, new_folder, working_in
 from tiny_recipe import environment
 
@@ -137,3 +139,21 @@ def test_other_errors_stay_as_they_are(error):
     with pytest.raises(type(error)) as caught, name_full_disk(Path("run")):
         raise error
     assert caught.value is error
+
+
+def test_waiting_is_told_once_however_many_hold_the_lock_in_turn(tmp_path, monkeypatch, caplog):
+    """Of several processes that wait, each removes the file as it ends, so the next finds a lock that is gone."""
+    path, taken = tmp_path / ".run.lock", []
+
+    def flock(descriptor, how):
+        if how & fcntl.LOCK_NB and len(taken) < 3:
+            raise BlockingIOError
+        if not how & fcntl.LOCK_NB:
+            taken.append(descriptor)
+            path.unlink()  # as the process that held it
+
+    monkeypatch.setattr(atomic.fcntl, "flock", flock)
+    with caplog.at_level("WARNING"), atomic.locked(tmp_path / "run", "data.tokens", wait=True):
+        assert len(taken) == 3
+    assert caplog.text.count("waiting for") == 1
+    assert str(path) in caplog.text

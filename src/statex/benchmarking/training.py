@@ -31,7 +31,7 @@ from transformers.trainer_callback import PrinterCallback
 from statex.benchmarking.model import gla_1300m, mamba2_1300m
 from statex.benchmarking.ops import FLOPS_PER_SECOND
 from statex.benchmarking.runner import run_cases
-from statex.data.mixture import num_groups, slice_of
+from statex.data.mixture import num_groups, rank_part
 from statex.expansion.config import PRESETS
 from statex.models.dispatch import statex_ops
 from statex.models.expanded import expand
@@ -299,8 +299,7 @@ def _loader(vocab_size: int, section: Training, arguments: TrainingArguments) ->
     for _ in range(section.steps + PROFILED):
         ids = torch.randint(vocab_size, (rows, section.sequence_length), generator=generator)
         batch = {"input_ids": ids, "labels": ids}
-        parts = section.sequence_parallel
-        batches.append(batch if parts == 1 else slice_of(batch, part, parts))
+        batches.append(rank_part(batch, section, part))
     return TimedLoader(batches, arguments.device, workers=2 if arguments.device.type == "cuda" else 0)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from statex.errors import UserError, explained
+from statex.utils.hub import limit_waiting
 from statex.utils.nested import is_unicode, single_values
 
 MOST_BYTES = 2**26
@@ -29,6 +30,7 @@ def model_folder(folder: str | os.PathLike) -> Path:
 
     remedy = "give the path of a model folder, or a hub name while the hub can be reached"
     with explained("model", name, "is not a folder here and could not be fetched from the hub", remedy):
+        limit_waiting()
         patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
         return Path(snapshot_download(name, allow_patterns=patterns))
 

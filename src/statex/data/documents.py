@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from statex.data.files import BYTE_ORDER_MARK, format_of, no_column, read_records, text_problem
 from statex.errors import UserError, explained
 from statex.settings import TextSource
+from statex.utils.hub import limit_waiting
 
 if TYPE_CHECKING:
     import datasets
@@ -152,6 +153,7 @@ def _open_hub(source: TextSource, field: str) -> "datasets.IterableDataset":
     assert source.hub is not None
     remedy = "check the name, hub_config, hub_revision, split and the network, or give local files"
     with explained(f"{field}.hub", source.hub, "cannot be read from the hub", remedy):
+        limit_waiting()
         rows = datasets.load_dataset(
             source.hub, source.hub_config, split=source.split, revision=source.hub_revision, streaming=True
         )

@@ -41,7 +41,8 @@ class TrainingBatches(IterableDataset):
     T is `training.sequence_length` for text and passkey steps and that of one of `data.recall.shapes` for mqar steps.
     `gradient_accumulation_steps` micro-batches make a step; micro-batch m of group g holds the sequences g + G m,
     g + G m + G M, ... of the step's, with G groups of `training.sequence_parallel` consecutive ranks and M
-    micro-batches. Where groups have several ranks, each gets its slice of all sequences (`slice_of`), T among them.
+    micro-batches. Where groups have several ranks, each gets its slice of all sequences (`slice_of`), T among them, or
+    of each of their segments of `training.backpropagation_length` tokens.
     Use it with `DataLoader(..., batch_size=None)`, whose workers take turns.
 
     Args:
@@ -123,8 +124,7 @@ class TrainingBatches(IterableDataset):
             batch = self._text_rows(step, rows)
         else:
             batch = {name: tensor[rows].contiguous() for name, tensor in self._recall_step(step).items()}
-        parts = self.training.sequence_parallel
-        return batch if parts == 1 else slice_of(batch, self.part, parts)
+        return rank_part(batch, self.training, self.part)
 
     def kind_of_step(self, step: int) -> str:
         """What the batch of an optimizer step is made of."""
@@ -231,14 +231,38 @@ def text_windows(data: Data, training: Training, seed: int) -> int:
     return whole_windows(text_tokens(data, training, seed), training.sequence_length)
 
 
+def rank_part(batch: dict[str, Tensor], training: Training, part: int) -> dict[str, Tensor]:
+    """What the rank numbered `part` among those that share sequences gets of a batch: its slices of all segments."""
+    parts = training.sequence_parallel
+    if parts == 1:
+        return batch
+    slices = [slice_of(segment, part, parts) for segment in segments_of(batch, training.backpropagation_length)]
+    return {name: torch.cat([each[name] for each in slices], dim=1) for name in slices[0]}
+
+
 def slice_of(batch: dict[str, Tensor], part: int, parts: int) -> dict[str, Tensor]:
     """One of `parts` equal slices of the sequences of a batch.
 
     `shift_labels`, the token to predict at each position, are computed before the sequences are cut, as a slice's last
     position predicts the first token of the next slice. transformers and our loss take them in place of `labels`.
     """
-    whole = batch | {"shift_labels": F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)}
-    return {name: tensor.chunk(parts, dim=1)[part].contiguous() for name, tensor in whole.items()}
+    return {name: tensor.chunk(parts, dim=1)[part].contiguous() for name, tensor in _with_targets(batch).items()}
+
+
+def segments_of(batch: dict[str, Tensor], length: int | None) -> list[dict[str, Tensor]]:
+    """The sequences of a batch in segments of `length` tokens, each like a slice of `slice_of`; None: all in one."""
+    T = batch["input_ids"].shape[1]
+    if length is None or length >= T:
+        return [batch]
+    parts = {name: tensor.split(length, dim=1) for name, tensor in _with_targets(batch).items()}
+    return [dict(zip(parts, each, strict=True)) for each in zip(*parts.values(), strict=True)]
+
+
+def _with_targets(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch with `shift_labels`, where it has labels."""
+    if "shift_labels" in batch or "labels" not in batch:
+        return batch
+    return batch | {"shift_labels": F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)}
 
 
 def sequence_lengths(data: Data, training: Training) -> Iterator[tuple[str, int]]:

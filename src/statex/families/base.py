@@ -118,7 +118,8 @@ class Family(ABC):
     """Whether its scan begins with a given state, or afresh within a row of packed documents; transformers' own for the
     first Mamba does neither, without saying so."""
     whole_sequences: str = ""
-    """What it has that keeps processes from sharing a sequence (`training.sequence_parallel`); empty: nothing."""
+    """What it has that keeps its sequences whole, without `training.sequence_parallel` and `backpropagation_length`;
+    empty: nothing."""
     norm_classes: tuple[str, ...] = ()
     """Of its norms, gated or not, which the derived model runs on statex's op."""
     methods: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(("reinit", "inherit", "preserve"), (GROW,))

@@ -12,7 +12,7 @@ from statex.errors import UserError
 from statex.families.base import GROW, MERGE, Family, Fill, StateGeometry, TensorRows
 from statex.families.fields import Share, Size
 from statex.families.fla import FLAFamily, FLAFields, grown, shares_of
-from statex.families.shared import INHERIT_NOISE, NO_STATE_PASSED, ONE_RATE, refuse_rank
+from statex.families.shared import INHERIT_NOISE, ONE_RATE, refuse_rank
 
 
 class FLADeltaFamily(FLAFamily):
@@ -24,7 +24,6 @@ class FLADeltaFamily(FLAFamily):
     """
 
     recurrence = "fla_delta"
-    whole_sequences = NO_STATE_PASSED
     runs_on = "statex's recurrence, FLA's other kernels"
     methods: ClassVar = {"reinit": (GROW, MERGE), "inherit": (GROW,), "preserve": (GROW,)}
     merging_needs = ONE_RATE

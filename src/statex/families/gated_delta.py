@@ -16,7 +16,6 @@ from statex.families.base import GROW, MERGE, Family, Fill, Segment, StateGeomet
 from statex.families.fields import ConfigFields, PositiveFloat, Size
 from statex.families.shared import (
     INHERIT_NOISE,
-    NO_STATE_PASSED,
     ONE_RATE,
     layers_of_types,
     refuse_rank,
@@ -70,7 +69,6 @@ class GatedDeltaFamily(Family):
 
     fields: type[GatedDeltaFields]
     recurrence = "gated_delta"
-    whole_sequences = NO_STATE_PASSED
     mixer_path = "model.layers.{}.linear_attn"
     norm_path = "model.layers.{}.input_layernorm"
     keys_last = False

@@ -11,7 +11,7 @@ from torch import nn
 from statex.families.base import MERGE, Family, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Size
 from statex.families.gated_delta import LayerType
-from statex.families.shared import NO_STATE_PASSED, ONE_RATE, layers_of_types, refuse_rank, require_silu
+from statex.families.shared import ONE_RATE, layers_of_types, refuse_rank, require_silu
 
 MODELING = "transformers.models.kimi_linear.modeling_kimi_linear"
 
@@ -41,7 +41,6 @@ class KimiLinearFamily(Family):
     model_type = "kimi_linear"
     fields: type[ConfigFields] = KimiLinearFields
     recurrence = "kimi_delta"
-    whole_sequences = NO_STATE_PASSED
     mixer_path = "model.layers.{}.self_attn"
     norm_path = "model.layers.{}.input_layernorm"
     keys_last = False

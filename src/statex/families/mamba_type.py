@@ -21,7 +21,7 @@ class MambaTypeFamily(Family):
     keys_last = True
     continues_states = False
     runs_on = "transformers' own"
-    whole_sequences = "the first Mamba's scan, which begins with no state of another process"
+    whole_sequences = "the first Mamba's scan, which begins with no given state"
     kept_by_reinit = ("dt_proj.bias", "D")  # time scales, as Mamba2's; A_log cannot be kept, for it grows
     state_size_field: str
     mixer_options: ClassVar[dict[str, Any]] = {}

@@ -45,7 +45,7 @@ class RWKV7Family(Family):
     model_class = "statex.models.rwkv7.modeling.RWKV7Model"
     causal_lm_class = "statex.models.rwkv7.modeling.RWKV7ForCausalLM"
     holds_plan = True
-    whole_sequences = "the generalised delta rule, of which no state is passed between processes yet"
+    whole_sequences = "a token shift, which does not see the last token of another part"
     measured = (
         "logits of the reference implementation's tiny model to 5e-7 ([test](../tests/models/test_rwkv7_reference.py))"
     )

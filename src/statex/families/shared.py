@@ -10,9 +10,6 @@ INHERIT_NOISE = 0.3
 ACTIVATIONS = ("silu", "swish")
 """Those of the convolution that statex's ops have."""
 
-NO_STATE_PASSED = "the gated delta rule, of which no state is passed between processes yet"
-"""The `whole_sequences` of its families."""
-
 ONE_RATE = "would need one decay rate and one rate of writing in the place of several heads' own"
 """The `merging_needs` of the delta rule's families: both are numbers of a head."""
 

@@ -45,7 +45,7 @@ class XLSTMFamily(Family):
     model_class = "statex.models.xlstm.modeling.StatexXLSTMModel"
     causal_lm_class = "statex.models.xlstm.modeling.StatexXLSTMForCausalLM"
     holds_plan = True
-    whole_sequences = "the mLSTM, of which no state is passed between processes yet"
+    whole_sequences = "the mLSTM, whose state is not passed on yet"
     kept_by_reinit = ("igate_preact.weight", "igate_preact.bias", "fgate_preact.weight", "fgate_preact.bias")
     measured = "logits of transformers' model to 1e-5 ([test](../tests/expansion/test_xlstm_family.py))"
 

@@ -3,6 +3,7 @@ and the generalised one of RWKV-7 (`generalized_delta`), each also one token at 
 in a layer: a short convolution before, a gated norm after."""
 
 from statex.ops.backends import use_backend
+from statex.ops.carried import carried_state
 from statex.ops.layer_operations import gated_rms_norm, short_convolution, short_convolution_step
 from statex.ops.parallel import sequence_parallel
 from statex.ops.recurrences import (
@@ -17,6 +18,7 @@ from statex.ops.recurrences import (
 )
 
 __all__ = [
+    "carried_state",
     "gated_delta",
     "gated_delta_step",
     "gated_rms_norm",

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from statex.ops.carried import carried_recurrence, carried_short_convolution, carrying
 from statex.ops.convolution import shifted_convolution, step_convolution
 from statex.ops.gated_delta import chunk_gated_delta, step_gated_delta
 from statex.ops.gated_norm import plain_gated_rms_norm
 from statex.ops.generalized_delta import chunk_generalized_delta, step_generalized_delta
 from statex.ops.gla import chunk_gla, step_gla
-from statex.ops.parallel import parallel_gla, parallel_short_convolution, parallel_ssd, slices
+from statex.ops.parallel import parallel_delta, parallel_gla, parallel_short_convolution, parallel_ssd, slices
 from statex.ops.recomputed import gated_delta_operator, generalized_delta_operator, gla_operator, ssd_operator
 from statex.ops.ssd import chunk_ssd, step_ssd
 from statex.ops.validation import refuse
@@ -58,10 +59,21 @@ FUSED_BY_COMPILER = {"short_convolution", "short_convolution_step", "gated_rms_n
 FUSED_WITHOUT_GRADIENTS = {"short_convolution", "gated_rms_norm"}
 # What runs instead, on a rank's slice, inside `sequence_parallel`
 SLICED: dict[str, Callable] = {
+    "gated_delta": parallel_delta,
+    "generalized_delta": parallel_delta,
     "gla": parallel_gla,
     "ssd": parallel_ssd,
     "short_convolution": parallel_short_convolution,
 }
+# ... and on a segment, inside `carried_state`
+SEGMENTED: dict[str, Callable] = {
+    "gated_delta": carried_recurrence,
+    "generalized_delta": carried_recurrence,
+    "gla": carried_recurrence,
+    "ssd": carried_recurrence,
+    "short_convolution": carried_short_convolution,
+}
+EACH_TOKEN_ALONE = {"gated_rms_norm"}  # runs on a part of a sequence as on the whole
 
 _triton_functions: dict[str, Callable] = {}  # those of TRITON that have been imported
 _default = "auto"  # what `use_backend` says
@@ -87,18 +99,20 @@ def use_backend(name: str) -> Iterator[None]:
 def choose(op: str, backend: str, like: Tensor) -> Callable:
     """The function that runs `op` on tensors such as `like`."""
     name = _choose_backend(op, backend, like.device, like.dtype)
-    here = slices()
+    around = [
+        (context, parts, here)
+        for context, parts, here in (("sequence_parallel", SLICED, slices()), ("carried_state", SEGMENTED, carrying()))
+        if here is not None
+    ]
     if torch.compiler.is_compiling():
-        if here is not None:
-            refuse("torch.compile cannot follow operations inside sequence_parallel; run them without it")
+        for context, _, _ in around:
+            refuse(f"torch.compile cannot follow operations inside {context}; run them without it")
         return _choose_compiled(op, name)
     run = _triton_functions[op] if name == "triton" else TORCH[op]
-    if here is None:
-        return run
-    if op in SLICED:
-        return functools.partial(SLICED[op], run, here)
-    if op != "gated_rms_norm":  # which works on each token alone
-        refuse(f"{op} cannot run on a slice of a sequence: sequence_parallel has {', '.join(SLICED)}")
+    for context, parts, here in around if op not in EACH_TOKEN_ALONE else ():
+        if op not in parts:
+            refuse(f"{op} cannot run on a part of a sequence: {context} has {', '.join(parts)}")
+        run = functools.partial(parts[op], run, here)
     return run
 
 

@@ -1,15 +1,17 @@
 """One long sequence over several processes: states travel between them, tokens stay where they are.
 
-Both recurrences are linear in their state. A rank's slice, run from a zero state, ends in a state E and keeps a share
-d of what it began with; then what rank r begins with is S_r = E_{r-1} + d_{r-1} S_{r-1}. One all-gather of (E, d)
-gives it to every rank, and what it adds to the outputs is added afterwards. The traffic does not depend on the length.
+All recurrences are linear in their state. A rank's slice, run from a zero state, ends in a state E and keeps a share d
+of what it began with (the delta rules: what a matrix d makes of it); then what rank r begins with is S_r = E_{r-1} +
+d_{r-1} S_{r-1}. One all-gather of (E, d) gives it to every rank, and what it adds to the outputs is added afterwards.
+The traffic does not depend on the length.
 
-Shape letters: B rows, T tokens of a rank's slice of each row, H heads, K key dim, V value dim (gla); P head dim,
-N state size, G groups (ssd); D channels, W taps; S segments; R ranks.
+Shape letters: B rows, T tokens of a rank's slice of each row, H heads, K key dim, V value dim (gla, delta rules);
+P head dim, N state size, G groups (ssd); D channels, W taps; S segments; R ranks.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +43,7 @@ def slices() -> Slices | None:
 
 @contextmanager
 def sequence_parallel(group: dist.ProcessGroup, seq_idx: Tensor | None = None) -> Iterator[None]:
-    """Inside, what `gla`, `ssd` and `short_convolution` get is this rank's slice of longer sequences.
+    """Inside, what the recurrences and `short_convolution` get is this rank's slice of longer sequences.
 
     Rank 0 of the group has the first tokens, the last rank the last. All ranks must call the same operations in the
     same order, with slices of any length of at least W - 1, and run backward inside as well. A final state is that
@@ -80,35 +82,42 @@ def carried(end: Tensor, kept: Tensor, group: dist.ProcessGroup) -> Tensor:
     Returns:
         [...], with gradients to every rank's arguments; all ranks must call it, and its backward.
     """
-    return _Carried.apply(end, kept, group)
+    return _Carried.apply(end, kept, group, False)
+
+
+def carried_through(end: Tensor, maps: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """`carried`, where a rank makes `maps @ begin` of its beginning: [..., K, K] for an `end` of [..., K, V]."""
+    return _Carried.apply(end, maps, group, True)
 
 
 class _Carried(torch.autograd.Function):
     """Forward and backward are the same scan in opposite directions, each after one all-gather."""
 
     @staticmethod
-    def forward(ctx: Any, end: Tensor, kept: Tensor, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, end: Tensor, kept: Tensor, group: dist.ProcessGroup, are_maps: bool) -> Tensor:
         sizes = [end.numel(), kept.numel()]
         gathered = _gather(torch.cat([end.flatten(), kept.flatten().to(end.dtype)]), group)
-        ends, shares = gathered.split(sizes, dim=1)
-        ends, shares = ends.view(-1, *end.shape), _broadcast(shares.view(-1, *kept.shape), end.ndim + 1)
+        ends, kepts = gathered.split(sizes, dim=1)
+        ends, kepts = ends.view(-1, *end.shape), kepts.view(-1, *kept.shape)
+        if not are_maps:
+            kepts = _broadcast(kepts, end.ndim + 1)
         begin = torch.zeros_like(end)
         for rank in range(group.rank()):
-            begin = torch.addcmul(ends[rank], shares[rank], begin)
-        ctx.group, ctx.kept = group, (kept.shape, kept.dtype)
-        ctx.save_for_backward(shares, begin)
+            begin = ends[rank] + (kepts[rank] @ begin if are_maps else kepts[rank] * begin)
+        ctx.group, ctx.kept, ctx.are_maps = group, (kept.shape, kept.dtype), are_maps
+        ctx.save_for_backward(kepts, begin)
         return begin
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        shares, begin = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        kepts, begin = ctx.saved_tensors
         shape, dtype = ctx.kept
         of_begin = _gather(gradients[0].flatten(), ctx.group).view(-1, *begin.shape)
         of_end = torch.zeros_like(begin)
         for rank in range(ctx.group.size() - 1, ctx.group.rank(), -1):
-            of_end = torch.addcmul(of_begin[rank], shares[rank], of_end)
-        of_kept = (of_end * begin).reshape(*shape, -1).sum(-1)
-        return of_end, of_kept.to(dtype), None
+            of_end = of_begin[rank] + (kepts[rank].mT @ of_end if ctx.are_maps else kepts[rank] * of_end)
+        of_kept = of_end @ begin.mT if ctx.are_maps else (of_end * begin).reshape(*shape, -1).sum(-1)
+        return of_end, of_kept.to(dtype), None, None
 
 
 def _gather(flat: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -142,7 +151,7 @@ def parallel_gla(
     output, state = run(
         q, k, v, log_decay, scale=scale, initial_state=initial_state, output_final_state=True, cu_seqlens=cu_seqlens
     )
-    rows = _Rows(here, cu_seqlens, output)
+    rows = _rows(here, cu_seqlens, output)
     kept = rows.kept(log_decay.to(compute_dtype(v)))  # [B, T, H, K]
     begin = carried(rows.last(state), kept[:, -1], here.group)  # [B, H, K, V]
     added = torch.einsum("bthk,bhkv->bthv", scale * rows.split(q).to(kept.dtype) * kept, begin)
@@ -170,13 +179,44 @@ def parallel_ssd(
     output, state = run(
         x, dt, A, B, C, D=D, initial_state=initial_state, output_final_state=True, cu_seqlens=cu_seqlens
     )
-    rows, dtype = _Rows(here, cu_seqlens, output), compute_dtype(x)
+    rows, dtype = _rows(here, cu_seqlens, output), compute_dtype(x)
     kept = rows.kept(dt.to(dtype) * A.to(dtype))  # [B, T, H]
     begin = carried(rows.last(state), kept[:, -1], here.group)  # [B, H, P, N]
     grouped = begin.unflatten(1, (C.shape[2], -1))
     added = torch.einsum("btgn,bgrpn->btgrp", rows.split(C).to(dtype), grouped).flatten(2, 3) * kept[..., None]
     output = (output + added.reshape_as(output)).to(output.dtype)
     return output, rows.final(state, kept, begin) if output_final_state else None
+
+
+@full_precision
+def parallel_delta(
+    run: Callable,
+    here: Slices,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *rest: Tensor,
+    scale: float | None,
+    initial_state: Tensor | None,
+    output_final_state: bool,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """`gated_delta` or `generalized_delta` on a slice; `run` is the operation on one rank.
+
+    Each token multiplies the state by a matrix. Run with the identity for a state and with no values, the operation
+    itself gives their product, and what each token reads of what the slice begins with.
+    """
+    _require_first(here, "initial_state", initial_state)
+    run = partial(run, scale=scale, output_final_state=True, cu_seqlens=cu_seqlens)
+    output, state = run(q, k, v, *rest, initial_state=initial_state)
+    rows, key_dim = _rows(here, cu_seqlens, output), k.shape[-1]
+    identity = torch.eye(key_dim, dtype=state.dtype, device=state.device)
+    identity = rows.initial(identity.expand(rows.shape[0], state.shape[1], key_dim, key_dim).contiguous())
+    read, product = run(q, k, v.new_zeros(*v.shape[:-1], key_dim), *rest, initial_state=identity)
+    begin = carried_through(rows.last(state), rows.last(product), here.group)  # [B, H, K, V]
+    added = torch.einsum("bthk,bhkv->bthv", rows.split(read).to(begin.dtype), begin)
+    output = (output + added.reshape_as(output)).to(output.dtype)
+    return output, rows.added_to_first(state, rows.first(product) @ begin) if output_final_state else None
 
 
 def parallel_short_convolution(
@@ -213,23 +253,35 @@ def _require_first(here: Slices, name: str, value: Tensor | None) -> None:
         refuse(f"{name} is what stands before the whole sequence; only the first rank of it may give one")
 
 
-class _Rows:
-    """The rows of a slice as an operation gets them: [B, T, ...], or laid end to end as [1, B * T, ...]."""
+def _rows(here: Slices, cu_seqlens: Tensor | None, tokens: Tensor) -> "Rows":
+    if cu_seqlens is not None and (here.seq_idx is None or here.seq_idx.numel() != tokens.shape[1]):
+        refuse("cu_seqlens of a slice needs the slice's seq_idx: give it to sequence_parallel")
+    return Rows(here.seq_idx, here.continues, cu_seqlens, tokens)
 
-    def __init__(self, here: Slices, cu_seqlens: Tensor | None, tokens: Tensor):
+
+class Rows:
+    """The rows of a part of sequences as an operation gets them: [B, T, ...], or laid end to end as [1, B * T, ...].
+
+    Args:
+        seq_idx: [B, T], which document each token belongs to; with cu_seqlens.
+        continues: [B], whether the first one began before the part; with cu_seqlens.
+        cu_seqlens: [S + 1], the borders of the documents of rows laid end to end; None: rows are apart.
+        tokens: [B, T, ...] or [1, B * T, ...].
+    """
+
+    def __init__(self, seq_idx: Tensor | None, continues: Tensor | None, cu_seqlens: Tensor | None, tokens: Tensor):
         self.shape = tokens.shape[:2]
         self.reached: Tensor | None = None
         self.first_segments: Tensor | None = None
         if cu_seqlens is None:
             return
-        if here.seq_idx is None or here.continues is None or here.seq_idx.numel() != tokens.shape[1]:
-            refuse("cu_seqlens of a slice needs the slice's seq_idx: give it to sequence_parallel")
-        assert here.seq_idx is not None
-        assert here.continues is not None
-        num_rows, length = self.shape = here.seq_idx.shape
-        # [B, T]: the tokens that see what the slice begins with
-        in_first: Tensor = here.seq_idx == here.seq_idx[:, :1]
-        self.reached = in_first.int().cummin(dim=1).values * here.continues[:, None]
+        assert seq_idx is not None
+        assert continues is not None
+        num_rows, length = self.shape = seq_idx.shape
+        self.continues, self.num_segments = continues, len(cu_seqlens) - 1
+        # [B, T]: the tokens that see what the part begins with
+        in_first: Tensor = seq_idx == seq_idx[:, :1]
+        self.reached = in_first.int().cummin(dim=1).values * continues[:, None]
         starts = length * torch.arange(num_rows, device=cu_seqlens.device)
         first = torch.searchsorted(cu_seqlens, starts.to(cu_seqlens.dtype), right=True) - 1
         last = torch.searchsorted(cu_seqlens, (starts + length).to(cu_seqlens.dtype)) - 1
@@ -241,7 +293,7 @@ class _Rows:
         return x.reshape(*self.shape, *x.shape[2:])
 
     def kept(self, log_decay: Tensor) -> Tensor:
-        """[B, T, ...]: how much of what the slice begins with is left after each token."""
+        """[B, T, ...]: how much of what the part begins with is left after each token."""
         kept = self.split(log_decay).cumsum(1).exp()
         return kept if self.reached is None else kept * _broadcast(self.reached, kept.ndim)
 
@@ -249,9 +301,25 @@ class _Rows:
         """[B, ...]: the state at the end of each row, of one state per segment."""
         return states if self.first_segments is None else states[self.last_segments]
 
-    def final(self, states: Tensor, kept: Tensor, begin: Tensor) -> Tensor:
-        """The states after each row or segment, with what is left of the states at the slice's beginning."""
+    def initial(self, begin: Tensor) -> Tensor:
+        """What the segments begin with, of the [B, ...] with which the part of each row does."""
         if self.first_segments is None:
-            return states + _broadcast(kept[:, -1], begin.ndim) * begin
-        left = kept[torch.arange(len(kept), device=kept.device), self.first_ends]
-        return states.index_add(0, self.first_segments, _broadcast(left, begin.ndim) * begin)
+            return begin
+        states = begin.new_zeros(self.num_segments, *begin.shape[1:])
+        return states.index_copy(0, self.first_segments, begin * _broadcast(self.continues, begin.ndim))
+
+    def final(self, states: Tensor, kept: Tensor, begin: Tensor) -> Tensor:
+        """The states after each row or segment, with what is left of the states at the part's beginning."""
+        if self.first_segments is None:
+            left = kept[:, -1]
+        else:
+            left = kept[torch.arange(len(kept), device=kept.device), self.first_ends]
+        return self.added_to_first(states, _broadcast(left, begin.ndim) * begin)
+
+    def first(self, states: Tensor) -> Tensor:
+        """[B, ...]: the state after the first segment of each row."""
+        return states if self.first_segments is None else states[self.first_segments]
+
+    def added_to_first(self, states: Tensor, left: Tensor) -> Tensor:
+        """The states after each row or segment, with `left` [B, ...] added to those of rows' first segments."""
+        return states + left if self.first_segments is None else states.index_add(0, self.first_segments, left)

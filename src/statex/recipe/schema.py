@@ -74,6 +74,13 @@ class Training(Section):
     sequence_parallel: int = Field(
         default=1, ge=1, le=1024, description="consecutive processes that share each sequence, each with a slice of it"
     )
+    backpropagation_length: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_TOKENS,
+        description="tokens that a backward pass goes back over: longer sequences are run in segments of so many, each "
+        "of which begins with the states that the one before ended with; default: whole sequences",
+    )
     weights: Weights = Weights()
     learning_rate: float = Field(default=3e-4, gt=0, le=10)
     fresh_learning_rate_multiplier: float = Field(
@@ -108,13 +115,13 @@ class Training(Section):
     compile: Literal["auto"] | bool = Field(
         default="auto",
         description="compile the blocks of the model; auto: on a GPU, of the families that were tried "
-        "on one, without sequence_parallel",
+        "on one, without sequence_parallel and backpropagation_length",
     )
     cuda_graphs: Literal["auto"] | bool = Field(
         default="auto",
         description="run forward and backward of a micro-batch as one CUDA graph, so that a small model does not wait "
-        "for the host; auto: on one GPU, for GLA and Mamba2, without gradient_checkpointing, sequence_parallel and "
-        "data.reset_state_at_documents",
+        "for the host; auto: on one GPU, for GLA and Mamba2, without gradient_checkpointing, sequence_parallel, "
+        "backpropagation_length and data.reset_state_at_documents",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="compute in bf16 over fp32 master weights; auto: bf16 where the device has it"
@@ -141,6 +148,16 @@ class Training(Section):
         if self.sequence_length % self.sequence_parallel:
             problem = f"does not divide sequence_length = {self.sequence_length}"
             raise UserError("sequence_parallel", self.sequence_parallel, problem, "change one of them")
+        segment = self.backpropagation_length
+        if segment is not None and self.sequence_length % segment:
+            problem = f"does not divide sequence_length = {self.sequence_length}"
+            raise UserError("backpropagation_length", segment, problem, "change one of them")
+        if segment is not None and segment % self.sequence_parallel:
+            problem = f"is no multiple of sequence_parallel = {self.sequence_parallel}"
+            raise UserError("backpropagation_length", segment, problem, "change one of them")
+        if self.compile is True and segment is not None:
+            problem = "does not go with backpropagation_length: states that are carried over are in no graph"
+            raise UserError("compile", True, problem, "leave one of them out")
         if self.compile is True and self.sequence_parallel > 1:
             problem = "does not go with sequence_parallel: states that come from another process are in no graph"
             raise UserError("compile", True, problem, "leave one of them out")

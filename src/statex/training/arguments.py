@@ -115,7 +115,6 @@ def training_arguments(
     with explained("training.trainer", training.trainer, "is refused by transformers", "correct the value"):
         arguments = TrainingArguments(**(fields | deepcopy(training.trainer)))  # it adds to a table it is given
     if arguments.n_gpu > 1:
-        logger.warning("training on one of %d GPUs; torchrun --nproc-per-node N uses N", arguments.n_gpu)
         arguments._n_gpu = 1  # else transformers wraps the model in DataParallel
     return arguments
 
@@ -201,10 +200,26 @@ def _check_processes(training: Training, is_started: bool) -> None:
     if fsdp_config and not fsdp:
         problem = "is about fsdp, which is off"
         raise UserError("training.trainer.fsdp_config", fsdp_config, problem, "set fsdp = true, or leave it out")
-    alpha = training.trainer.get("neftune_noise_alpha")
-    if alpha and training.sequence_parallel > 1:
-        problem = "is noise whose size follows from the length of a sequence, of which each process sees a slice"
-        raise UserError("training.trainer.neftune_noise_alpha", alpha, problem, "leave it out, or sequence_parallel")
+    _check_parts(training)
+
+
+def _check_parts(training: Training) -> None:
+    """Raise UserError where `trainer` has what needs whole sequences, and they are cut."""
+    shared, segment = training.sequence_parallel > 1, training.backpropagation_length is not None
+    alpha, optimizer = (training.trainer.get(field) for field in ("neftune_noise_alpha", "optim"))
+    if alpha and (shared or segment):
+        problem = "is noise whose size follows from the length of a sequence, of which a pass sees a part"
+        remedy = f"leave it out, or {'sequence_parallel' if shared else 'backpropagation_length'}"
+        raise UserError("training.trainer.neftune_noise_alpha", alpha, problem, remedy)
+    if segment and steps_in_backward(training):
+        problem = "changes weights within a backward pass, of which a step has several with backpropagation_length"
+        raise UserError("training.trainer.optim", optimizer, problem, "use another optimizer, or leave it out")
+
+
+def steps_in_backward(training: Training) -> bool:
+    """Whether the optimizer changes weights while the backward pass is under way."""
+    optimizer = str(training.trainer.get("optim", ""))
+    return "lomo" in optimizer or "layerwise" in optimizer
 
 
 def _world_size() -> int:

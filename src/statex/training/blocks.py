@@ -33,6 +33,9 @@ def compiles(config: PreTrainedConfig, training: Training, device: torch.device)
     if could and training.sequence_parallel > 1:
         logger.warning("blocks are not compiled: states that come from another process are in no graph")
         return False
+    if could and training.backpropagation_length is not None:
+        logger.warning("blocks are not compiled: states that are carried from segment to segment are in no graph")
+        return False
     return could
 
 

@@ -18,6 +18,7 @@ from statex.errors import UserError
 from statex.families import family_of
 from statex.recipe import Training
 from statex.settings import Data
+from statex.training.arguments import steps_in_backward
 
 logger = get_logger(__name__)  # of the main process alone
 
@@ -79,11 +80,13 @@ def _obstacle(training: Training, data: Data) -> str | None:
         return "data.reset_state_at_documents, which gives each step other documents"
     if training.sequence_parallel > 1:
         return "sequence_parallel, whose processes wait for one another"
+    if training.backpropagation_length is not None:
+        return "backpropagation_length, by which states pass from one pass to the next outside of them"
     for field in ("debug", "torch_empty_cache_steps"):
         if training.trainer.get(field):
             return f"training.trainer.{field}, which needs the host within a step"
-    optimizer = str(training.trainer.get("optim", ""))
-    if "lomo" in optimizer or "layerwise" in optimizer:
+    optimizer = training.trainer.get("optim")
+    if steps_in_backward(training):
         return f"training.trainer.optim = {optimizer!r}, which steps within the backward pass"
     if os.environ.get("WANDB_WATCH", "false") not in ("", "false"):
         return "WANDB_WATCH, whose hooks read gradients within the backward pass"

@@ -18,6 +18,12 @@ from statex.utils.environment import host_memory
 LAYER_TENSORS = 8
 
 
+def tokens_of_pass(training: Training) -> int:
+    """Tokens of a text sequence that a process computes on in one forward and backward pass."""
+    length = min(training.sequence_length, training.backpropagation_length or training.sequence_length)
+    return length // training.sequence_parallel
+
+
 @dataclass(frozen=True)
 class Size:
     """How big a model is: its weights, the elements of its state at batch 1, its layers and their width."""
@@ -58,7 +64,7 @@ def require_memory(field: str, value: Any, size: Size, section: str, training: T
     """
     groups = max(1, int(os.environ.get("WORLD_SIZE", "1")) // training.sequence_parallel)
     sequences = training.sequences_per_device or training.tokens_per_step // training.sequence_length // groups
-    length = training.sequence_length // training.sequence_parallel
+    length = tokens_of_pass(training)
     is_sharded = bool(training.trainer.get("fsdp"))
     of_weights = (4 if is_sharded or training.train_only_expanded else 8) * size.weights
     kept = size.layers * size.width * (1 if is_sharded or training.gradient_checkpointing else LAYER_TENSORS)
@@ -77,7 +83,7 @@ def require_memory(field: str, value: Any, size: Size, section: str, training: T
         problem = f"makes {size.weights:,} weights; to train them takes {needed}"
         raise UserError(field, value, problem, "make the model smaller")
     problem = f"a pass over {sequences} sequences, each with a state of {size.state:,} numbers, takes {needed}"
-    remedy = "lower it, set sequences_per_device, or make the model smaller"
+    remedy = "lower it, set sequences_per_device or backpropagation_length, or make the model smaller"
     raise UserError(f"{section}.tokens_per_step", training.tokens_per_step, problem, remedy)
 
 
@@ -102,17 +108,19 @@ def peak_memory_of(size: Size, training: Training, outputs: int, vocabulary: int
     sequences = training.tokens_per_step // training.sequence_length
     groups = processes // training.sequence_parallel
     rows = min(training.sequences_per_device or sequences, max(1, sequences // groups))
-    tokens = rows * training.sequence_length // training.sequence_parallel
+    tokens = rows * tokens_of_pass(training)
+    carried = 8 * rows * size.state if training.backpropagation_length is not None else 0  # two segments' states, fp32
     of_blocks = outputs - vocabulary
     inputs = 4 * tokens * size.width * size.layers
     if training.gradient_checkpointing:
         activations = int(OF_RECOMPUTED * tokens * of_blocks / size.layers)
     else:
-        compiled = training.compile is not False and training.sequence_parallel == 1
+        is_cut = training.sequence_parallel > 1 or training.backpropagation_length is not None
+        compiled = training.compile is not False and not is_cut
         activations = int((OF_KEPT_COMPILED if compiled else OF_KEPT) * tokens * of_blocks)
         inputs = 0
     of_loss = 8 * min(training.loss_chunk, tokens) * vocabulary
-    total = of_weights + inputs + activations + of_loss
+    total = of_weights + inputs + activations + of_loss + carried
     if isinstance(training.activation_memory, int):
         return max(total, training.activation_memory)
     return total

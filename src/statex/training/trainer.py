@@ -1,9 +1,11 @@
 """Training on transformers.Trainer: our batches, our parameter groups, our loss, and complete checkpoints."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,12 +37,14 @@ from statex.training.captured import CapturedSteps, captures
 from statex.training.checkpoints import last_checkpoint, step_of, write_listing
 from statex.training.loader import WORKERS, TimedLoader
 from statex.training.loss import chunked_loss
-from statex.training.slices import check_slices, groups_of_ranks, on_slices
+from statex.training.slices import Parts, check_slices, groups_of_ranks
 from statex.training.summary import TrainingSummary
 from statex.training.watching import WatchGradients, WatchState, logged_state_use
 from statex.training.weights import freeze_all_but_expanded, in_dtype, require_master_weights, without_weights
 from statex.utils.atomic import new_folder, write_text_atomic
 from statex.utils.timing import Stopwatch, peak_memory, reset_peak_memory
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the steps done and the steps in all."""
@@ -85,6 +89,8 @@ def train(
     if training.train_only_expanded:
         freeze_all_but_expanded(model, plan)
     arguments = training_arguments(training, output, seed, quiet=progress is not None)
+    if arguments.world_size == 1 and (gpus := torch.cuda.device_count()) > 1:
+        logger.warning("training on one of %d GPUs; torchrun --nproc-per-node N uses N", gpus)
     prepared = None
     if needed := text_windows(data, training, seed):  # every process looks; where they are missing, one makes them
         folder, is_first = tokens or output.parent / "tokens", arguments.process_index == 0
@@ -128,6 +134,8 @@ class StatexTrainer(Trainer):
         self.group: ProcessGroup | None = None  # of the ranks that share sequences, while they are trained on
         self.use_cache = kwargs["model"].config.use_cache  # transformers.Trainer sets it to False and leaves it so
         super().__init__(**kwargs)
+        if self.accelerator.ddp_handler is not None:  # gradients lie in DDP's buckets, not there and in copies
+            self.accelerator.ddp_handler.gradient_as_bucket_view = True
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = str(output / "logs")
@@ -144,6 +152,7 @@ class StatexTrainer(Trainer):
             self.add_callback(KeepActivations(self.blocks, training.activation_memory, device))
         self.bad_steps = BadSteps(training, device, self.describe_batch)
         self.add_callback(self.bad_steps)
+        self.parts = Parts(kwargs["model"], training)
         self.watch = WatchGradients(self.fresh_tensors)
         if self.fresh_tensors:
             self.add_callback(self.watch)
@@ -195,14 +204,21 @@ class StatexTrainer(Trainer):
         step = self.state.global_step
         if self.batches is not None and self.watch_state.is_due(step):
             ids = self.batches.first_sequence().to(self.args.device)
-            with on_slices(self.group, None), self.blocks.plain():
-                self.log(self.watch_state.measure(self.accelerator.unwrap_model(model), ids, step, self.group))
-        with on_slices(self.group, inputs.get("seq_idx")):
+            read = partial(self.parts.run, {"input_ids": ids}, self.group)
+            with self.blocks.plain():
+                self.log(self.watch_state.measure(self.accelerator.unwrap_model(model), read, step, self.group))
+        run = partial(super().training_step, model)
+
+        def run_part(part: dict[str, Any], is_last: bool) -> torch.Tensor:
             if self.captured is not None:
-                loss = self.captured(partial(super().training_step, model), inputs, num_items_in_batch)
-            else:
-                loss = super().training_step(model, inputs, num_items_in_batch)
-        return self.bad_steps.add(loss, step)
+                return self.captured(run, part, num_items_in_batch)
+            if num_items_in_batch is None and not is_last:
+                raise RuntimeError("the loss of a segment needs to know how many tokens its whole step scores")
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                return run(part, num_items_in_batch)
+
+        first, *others = self.parts.run(inputs, self.group, run_part)
+        return self.bad_steps.add(sum(others, first), step)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)

@@ -24,7 +24,7 @@ NUM_TOKENS = 8
 MINIATURE: dict[str, Any] = {
     "steps": 1, "warmup_steps": 0, "decay_steps": None, "sequence_length": NUM_TOKENS, "sequences_per_device": None,
     "save_every": None, "report_to": [], "compile": False, "cuda_graphs": False, "activation_memory": "least",
-    "sequence_parallel": 1, "watch_state_every": None,
+    "sequence_parallel": 1, "backpropagation_length": None, "watch_state_every": None,
 }  # fmt: skip
 """What a trial changes in a training section: its length, who shares it, and who reports it."""
 

@@ -1,6 +1,6 @@
 """Whether an expansion takes hold: the gradients of its fresh tensors and of the inherited ones, and its new state."""
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from transformers import TrainerCallback
 from statex.expansion.edits import StoredPlan
 from statex.expansion.state_use import effective_rank, layer_state, new_state_energy
 from statex.models.caches import cache_of
+
+Read = Callable[[Callable[[dict[str, torch.Tensor], bool], Any]], list[Any]]
+"""What calls a function with each part of a batch in turn, and whether it is the last; returns what it returned."""
 
 
 class WatchGradients(TrainerCallback):
@@ -61,17 +64,23 @@ class WatchState:
         return self.plan is not None and self.every is not None and step % self.every == 0 and step != self.last
 
     @torch.no_grad()
-    def measure(self, model: Any, ids: torch.Tensor, step: int, group: ProcessGroup | None) -> dict[str, float]:
+    def measure(self, model: Any, read: Read, step: int, group: ProcessGroup | None) -> dict[str, float]:
         """Look after `step` steps.
 
         Args:
             model: is left in evaluation mode.
-            ids: [1, T], which it reads as one document; or this rank's slice.
+            read: runs a function on one sequence, of one document; or on this rank's slice, and in segments.
             group: the ranks that share the sequence; they all get what the last one finds, at its end.
         """
         assert self.plan is not None
         self.last = step
-        cache = cache_of(model.eval()(input_ids=ids, use_cache=True, logits_to_keep=1))
+        model.eval()
+
+        def read_segment(inputs: dict[str, torch.Tensor], is_last: bool) -> Any:
+            output = model(input_ids=inputs["input_ids"], use_cache=is_last, logits_to_keep=1)
+            return cache_of(output) if is_last else None
+
+        cache = read(read_segment)[-1]
         rows = []
         for layer in self.plan.layers:
             state = layer_state(cache, layer, self.plan.model_type)

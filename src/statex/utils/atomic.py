@@ -195,6 +195,7 @@ def _lock(path: Path, wait: bool) -> int:
     Raises:
         BlockingIOError: another process holds it, and `wait` is False.
     """
+    is_told = False  # of several that wait, each holds the lock in turn: that is one wait
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -202,7 +203,7 @@ def _lock(path: Path, wait: bool) -> int:
         except FileNotFoundError:  # its parent was removed in between, by the process that had made it
             continue
         try:
-            _take(descriptor, path, wait)
+            is_told |= _take(descriptor, path, wait, is_told)
         except BaseException:
             os.close(descriptor)
             raise
@@ -214,8 +215,8 @@ def _lock(path: Path, wait: bool) -> int:
         os.close(descriptor)  # the process that held it removed it between our opening and our locking
 
 
-def _take(descriptor: int, path: Path, wait: bool) -> None:
-    """Lock an open file.
+def _take(descriptor: int, path: Path, wait: bool, is_told: bool) -> bool:
+    """Lock an open file, and say so once where that means waiting; whether it had to wait.
 
     Raises:
         BlockingIOError: another process holds it, and `wait` is False.
@@ -225,9 +226,12 @@ def _take(descriptor: int, path: Path, wait: bool) -> None:
     except BlockingIOError:
         if not wait:
             raise
-        logger.warning("waiting for %s, which works in the same folder", _holder(path))
+        if not is_told:
+            logger.warning("waiting for %s, which holds %s", _holder(path), path)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return True
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
         logger.warning("%s: this file system has no locks; start no second process on this folder", path.parent)
+    return False

@@ -11,6 +11,7 @@ from statex.errors import UserError
 from statex.models.limits import require_context
 from statex.recipe import HarnessTasks
 from statex.results.suites import HARNESS_GROUPS, known_names
+from statex.utils.hub import limit_waiting
 
 TASKS_FOLDER = Path(__file__).parent / "task_files"
 """Our own task files, for lm-eval's `include_path`; lm-eval would take a folder `lm_eval/tasks` for its own."""
@@ -89,6 +90,7 @@ def load_tasks(manager: Any, name: str) -> list[Any]:
     """The task of this name, or those of lm-eval's group, with their items; the same ones in every call."""
     state = random.getstate()
     random.seed(SEED)
+    limit_waiting()
     sys.modules.pop("lm_eval.tasks.ruler.cwe_utils", None)  # its own generator would continue where it stopped
     try:
         tasks = list(manager.load([name])["tasks"].values())

@@ -1,4 +1,4 @@
-"""Whole models, expanded, on slices of sequences against whole sequences, in the processes that torchrun starts."""
+"""Whole models, expanded, on slices of sequences against whole sequences, in the ranks of torchrun or forked ones."""
 
 from functools import partial
 
@@ -11,12 +11,14 @@ from torch import Tensor
 
 import statex
 from common import VOCABULARY, make_gla, make_mamba2
+from delta_models import make_delta
 from statex.models.dispatch import statex_ops
 from statex.ops import sequence_parallel, use_backend
 
 MODELS = {
     "gla": partial(make_gla, use_short_conv=True, hidden_size=64, num_heads=4),
     "mamba2": partial(make_mamba2, hidden_size=64, num_heads=8, state_size=16, n_groups=2),
+    "qwen3_next": partial(make_delta, "qwen3_next", layer_types=["linear_attention"] * 3),
 }
 TOKENS = 192
 
