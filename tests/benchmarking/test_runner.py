@@ -1,11 +1,13 @@
 """The benchmarks on a CPU: right results with their ratio, whole JSON, and a clear word about an unknown case."""
 
 import json
+import math
 
 import pytest
 
 from statex.benchmarking import run_model_benchmark, run_ops_benchmark
 from statex.benchmarking.cases import SWEEPS
+from statex.benchmarking.training import require_same_losses
 from statex.errors import UserError
 
 
@@ -46,3 +48,18 @@ def test_an_unknown_sweep_lists_the_known_ones(tmp_path):
     with pytest.raises(UserError, match="case = 'gla-step-b1': is unknown; use one of gla-1x"):
         run_ops_benchmark(["gla-step-b1"], tmp_path / "out", sweep="state")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("loss", "difference"), [(20.5, 0.04), (20.5, 0.08), (10.4, 0.04)])
+def test_losses_may_differ_by_the_rounding_of_logits(loss, difference):
+    found = require_same_losses("case", ("plain", "compiled"), [[loss, loss], [loss, loss - difference]])
+    assert found == pytest.approx(difference)
+
+
+@pytest.mark.parametrize(
+    ("loss", "other"), [(20.5, 20.6), (10.4, 10.45), (1.0, 1.005), (8.0, math.nan), (math.nan, 8.0)]
+)
+def test_losses_that_differ_by_more_are_refused_in_every_step(loss, other):
+    """The bound is that of the step itself: a later one with a small loss has a small one."""
+    with pytest.raises(ArithmeticError, match=r"case: in step 1, .* plain and compiled, .* differ by .*; .* 2\*\*-8"):
+        require_same_losses("case", ("plain", "compiled"), [[30.0, loss, 2.0], [30.0, other, 2.0]])

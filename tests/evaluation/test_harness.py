@@ -112,7 +112,7 @@ def test_lm_evals_niah_single_1_and_ours_give_the_same_score(saved_tokenizer):
         for sample in samples["niah_single_1"]
     ]
     context = Context(Reader(model), saved_tokenizer, Evaluation(batch_size=5), None, None)
-    ours = score_prompts(context, "niah_single_1", Cell("lm-eval"), prompts, 128)
+    ours = score_prompts(context, Cell("lm-eval"), prompts, 128)
     assert [score.scores["accuracy"] for score in ours] == theirs
     assert 0 < sum(theirs) < len(theirs)
 

@@ -119,9 +119,9 @@ def test_shared_prefill_gives_what_separate_questions_give(name, batch_size, tok
     context = Context(reader, tokenizer, Evaluation.model_validate(values), source, source)
     cell = Cell("length-600", {"length": 600})
     prompts = TASK.prompts(context, cell)
-    shared = score_prompts(context, "niah_multikey", cell, prompts, 5)
+    shared = score_prompts(context, cell, prompts, 5)
     separate = [
-        score_prompts(context, "niah_multikey", cell, [replace(prompt, questions=(question, question))], 5)[0]
+        score_prompts(context, cell, [replace(prompt, questions=(question, question))], 5)[0]
         for prompt in prompts
         for question in prompt.questions
     ]

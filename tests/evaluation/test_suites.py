@@ -139,6 +139,44 @@ def test_default_lengths_fit_the_question_and_the_model(tokenizer, source):
     assert {cell.slice["length"] for cell in find_suite("niah_single_1").cells(gla)} == {512, 1024, 2048}
 
 
+def test_a_prompt_may_be_as_long_as_attention_reads(tokenizer, source, monkeypatch):
+    """A length counts the answer, and not what else the model may say: that ends where attention does."""
+    told = {"num_depths": 2, "num_items": 2, "max_new_tokens": 128}
+    settings = Evaluation.model_validate({"niah_single_1": told | {"lengths": [600]}, "batch_size": 3})
+    read, said = [], []
+    reader = Reader(make_gla())
+    forward, generate = reader._forward, reader.generate
+
+    def counted(ids, state, **options):
+        read.append(ids.shape[1] + (state.num_tokens if state is not None else 0))
+        return forward(ids, state, **options)
+
+    def generated(*arguments):
+        rows = generate(*arguments)
+        said.extend(len(row) for row in rows)
+        return rows
+
+    monkeypatch.setattr(reader, "_forward", counted)
+    monkeypatch.setattr(reader, "generate", generated)
+    context = Context(reader, tokenizer, settings, source, source)
+    suite = find_suite("niah_single_1")
+    for limit in (600, None):
+        read.clear()
+        said.clear()
+        limited = replace(context, limit=limit)
+        suite.check(limited)
+        for cell in suite.cells(limited):
+            assert all("accuracy" in score.scores for score in suite.score(limited, cell))
+        assert len(said) == 4
+        if limit is None:
+            assert said == [128] * 4
+        else:
+            assert max(read) < limit + 7  # of the longest prompt, with another one's longer answer
+            assert all(7 <= count < 128 for count in said)  # seven digits, a token each or fewer
+    with pytest.raises(UserError, match=r"evaluation\.niah_single_1\.lengths = 600: is more than the 599 tokens"):
+        suite.check(replace(context, limit=599))
+
+
 @pytest.mark.parametrize("make", [make_gla, make_mamba2])
 def test_default_lengths_are_those_of_the_model_before_its_expansion(make, monkeypatch):
     """Or an arm that the expansion makes bigger than a border would be asked something else."""

@@ -1,12 +1,15 @@
 """The rules of the verdict: success, failure, intervals with 0, and missing data."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
 from fabricated import fabricated_run, rewrite
 
+from statex.reporting.page import write_report
 from statex.reporting.run import read_run
+from statex.reporting.terminal import summary
 from statex.reporting.verdict import verdict
 
 HARDEST = {"num_pairs": 32, "length": 128}
@@ -155,6 +158,53 @@ def test_a_missing_arm_is_named(tmp_path):
     assert outcomes["recall", "preserve"] == "not run"
     assert "not run: preserve" in one.sentence
     assert "not run for preserve" in one.sentence
+
+
+def without_arms(folder, *arms):
+    """Take arms out of a run: out of its recipe, and what was measured of them."""
+    recipe = (folder / "recipe.toml").read_text()
+    for arm in arms:
+        begin = recipe.index(f"[arms.{arm}]")
+        recipe = recipe[:begin] + recipe[recipe.index("[", begin + 1) :]
+    (folder / "recipe.toml").write_text(recipe)
+    rewrite(folder, lambda row: None if row.arm in arms else row)
+
+
+def for_other_models(folder, *arms):
+    """Arms that are run on mamba2 alone."""
+    recipe = (folder / "recipe.toml").read_text()
+    for arm in arms:
+        recipe = recipe.replace(f"[arms.{arm}]", f'[arms.{arm}]\nmodels = ["mamba2"]')
+    (folder / "recipe.toml").write_text(recipe)
+    rewrite(folder, lambda row: None if (row.model, row.arm in arms) == ("gla", True) else row)
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_model_with_reference_arms_alone_has_no_aims(tmp_path, measured):
+    fabricated_run(tmp_path, without=() if measured else ("mqar", "ar_hits", "nll_by_position"))
+    for_other_models(tmp_path, "reinit", "preserve", "control")
+    one, outcomes = judged(tmp_path)
+    assert one.sentence == "**gla**: only reference arms were run (base and lpt): no state was expanded."
+    assert not outcomes
+    assert any(aim.aim.startswith("text NLL within") for aim in judged(tmp_path, "mamba2")[0].aims)
+    words = " ".join(str(part) for part in summary(tmp_path))
+    assert "aims are met" in words
+    assert not re.search(r"one arm is enough\), gla", words)
+
+
+def test_a_run_of_reference_arms_alone_counts_no_aims(tmp_path):
+    without_arms(fabricated_run(tmp_path), "reinit", "preserve", "control")
+    assert not any("aims are met" in str(part) for part in summary(tmp_path))
+    _, markdown = write_report(tmp_path)
+    assert "only reference arms were run" in markdown.read_text()
+    assert "## Aims" not in markdown.read_text()
+
+
+def test_a_control_without_an_expanded_arm_has_its_own_aim_alone(tmp_path):
+    for_other_models(fabricated_run(tmp_path), "reinit", "preserve")
+    one, outcomes = judged(tmp_path)
+    assert set(outcomes) == {("control", "control")}
+    assert one.sentence == "**gla**: no expanded arm was run; the control did not rise (−0.02 [−0.06, +0.03])."
 
 
 def test_nothing_to_compare_with(tmp_path):

@@ -19,7 +19,7 @@ from statex.cli.options import (
     evaluation_overrides,
     model_name,
 )
-from statex.cli.output import complain, print_json, print_results
+from statex.cli.output import complain, print_json, print_results, show_unfinished
 from statex.errors import UserError
 from statex.results.suites import SUITES
 
@@ -156,17 +156,25 @@ def report(
 ) -> None:
     """Write report.html and report.md of one run or evaluated model, or one page about several.
 
+    Of a run that is not finished, what is finished is reported, with a list of what is missing.
+
     Example: `statex report runs/demo`
     """
-    from statex.reporting.page import write_comparison, write_report
+    from dataclasses import asdict
 
+    from statex.reporting.page import write_comparison, write_report
+    from statex.run.collect import collect_unfinished
+
+    missing = {str(folder): left for folder in runs if (left := collect_unfinished(folder))}
     html, markdown = (
         write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out or Path("runs/comparison"))
     )
     if as_json:
-        print_json({"html": str(html), "markdown": str(markdown)})
+        found = {folder: [asdict(one) for one in left] for folder, left in missing.items()}
+        print_json({"html": str(html), "markdown": str(markdown)} | ({"unfinished": found} if found else {}))
     else:
         print(f"{html}\n{markdown}")
+        show_unfinished(missing)
 
 
 def measure_folder(model: str, sections: Any, folder: Path) -> Any:

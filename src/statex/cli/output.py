@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,16 @@ def show_summary(folder: Path) -> None:
     console = Console()
     for part in summary(folder):
         console.print(part, highlight=False)
+
+
+def show_unfinished(folders: Iterable[str]) -> None:
+    """What runs lack that are not finished, on the terminal."""
+    from statex.reporting.run import read_run
+    from statex.reporting.verdict import unfinished_sentences
+    from statex.utils.markup import plain
+
+    for folder in folders:
+        print("\n" + "\n".join([f"{folder}:", *map(plain, unfinished_sentences(read_run(Path(folder))))]))
 
 
 def print_results(measured: Any) -> None:

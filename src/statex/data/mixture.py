@@ -267,11 +267,14 @@ def _with_targets(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def sequence_lengths(data: Data, training: Training) -> Iterator[tuple[str, int]]:
     """The lengths that sequences of a stage may have, each with the name of the field that sets it."""
-    yield "training.sequence_length", training.sequence_length
-    if training.weights.mqar:
+    weights, lengths_of_forms = training.weights, data.forms.lengths or ()
+    has_forms = any(getattr(weights, name) for name in FORMS)
+    if weights.text or weights.passkey or (has_forms and not lengths_of_forms):
+        yield "training.sequence_length", training.sequence_length
+    if weights.mqar:
         yield from (("data.recall.shapes", length) for length, _ in data.recall.shapes)
-    if any(getattr(training.weights, name) for name in FORMS):
-        yield from (("data.forms.lengths", length) for length in data.forms.lengths or ())
+    if has_forms:
+        yield from (("data.forms.lengths", length) for length in lengths_of_forms)
 
 
 def num_groups(training: Training, world_size: int) -> int:

@@ -75,6 +75,7 @@ class Context:
         limit: the most tokens the model can read, None for a purely recurrent one.
         shared: a folder for the count table that evaluations of several models share, None not to save it.
         recall: the recall data that the model was trained on, None where there was none or it is unknown.
+        model: what the recipe calls it, for errors.
     """
 
     reader: Reader
@@ -86,6 +87,7 @@ class Context:
     limit: int | None = None
     shared: Path | None = None
     recall: Recall | None = None
+    model: str = ""
 
     def settings(self, suite: str) -> Any:
         """The settings of a suite, of the class that its file defines."""
@@ -107,15 +109,19 @@ class Context:
         nll, right = zip(*(self.reader.score(rows[:, :-1], targets[:, 1:]) for rows, targets in batches), strict=True)
         return torch.cat(nll), torch.cat(right)
 
-    def check_length(self, field_name: str, tokens: int) -> None:
-        """Refuse a prompt longer than the model can read; prompts are never truncated."""
-        if self.limit is not None and tokens > self.limit:
-            raise UserError(
-                field_name,
-                tokens,
-                f"is more than the {self.limit} tokens that this model's attention can read (max_position_embeddings)",
-                f"use lengths up to {self.limit}",
-            )
+    def check_length(self, field_name: str, value: int, tokens: int | None = None) -> None:
+        """Refuse a prompt longer than the model can read; prompts are never truncated.
+
+        Args:
+            field_name, value: what the recipe says.
+            tokens: how many that takes, where it is not their number.
+
+        Raises:
+            UserError: they are more than `limit`.
+        """
+        from statex.models.limits import require_context  # imports torch, which a recipe must not wait for
+
+        require_context(field_name, value, value if tokens is None else tokens, self.limit, self.model)
 
     def require_tokenizer(self, suite: str) -> Any:
         if self.tokenizer is None:

@@ -17,6 +17,7 @@ import torch
 
 from statex.families import FAMILIES
 from statex.models.caches import cache_argument, cache_of
+from statex.models.limits import context_limit
 from statex.models.padding import zero_padding
 
 logger = logging.getLogger(__name__)
@@ -266,9 +267,8 @@ class Reader:
         return getattr(cache_of(output), "layers", None) or []
 
     def max_context(self) -> int | None:
-        """The most tokens the model can read: its max_position_embeddings if it has attention, else None."""
-        limit = getattr(self.config, "max_position_embeddings", None)
-        return limit if limit is not None and self.has_attention else None
+        """The most tokens the model can read (`context_limit`), None for a purely recurrent one."""
+        return context_limit(self.model, self.has_attention)
 
     def _forward(
         self, ids: torch.Tensor, state: State | None, *, all_logits: bool, mask: torch.Tensor | None = None

@@ -11,7 +11,14 @@ from statex.data.tokenizer import prefix_token
 from statex.errors import UserError
 from statex.evaluation.context import Context, Request
 from statex.evaluation.folder import claim_folder, fingerprint
-from statex.evaluation.lm_eval import Measured, check_folder, import_lm_eval, run_harness, task_manager
+from statex.evaluation.lm_eval import (
+    Measured,
+    check_folder,
+    check_task_lengths,
+    import_lm_eval,
+    run_harness,
+    task_manager,
+)
 from statex.evaluation.reader import Reader
 from statex.evaluation.records import Score, read_scores, write_scores
 from statex.evaluation.suite import Suite
@@ -36,6 +43,10 @@ def measure_model(model: torch.nn.Module, tokenizer: Any, request: Request) -> M
     """
     check_names(request.evaluation.suites)
     suites, tasks = split_names(request.evaluation.suites)
+    if tasks:
+        with statex_ops():
+            limit = Reader(model).max_context()
+        check_task_lengths(tasks, request.evaluation.harness, limit)
     ours = request.evaluation.model_copy(update={"suites": suites})
     results = evaluate(model, tokenizer, replace(request, evaluation=ours)) if suites else []
     if not tasks:
@@ -92,18 +103,28 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def check_items(
-    tokenizer: Any, evaluation: Evaluation, text: TextSource, training_length: int, recall: Recall | None = None
+    tokenizer: Any,
+    evaluation: Evaluation,
+    text: TextSource,
+    training_length: int,
+    recall: Recall | None = None,
+    limit: int | None = None,
+    model: str = "",
 ) -> None:
     """Raise what building the items would raise, as far as that can be found cheaply and without the model.
 
     Args:
         recall: the recipe's recall data, where MQAR is trained.
+        limit: the most tokens that the model can read, None for a purely recurrent one.
+        model: what the recipe calls it, for errors.
 
     Raises:
-        UserError: a length without room for its question, text or a document too short for a length, a vocabulary too
-            small, keys or values that do not occur in training, or a tokenizer that lm-eval's tasks cannot use.
+        UserError: a length without room for its question, or more than the model can read, text or a document too short
+            for a length, a vocabulary too small, keys or values that do not occur in training, or a tokenizer that
+            lm-eval's tasks cannot use.
     """
-    context = Context(cast(Any, None), tokenizer, evaluation, text, text, training_length, recall=recall)
+    reader = cast(Any, None)
+    context = Context(reader, tokenizer, evaluation, text, text, training_length, limit, recall=recall, model=model)
     suites, tasks = split_names(evaluation.suites)
     for name in suites:
         find_suite(name).check(context)
@@ -111,6 +132,7 @@ def check_items(
         prefix_token(tokenizer)
         if evaluation.harness.data is not None:
             check_folder(Path(evaluation.harness.data))
+        check_task_lengths(tasks, evaluation.harness, limit, model)
 
 
 def settings_of(context: Context) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from statex.errors import UserError
 from statex.recipe import Recipe, load_recipe, parse_recipe
 from statex.results import Result, read_results
-from statex.results.record import NOT_RUN_FILE, SETTINGS_FILES
+from statex.results.record import NOT_RUN_FILE, SETTINGS_FILES, Unfinished, unfinished_arms_of
 from statex.results.suites import split_names
 
 
@@ -114,6 +114,11 @@ class Run:
     def find(self, model: str, arm: str, measure: Measure) -> Shown | None:
         """The value of a measure for an arm, None if it was not run."""
         return self._shown.get((model, arm, measure))
+
+    @property
+    def unfinished(self) -> list[Unfinished]:
+        """The arms and seeds that the run lacks; none where it is finished."""
+        return unfinished_arms_of(self.results)
 
     @property
     def asked(self) -> list[str]:

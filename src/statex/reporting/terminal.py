@@ -27,7 +27,7 @@ def summary(folder: Path) -> list[RenderableType]:
     nothing = nothing_measured(run)
     sentences = [Text(sentence) for sentence in [nothing, *(plain(one.sentence) for one in verdicts)] if sentence]
     remarks = [f"{one.model}: {remark}" for one in verdicts for remark in one.reservations]
-    return [*sentences, _table(run), *(Text(plain(text)) for text in (aims_summary(verdicts), *remarks))]
+    return [*sentences, _table(run), *(Text(plain(text)) for text in (aims_summary(verdicts), *remarks) if text)]
 
 
 def _table(run: Run) -> Table:

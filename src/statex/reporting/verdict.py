@@ -23,6 +23,8 @@ from statex.reporting.wording import (
 from statex.results.claims import RECALL_MARGIN, TEXT_MARGIN, claim
 
 PLATEAU_ACCURACY = 0.9
+REFERENCES = ("base", "lpt")
+"""The kinds of arms that others are compared with; a model that has no others has no aims."""
 
 Outcome = Literal["met", "not met", "undecided", "not run"]
 
@@ -50,18 +52,45 @@ class Verdict:
 
 def verdict(run: Run, model: str) -> Verdict:
     """Judge one model of a run by the rules above."""
-    baseline = run.baseline(model)
+    baseline, arms = run.baseline(model), run.arms(model)
+    if arms and all(run.kind(arm) in REFERENCES for arm in arms):
+        sentence = f"**{model}**: only reference arms were run ({listing(arms)}): no state was expanded."
+        return Verdict(model, sentence, [], [remark for remark in [_plateau(run, model)] if remark])
     if baseline is None:
         sentence = f"**{model}**: no arm was post-trained without expansion, so there is nothing to compare with."
         return Verdict(model, sentence, [], [])
     clauses = _recall_clauses(run, model, baseline)
     aims = _recall_aims(run, model, baseline)
     text = {arm: relative_text_nll(run, model, arm) for arm in run.arms_of_kind(model, "statex")}
-    clauses.append(_text_clause(text))
-    aims.append(_text_aim(baseline, text))
+    if text:
+        clauses.append(_text_clause(text))
+        aims.append(_text_aim(baseline, text))
     sentence = f"**{model}**: " + "; ".join(clauses) + "."
     reservations = [remark for remark in (_failures(run, model), _plateau(run, model)) if remark]
     return Verdict(model, sentence, aims, reservations)
+
+
+def unfinished_sentences(run: Run) -> list[str]:
+    """What a run lacks, one sentence for each model after the first; none where it is finished."""
+    missing = run.unfinished
+    if not missing:
+        return []
+    total = len(run.recipe.seeds) * sum(len(run.recipe.arms_of(model)) for model in run.recipe.models)
+    sentences = [
+        f"**This run is not finished**: {len(missing)} of {total} arms and seeds are missing or not whole, and what "
+        "follows is about the others. `statex run RECIPE` resumes it."
+    ]
+    for model in dict.fromkeys(one.model for one in missing):
+        parts = []
+        for lacks in dict.fromkeys(one.lacks for one in missing if one.model == model):
+            seeds: dict[str, list[str]] = {}
+            for one in missing:
+                if (one.model, one.lacks) == (model, lacks):
+                    seeds.setdefault(one.arm, []).append(str(one.seed))
+            arms = [f"{arm} (seed{'s' * (len(some) > 1)} {listing(some)})" for arm, some in seeds.items()]
+            parts.append(f"not {lacks}: {', '.join(arms)}")
+        sentences.append(f"{model}: {'; '.join(parts)}.")
+    return sentences
 
 
 def hardest_recall(run: Run, model: str) -> Measure | None:

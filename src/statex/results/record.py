@@ -58,6 +58,30 @@ class Result:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+UNFINISHED = "unfinished"
+"""The metric of suite "run" that says what a run lacks; a finished run has none."""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An arm of a model, with one seed, of a run that is not finished.
+
+    Args:
+        lacks: what it is not yet: "pre-trained", "trained", "evaluated" or "diagnosed".
+    """
+
+    model: str
+    arm: str
+    seed: int
+    lacks: str
+
+
+def unfinished_arms_of(results: Iterable[Result]) -> list[Unfinished]:
+    """What the run of these results lacks."""
+    rows = [row for row in results if (row.suite, row.metric) == ("run", UNFINISHED)]
+    return [Unfinished(**one) for row in rows for one in row.details["arms"]]
+
+
 Record = TypeVar("Record")
 
 

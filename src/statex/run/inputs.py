@@ -19,6 +19,7 @@ class Outline:
         field, value: where the recipe names it and what it says, for errors.
         network: on the meta device.
         size: its weights and state (`statex.training.memory.Size`).
+        limit: the most tokens that it can read, None for a purely recurrent one.
     """
 
     field: str
@@ -27,6 +28,7 @@ class Outline:
     tokenizer: Any
     network: Any
     size: Any
+    limit: int | None
 
 
 class Inputs:
@@ -72,6 +74,7 @@ class Inputs:
         return self._outlines[model]
 
     def _make_outline(self, name: str) -> Outline:
+        from statex.models.limits import context_limit
         from statex.models.trial import model_without_memory, try_model
         from statex.training.blocks import check_compile
         from statex.training.memory import size_of
@@ -91,7 +94,7 @@ class Inputs:
                 check_slices(model.pretraining, self.recipe.data, network)
             self.require_memory(field, value, size, section, model.pretraining)
         try_model(field, value, config, size.weights + size.state)
-        return Outline(field, value, config, tokenizer, network, size)
+        return Outline(field, value, config, tokenizer, network, size, context_limit(network))
 
     def _config_and_tokenizer(self, name: str) -> tuple[Any, Any]:
         from statex.checkpoint import inspect, load_config, load_tokenizer
@@ -135,13 +138,16 @@ class Inputs:
 
     def check_batches(self, section: str, training: Training, model: str) -> None:
         """Raise what a stage of training would raise about its data."""
-        from statex.data.mixture import TrainingBatches
+        from statex.data.mixture import TrainingBatches, sequence_lengths
+        from statex.models.limits import require_context
 
         if self.is_new("batches", model, training.model_dump_json()):
-            tokenizer = self.outline(model).tokenizer
+            outline = self.outline(model)
             processes = world_size() if self.is_started else training.sequence_parallel
             with errors_in(section):
-                TrainingBatches(self.recipe.data, training, tokenizer, world_size=processes)
+                for field, length in sequence_lengths(self.recipe.data, training):
+                    require_context(field, length, length, outline.limit, f"models.{model}")
+                TrainingBatches(self.recipe.data, training, outline.tokenizer, world_size=processes)
 
 
 @contextmanager

@@ -66,8 +66,8 @@ def check_recipe(recipe: Recipe, *, is_started: bool = True) -> Inputs:
 
     Raises:
         UserError: a suite, model, expansion or setting that does not exist or fit, a checkpoint that is incomplete or
-            has no tokenizer, text that is missing or shorter than one sequence, or an evaluation length that is too
-            short for its question or too long for its text.
+            has no tokenizer, text that is missing or shorter than one sequence, a sequence or a prompt that is longer
+            than a model can read, or an evaluation length that is too short for its question or too long for its text.
     """
     inputs = Inputs(recipe, is_started=is_started)
     for check in checks_of(recipe):

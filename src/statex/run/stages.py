@@ -302,9 +302,11 @@ class Evaluate(ArmStage):
             return
         recipe = self.recipe
         learns_recall = any(training.weights.mqar for training in _trainings(recipe, self.model))
+        outline = inputs.outline(self.model)
         check_items(
-            inputs.outline(self.model).tokenizer, recipe.evaluation, recipe.evaluation.text or recipe.data.text,
-            recipe.training.sequence_length, recipe.data.recall if learns_recall else None,
+            outline.tokenizer, recipe.evaluation, recipe.evaluation.text or recipe.data.text,
+            recipe.training.sequence_length, recipe.data.recall if learns_recall else None, outline.limit,
+            f"models.{self.model}",
         )  # fmt: skip
 
     def is_finished(self) -> bool:

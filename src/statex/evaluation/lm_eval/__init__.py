@@ -1,6 +1,12 @@
 """The only access to lm-eval, an optional package that is imported when a task is run."""
 
-from statex.evaluation.lm_eval.loading import TASKS_FOLDER, import_lm_eval, load_tasks, task_manager
+from statex.evaluation.lm_eval.loading import (
+    TASKS_FOLDER,
+    check_task_lengths,
+    import_lm_eval,
+    load_tasks,
+    task_manager,
+)
 from statex.evaluation.lm_eval.local_data import check_folder
 from statex.evaluation.lm_eval.run import Measured, NotRun, run_harness
 
@@ -9,6 +15,7 @@ __all__ = [
     "Measured",
     "NotRun",
     "check_folder",
+    "check_task_lengths",
     "import_lm_eval",
     "load_tasks",
     "run_harness",

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from statex.errors import UserError
-from statex.results.suites import known_names
+from statex.models.limits import require_context
+from statex.recipe import HarnessTasks
+from statex.results.suites import HARNESS_GROUPS, known_names
 from statex.utils.hub import limit_waiting
 
 TASKS_FOLDER = Path(__file__).parent / "task_files"
@@ -29,6 +31,9 @@ METRIC = re.compile(r"Module '([\w./-]+)' doesn't exist")
 
 GENERATION = {"squad_completion": {"until": ["\n"], "max_gen_toks": 48, "do_sample": False}}
 """The settings of Based and JRT; lm-eval's defaults (256 tokens, until an empty line) override its own task."""
+
+RULER_LENGTHS, LENGTHS = [4096], [1024, 2048, 4096]
+"""Tokens of prompts where a recipe names no lengths: of RULER's tasks, as lm-eval has it, and of ours."""
 
 SEED = 1234
 """Seed of the random module while a task is loaded: RULER draws its items with it."""
@@ -112,8 +117,37 @@ def tokens_of_ruler_vt(tokenizer: Any) -> float:
 
 
 def shortest_length(manager: Any) -> int:
-    """The shortest length of RULER's tasks in this run; their default is 4096."""
-    return min((manager.metadata or {}).get("max_seq_lengths") or [4096])
+    """The shortest length of RULER's tasks in this run."""
+    return min((manager.metadata or {}).get("max_seq_lengths") or RULER_LENGTHS)
+
+
+def check_task_lengths(tasks: Sequence[str], settings: HarnessTasks, limit: int | None, model: str = "") -> None:
+    """Refuse tasks whose prompts are longer than the model can read, where their length is one that is asked for.
+
+    That is so of RULER's, which count what the model generates, and of our needles, which do not. Of all others only
+    the data tells.
+
+    Args:
+        tasks: names, without groups of HARNESS_GROUPS.
+        limit: the most tokens that the model can read, None for a purely recurrent one.
+        model: what the recipe calls it, for errors.
+
+    Raises:
+        UserError: a length, by default the task's own, is more than the limit.
+    """
+    if limit is None:
+        return
+    manager = task_manager(tasks)
+    for name in tasks:
+        defaults, generated = [], 0
+        if Path(manager.task_index[name].yaml_path or "").parent.name == "ruler":
+            defaults = RULER_LENGTHS
+        elif name in HARNESS_GROUPS["statex"] and name != "statex_symbol_icl":
+            defaults = LENGTHS
+            generated = _task_file(manager, name, resolve=False)["generation_kwargs"]["max_gen_toks"]
+        for length in (settings.lengths or defaults) if defaults else ():
+            value = length if settings.lengths else f"{length}, the default of {name}"
+            require_context("evaluation.harness.lengths", value, length + generated, limit, model)
 
 
 def runs_code(manager: Any, name: str) -> bool:

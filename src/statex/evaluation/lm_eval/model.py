@@ -10,6 +10,7 @@ from lm_eval.api.model import TemplateLM
 from statex.data.tokenizer import prefix_token
 from statex.errors import UserError
 from statex.evaluation.reader import Reader
+from statex.models.limits import require_context
 
 
 class StateLM(TemplateLM):
@@ -51,9 +52,7 @@ class StateLM(TemplateLM):
         return self.tokenizer(string, verbose=False, **more)["input_ids"]
 
     def check(self, num_tokens: int) -> None:
-        if self.limit is not None and num_tokens > self.limit:
-            problem = f"is more than the {self.limit} tokens that this model's attention can read"
-            raise UserError("prompt", num_tokens, problem, "ask for shorter lengths or leave the task out")
+        require_context("prompt", num_tokens, num_tokens, self.limit)
 
     def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
         places: dict[tuple, list[int]] = {}

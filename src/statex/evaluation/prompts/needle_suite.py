@@ -21,7 +21,10 @@ from statex.settings import MOST_ITEMS, Lengths, Section
 class LengthSettings(Section):
     """Suites that ask at several lengths."""
 
-    lengths: Lengths | None = Field(default=None, description="tokens; default: what model and device allow")
+    lengths: Lengths | None = Field(
+        default=None,
+        description="tokens of context, question and answer together; default: what model and device allow",
+    )
 
 
 class GridSettings(LengthSettings):
@@ -50,12 +53,11 @@ class NeedleTask:
     def cells(self, context: Context) -> list[Cell]:
         settings = context.settings(self.name)
         context.require_tokenizer(self.name)
-        shortest = shortest_length(context, self.draw(settings, 0.5))
 
         def has_text(length: int) -> bool:
             return self.haystack(context, length).holds(length)
 
-        lengths = grid_lengths(context, self.name, settings.lengths, shortest, has_text)
+        lengths = grid_lengths(context, self.name, settings.lengths, self.shortest(context), has_text)
         if not self.by_depth:
             return [Cell(f"length-{length}", {"length": length}) for length in lengths]
         return [
@@ -63,6 +65,10 @@ class NeedleTask:
             for length in lengths
             for depth in grid_depths(settings.num_depths)
         ]
+
+    def shortest(self, context: Context) -> int:
+        """Tokens that any of its questions fits into."""
+        return shortest_length(context, self.draw(context.settings(self.name), 0.5))
 
     def prompts(self, context: Context, cell: Cell) -> list[Prompt]:
         """The cell's prompts, the same for every model with this tokenizer and text."""
@@ -75,7 +81,7 @@ class NeedleTask:
 
     def score(self, context: Context, cell: Cell) -> list[Score]:
         max_new_tokens = context.settings(self.name).max_new_tokens
-        return score_prompts(context, self.name, cell, self.prompts(context, cell), max_new_tokens)
+        return score_prompts(context, cell, self.prompts(context, cell), max_new_tokens)
 
     def suite(self, settings: type[Section], *, depth_of_questions: bool = False) -> Suite:
         """The suite; `depth_of_questions` says that each of a prompt's questions has a depth of its own."""
@@ -87,5 +93,5 @@ class NeedleTask:
             cells=self.cells,
             score=self.score,
             settings=settings,
-            check=lambda context: check_lengths(context, self.name, self.prompts),
+            check=lambda context: check_lengths(context, self.name, self.prompts, self.shortest),
         )

@@ -89,22 +89,21 @@ def answer_text(question: Question) -> str:
     return " " + " ".join(question.answers)
 
 
-def score_prompts(
-    context: Context, suite: str, cell: Cell, prompts: Sequence[Prompt], max_new_tokens: int
-) -> list[Score]:
+def score_prompts(context: Context, cell: Cell, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Score]:
     """Ask every question and score it: `accuracy`, the share of its answers found, and `answer_nll`, per token.
 
     An answer is found if it is a substring, ignoring case, of what the model generates greedily, as RULER counts, in
-    `max_new_tokens` tokens, or more where the longest answer has more with this tokenizer. A context is read once for
-    all its questions.
+    `max_new_tokens` tokens. They are fewer where the model's attention ends before, as the length of a prompt counts
+    its answer, and not what else the model may say; and never fewer than the longest answer has with this tokenizer.
+    A context is read once for all its questions.
     """
     size, scores = context.evaluation.batch_size, []
     batches = [_tokenize_batch(context, cell, prompts[i : i + size], i) for i in range(0, len(prompts), size)]
-    max_new_tokens = max(max_new_tokens, *(len(one.answer) for _, asked in batches for one in asked))
+    answers = [(one.score.measured["tokens"], len(one.answer)) for _, asked in batches for one in asked]
+    if context.limit is not None:
+        max_new_tokens = min(max_new_tokens, context.limit - max(whole - answer for whole, answer in answers))
+    max_new_tokens = max(max_new_tokens, *(answer for _, answer in answers))
     for contexts, asked in batches:
-        for one in asked:
-            num_read = one.score.measured["tokens"] - len(one.answer)
-            context.check_length(f"evaluation.{suite}.lengths", num_read + max_new_tokens)
         scores += _ask(context, contexts, asked, max_new_tokens)
     return scores
 

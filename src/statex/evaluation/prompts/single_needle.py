@@ -31,7 +31,12 @@ QUESTION = (
 class SingleNeedleSettings(GridSettings):
     """As in RULER, the answer must occur among the tokens that the model generates."""
 
-    max_new_tokens: int = Field(default=128, ge=1, le=2**16, description="tokens that an answer is looked for in")
+    max_new_tokens: int = Field(
+        default=128,
+        ge=1,
+        le=2**16,
+        description="tokens that an answer is looked for in; fewer where the model's attention ends before",
+    )
 
 
 def single_needle(

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 DEFAULT_LENGTHS = {"cpu": (512, 2048), "cuda": (2048, 16_384, 65_536)}
 
 
+READ_FIRST = 16
+"""Tokens of each row that decoding continues."""
+
+
 class CostSettings(Section):
     lengths: Lengths | None = Field(default=None, description="tokens; default: what the device allows")
     batch_sizes: BatchSizes = Field(default=[1, 8], description="rows decoded at once")
@@ -34,11 +38,17 @@ class CostSettings(Section):
     repetitions: int = Field(default=5, ge=2, le=10_000)
 
 
+def check(context: Context) -> None:
+    """Refuse more tokens than the model can read."""
+    settings = context.settings("cost")
+    for length in settings.lengths or []:
+        context.check_length("evaluation.cost.lengths", length)
+    context.check_length("evaluation.cost.decode_tokens", settings.decode_tokens, READ_FIRST + settings.decode_tokens)
+
+
 def cells(context: Context) -> list[Cell]:
     settings = context.settings("cost")
     lengths = settings.lengths or DEFAULT_LENGTHS.get(context.reader.device.type, DEFAULT_LENGTHS["cuda"])
-    for length in settings.lengths or []:
-        context.check_length("evaluation.cost.lengths", length)
     fitting = [length for length in lengths if context.limit is None or length <= context.limit]
     return [
         Cell("model", {"batch_size": 1}),
@@ -107,7 +117,7 @@ def _decode(context: Context, cell: Cell) -> list[Score]:
     from statex.models.captured_step import CapturedStep
 
     reader, size, count = context.reader, cell.slice["batch_size"], context.settings("cost").decode_tokens
-    logits, state = reader.read(_random_ids(reader, size, 16).tolist())
+    logits, state = reader.read(_random_ids(reader, size, READ_FIRST).tolist())
     states = iter([reader.copy_state(state) for _ in range(context.settings("cost").repetitions + 1)])
     times = {"decode_ms_per_token": _times(context, lambda: reader.generate(logits, next(states), count + 1))}
     if _can_be_captured(reader):
@@ -163,5 +173,6 @@ SUITE = Suite(
     cells=cells,
     score=score,
     settings=CostSettings,
+    check=check,
     paired=False,
 )

@@ -70,6 +70,13 @@ def _check_trained(context: Context, recall: Recall, asked: tuple[np.ndarray, np
             )
 
 
+def check(context: Context) -> None:
+    """Refuse more pairs than the model can read, and what `vocabulary` refuses."""
+    vocabulary(context)
+    for num_pairs in context.settings("mqar").num_pairs:
+        context.check_length("evaluation.mqar.num_pairs", num_pairs, TOKENS_PER_PAIR * num_pairs)
+
+
 def cells(context: Context) -> list[Cell]:
     return [
         Cell(f"pairs-{num_pairs}", {"num_pairs": num_pairs, "length": TOKENS_PER_PAIR * num_pairs})
@@ -82,7 +89,6 @@ def score(context: Context, cell: Cell) -> list[Score]:
 
     settings = context.settings("mqar")
     num_pairs, length = cell.slice["num_pairs"], cell.slice["length"]
-    context.check_length("evaluation.mqar.num_pairs", length)
     seed = [context.evaluation.seed, num_pairs]
     ids, labels = mqar_batch(seed, settings.num_items, length, num_pairs, *vocabulary(context))
     counts = context.score(ids, labels)[1].sum(dim=1).tolist()
@@ -99,5 +105,5 @@ SUITE = Suite(
     cells=cells,
     score=score,
     settings=MqarSettings,
-    check=vocabulary,
+    check=check,
 )

@@ -26,15 +26,19 @@ class PasskeySettings(GridSettings):
 
 
 def cells(context: Context) -> list[Cell]:
-    from statex.data.recall import PasskeyBuilder
-
     settings = context.settings("passkey")
-    shortest = PasskeyBuilder(context.require_tokenizer("passkey")).min_length
     return [
         Cell(f"length-{length}-depth-{depth}", {"length": length, "depth": depth})
-        for length in grid_lengths(context, "passkey", settings.lengths, shortest)
+        for length in grid_lengths(context, "passkey", settings.lengths, shortest(context))
         for depth in grid_depths(settings.num_depths)
     ]
+
+
+def shortest(context: Context) -> int:
+    """Tokens that any question fits into."""
+    from statex.data.recall import PasskeyBuilder
+
+    return PasskeyBuilder(context.require_tokenizer("passkey")).min_length
 
 
 def build_items(context: Context, cell: Cell) -> list[PasskeyItem]:
@@ -77,5 +81,5 @@ SUITE = Suite(
     cells=cells,
     score=score,
     settings=PasskeySettings,
-    check=lambda context: check_lengths(context, "passkey", build_items),
+    check=lambda context: check_lengths(context, "passkey", build_items, shortest),
 )

@@ -90,5 +90,5 @@ SUITE = Suite(
     cells=cells,
     score=score,
     settings=RecallFormsSettings,
-    check=lambda context: check_lengths(context, "recall_forms", build_items),
+    check=lambda context: check_lengths(context, "recall_forms", build_items, lambda _: SHORTEST),
 )

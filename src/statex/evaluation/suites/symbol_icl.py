@@ -98,10 +98,28 @@ def score(context: Context, cell: Cell) -> list[Score]:
         return _score(context, cell)
 
 
+def check(context: Context) -> None:
+    """Refuse more examples than the model can read, with a question and its answer behind them."""
+    tokenizer, shots = context.require_tokenizer("symbol_icl"), max(context.settings("symbol_icl").shots)
+    for cell in cells(context) if context.limit is not None else ():
+        task, _ = _task_of(context, cell)
+        symbols = [first + second for first in task.labels for second in task.endings[:1]]
+        questions = [f"\n{EXAMPLE.format(symbol=one, label=label)}" for one in symbols for label in LABELS]
+        longest = max(len(encode_continuation(tokenizer, "\n", text)) for text in questions)
+        num_tokens = len(encode_prompt(tokenizer, task.shown(shots))) + longest
+        context.check_length("evaluation.symbol_icl.shots", shots, num_tokens)
+
+
+def _task_of(context: Context, cell: Cell) -> tuple[SymbolTask, np.random.Generator]:
+    """The cell's context, and the generator that draws its queries."""
+    settings = context.settings("symbol_icl")
+    generator = np.random.default_rng([context.evaluation.seed, int(cell.name.partition("-")[2])])
+    return build_task(generator, settings.num_labels, max(settings.shots)), generator
+
+
 def _score(context: Context, cell: Cell) -> list[Score]:
     settings, tokenizer, reader = context.settings("symbol_icl"), context.tokenizer, context.reader
-    generator = np.random.default_rng([context.evaluation.seed, int(cell.name.partition("-")[2])])
-    task = build_task(generator, settings.num_labels, max(settings.shots))
+    task, generator = _task_of(context, cell)
     whole = encode_prompt(tokenizer, task.shown(max(settings.shots)))
     scores, state = [], None
     read: list[int] = []
@@ -111,7 +129,6 @@ def _score(context: Context, cell: Cell) -> list[Score]:
         asked = [encode_prompt(tokenizer, shown + QUERY.format(symbol=symbol)) for _, symbol, _ in queries]
         end = common_length([whole, encode_prompt(tokenizer, shown), *asked])
         if new := whole[len(read) : end]:
-            context.check_length("evaluation.symbol_icl.shots", end)
             _, state = reader.read([new], state)
             read += new
         rest = [ids[len(read) :] for ids in asked]
@@ -168,4 +185,5 @@ SUITE = Suite(
     cells=cells,
     score=score,
     settings=SymbolIclSettings,
+    check=check,
 )

@@ -15,6 +15,7 @@ from statex.reporting.verdict import (
     relative_text_nll,
     text_measure,
     text_outcome,
+    unfinished_sentences,
     verdict,
 )
 from statex.reporting.wording import (
@@ -38,7 +39,7 @@ RULES = (
 def verdict_section(run: Run) -> PageSection:
     """A sentence for each model, recall against pairs, the arms in one table, and reservations."""
     verdicts = [verdict(run, model) for model in run.models]
-    sentences = [nothing_measured(run), *(one.sentence for one in verdicts)]
+    sentences = [*unfinished_sentences(run), nothing_measured(run), *(one.sentence for one in verdicts)]
     blocks: list[Block] = [Text(sentence, "lead") for sentence in sentences if sentence]
     blocks += [*_picture(run), arms_table(run)]
     remarks: dict[str, list[str]] = {}
@@ -88,8 +89,10 @@ def aims_section(run: Run) -> PageSection | None:
 
 
 def aims_summary(verdicts: Sequence[Verdict]) -> str:
-    """How many aims are met, and which are not met or undecided."""
+    """How many aims are met, and which are not met or undecided; "" without aims."""
     aims = [(one.model, aim) for one in verdicts for aim in one.aims]
+    if not aims:
+        return ""
     parts = [f"**{sum(aim.outcome == 'met' for _, aim in aims)} of {len(aims)} aims are met.**"]
     for outcome in ("not met", "undecided", "not run"):
         names = [f"{aim.aim}, {model} {aim.arm}".rstrip(" –") for model, aim in aims if aim.outcome == outcome]

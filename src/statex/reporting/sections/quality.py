@@ -239,8 +239,8 @@ def other_section(run: Run) -> PageSection | None:
 
 
 def nothing_measured(run: Run) -> str:
-    """A sentence where no suite has a value, "" where one has."""
-    if "cost" in run.asked or any(row.suite not in NO_SUITES for row in run.results):
+    """A sentence where no suite has a value, "" where one has or the run is not finished."""
+    if run.unfinished or "cost" in run.asked or any(row.suite not in NO_SUITES for row in run.results):
         return ""
     if not run.recipe.evaluation.suites:
         return "Nothing was measured: the recipe's evaluation.suites names no suite."

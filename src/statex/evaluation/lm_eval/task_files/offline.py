@@ -12,6 +12,7 @@ import numpy as np
 
 from statex.checkpoint import read_tokenizer
 from statex.evaluation.context import Context
+from statex.evaluation.lm_eval.loading import LENGTHS
 from statex.evaluation.prompts.grids import grid_depths
 from statex.evaluation.prompts.needle_suite import NeedleTask
 from statex.evaluation.prompts.needles import Prompt
@@ -28,7 +29,6 @@ from statex.evaluation.suites import (
 from statex.recipe import Evaluation
 from statex.settings import TextSource
 
-DEFAULT_LENGTHS = (1024, 2048, 4096)
 DEFAULT_ITEMS = 20
 
 
@@ -44,7 +44,7 @@ def _context(metadata: dict[str, Any], suite: str) -> Context:
 
 def _grid(context: Context, suite: str, metadata: dict[str, Any]) -> list[Cell]:
     """A cell for each length and, where the suite has depths, each depth."""
-    lengths = metadata.get("max_seq_lengths") or DEFAULT_LENGTHS
+    lengths = metadata.get("max_seq_lengths") or LENGTHS
     if (num_depths := getattr(context.settings(suite), "num_depths", None)) is None:
         return [Cell("", {"length": length}) for length in lengths]
     depths = grid_depths(num_depths)
