@@ -41,5 +41,6 @@ class BambaFamily(Mamba2TypeFamily):
     model_class = f"{MODELING}.BambaModel"
     causal_lm_class = f"{MODELING}.BambaForCausalLM"
     mixer_class = f"{MODELING}.BambaMixer"
+    time_steps = "dt_bias"
     norm_classes = (f"{MODELING}.BambaRMSNormGated",)
     blocks_compile = True

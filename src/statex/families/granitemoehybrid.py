@@ -30,4 +30,5 @@ class GraniteMoeHybridFamily(Mamba2TypeFamily):
     model_class = f"{MODELING}.GraniteMoeHybridModel"
     causal_lm_class = f"{MODELING}.GraniteMoeHybridForCausalLM"
     mixer_class = f"{MODELING}.GraniteMoeHybridMambaLayer"
+    time_steps = "dt_bias"
     norm_classes = (f"{MODELING}.GraniteMoeHybridRMSNormGated",)
