@@ -51,6 +51,18 @@ def test_the_state_of_a_fresh_model_lasts(name):
         assert steps.unique().numel() == steps.numel()
 
 
+@pytest.mark.parametrize("name", [name for name in FIELDS if name == "mamba2" or name in HYBRIDS])
+def test_the_filters_of_a_fresh_mamba_pass_their_input(name):
+    """As PyTorch makes them, whatever `initializer_range`: what is read is a product of three things they pass."""
+    torch.manual_seed(0)
+    model, family = make_model(name, FIELDS[name], StandIn()), FAMILIES[name]
+    assert model.config.initializer_range < 0.2
+    for index in family.recurrent_layers(model.config):
+        convolution = model.get_submodule(family.mixer_name(model.config, index)).conv1d
+        assert convolution.weight.detach().std() == pytest.approx(0.5 / 3**0.5, rel=0.2)  # uniform from -0.5 to 0.5
+        assert convolution.bias is None or not convolution.bias.detach().any()
+
+
 @pytest.mark.parametrize("name", ["qwen3_next", "qwen3_5_text", "olmo_hybrid"])
 def test_the_state_of_merged_heads_lasts(name):
     """Merged heads have none of the old ones' time steps to keep."""

@@ -154,6 +154,8 @@ class Family(ABC):
     """Tensors of the mixer that a re-initialisation leaves alone."""
     time_steps: str = ""
     """The mixer's tensor of time steps, before softplus, where transformers makes all alike (`initialize_mixer`)."""
+    begins_with_small_filters: bool = False
+    """Whether transformers initialises its convolution as any other weight (`initialize_mixer`)."""
 
     @property
     def is_available(self) -> bool:
@@ -201,14 +203,21 @@ class Family(ABC):
         """Compute what no checkpoint holds, where the module is a mixer: buffers that follow the size of its state."""
 
     def initialize_mixer(self, mixer: Any) -> None:
-        """Draw the time steps of a fresh mixer, from torch's random state, where transformers makes all alike.
+        """Finish a fresh mixer, from torch's random state, where transformers' initialisation is not the model's own.
 
-        It sets every `dt_bias` to 1 there (Jamba's to 0): a step is softplus(1) = 1.3, and a head keeps exp(-1.3 A) of
-        its state a token, which is nothing for most A from 1 to 16. Mamba, Mamba2 and Gated DeltaNet start with steps
-        of 0.001 to 0.1 (arXiv 2312.00752, section 3.6; the reference code of arXiv 2405.21060 and 2412.06464).
+        Time steps: it sets every `dt_bias` to 1 there (Jamba's to 0), so a step is softplus(1) = 1.3, and a head keeps
+        exp(-1.3 A) of its state a token, which is nothing for most A from 1 to 16. Mamba, Mamba2 and Gated DeltaNet
+        start with 0.001 to 0.1 (arXiv 2312.00752, section 3.6; the reference code of arXiv 2405.21060 and 2412.06464).
+
+        Filters: its normal numbers of `initializer_range` = 0.02 make x, B and C 15 times smaller each than PyTorch's
+        own, with which Mamba begins (and transformers' mamba and mamba2), and what is read from the state their product.
         """
         if self.time_steps:
             draw_time_steps_(mixer.get_parameter(self.time_steps))
+        if self.begins_with_small_filters:
+            mixer.conv1d.reset_parameters()
+            if mixer.conv1d.bias is not None:
+                nn.init.zeros_(mixer.conv1d.bias)
 
     def check(self, config: PreTrainedConfig) -> None:  # noqa: B027 (most families have nothing to refuse)
         """Refuse what cannot be expanded, whatever the layers and the factor.

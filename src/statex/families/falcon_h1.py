@@ -36,6 +36,7 @@ class FalconH1Family(Mamba2TypeFamily):
     causal_lm_class = f"{MODELING}.FalconH1ForCausalLM"
     mixer_class = f"{MODELING}.FalconH1Mixer"
     time_steps = "dt_bias"
+    begins_with_small_filters = True
     norm_classes = (f"{MODELING}.FalconH1RMSNormGated",)
 
     def check(self, config: Any) -> None:

@@ -31,4 +31,5 @@ class GraniteMoeHybridFamily(Mamba2TypeFamily):
     causal_lm_class = f"{MODELING}.GraniteMoeHybridForCausalLM"
     mixer_class = f"{MODELING}.GraniteMoeHybridMambaLayer"
     time_steps = "dt_bias"
+    begins_with_small_filters = True
     norm_classes = (f"{MODELING}.GraniteMoeHybridRMSNormGated",)

@@ -36,6 +36,7 @@ class JambaFamily(MambaTypeFamily):
     mixer_path = "model.layers.{}.mamba"
     norm_path = "model.layers.{}.input_layernorm"
     time_steps = "dt_proj.bias"
+    begins_with_small_filters = True
     config_class = "transformers.models.jamba.configuration_jamba.JambaConfig"
     model_class = f"{MODELING}.JambaModel"
     causal_lm_class = f"{MODELING}.JambaForCausalLM"

@@ -64,6 +64,7 @@ class NemotronHFamily(Mamba2TypeFamily):
     causal_lm_class = f"{MODELING}.NemotronHForCausalLM"
     left_out = FURTHER_TOKENS
     mixer_class = f"{MODELING}.NemotronHMamba2Mixer"
+    begins_with_small_filters = True
     norm_classes = (f"{MODELING}.NemotronHRMSNormGated",)
 
     def num_layers(self, values: Mapping[str, Any]) -> Any:
