@@ -210,7 +210,7 @@ class Family(ABC):
         start with 0.001 to 0.1 (arXiv 2312.00752, section 3.6; the reference code of arXiv 2405.21060 and 2412.06464).
 
         Filters: its normal numbers of `initializer_range` = 0.02 make x, B and C 15 times smaller each than PyTorch's
-        own, with which Mamba begins (and transformers' mamba and mamba2), and what is read from the state their product.
+        own, with which Mamba begins (and transformers' mamba and mamba2); what is read from the state is their product.
         """
         if self.time_steps:
             draw_time_steps_(mixer.get_parameter(self.time_steps))
