@@ -132,6 +132,7 @@ def _edited_mixer(model: Any, family: Family, layer: LayerEdit, shape: LayerShap
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every other device's, too
         new = family.build_mixer(type(old), model.config, layer.index, *shape).float()
         new.apply(model._init_weights)
+        family.initialize_mixer(new)
     generator = torch.Generator().manual_seed(seed)
     edits = {edit.name: edit.edit for edit in layer.tensors}
     old_tensors = dict(old.named_parameters())

@@ -41,5 +41,7 @@ class BambaFamily(Mamba2TypeFamily):
     model_class = f"{MODELING}.BambaModel"
     causal_lm_class = f"{MODELING}.BambaForCausalLM"
     mixer_class = f"{MODELING}.BambaMixer"
+    time_steps = "dt_bias"
+    begins_with_small_filters = True
     norm_classes = (f"{MODELING}.BambaRMSNormGated",)
     blocks_compile = True

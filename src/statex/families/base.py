@@ -1,5 +1,6 @@
 """What a family of recurrent models defines: where its mixers are, how big their states, whose rows are whose."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,6 +89,13 @@ class TensorRows:
     __pydantic_config__ = _AS_STORED
 
 
+@torch.no_grad()
+def draw_time_steps_(dt_bias: torch.Tensor, low: float = 1e-3, high: float = 1e-1) -> None:
+    """Fill [H] in place so that softplus of it is log-uniform from `low` to `high`, from torch's random state."""
+    steps = torch.empty_like(dt_bias, dtype=torch.float32).uniform_(math.log(low), math.log(high)).exp_()
+    dt_bias.copy_(steps + torch.log(-torch.expm1(-steps)))
+
+
 class Family(ABC):
     """One architecture. Modules are named from the language model (`AutoModelForCausalLM`) down."""
 
@@ -145,6 +153,10 @@ class Family(ABC):
     """Whether training on a GPU compiles them where nothing is said: where that was tried on one, and is faster."""
     kept_by_reinit: tuple[str, ...] = ()
     """Tensors of the mixer that a re-initialisation leaves alone."""
+    time_steps: str = ""
+    """The mixer's tensor of time steps, before softplus, where transformers makes all alike (`initialize_mixer`)."""
+    begins_with_small_filters: bool = False
+    """Whether transformers initialises its convolution as any other weight (`initialize_mixer`)."""
 
     @property
     def is_available(self) -> bool:
@@ -190,6 +202,23 @@ class Family(ABC):
 
     def fill_buffers(self, config: PreTrainedConfig, module: nn.Module) -> None:  # noqa: B027 (most have none)
         """Compute what no checkpoint holds, where the module is a mixer: buffers that follow the size of its state."""
+
+    def initialize_mixer(self, mixer: Any) -> None:
+        """Finish a fresh mixer, from torch's random state, where transformers' initialisation is not the model's own.
+
+        Time steps: it sets every `dt_bias` to 1 there (Jamba's to 0), so a step is softplus(1) = 1.3, and a head keeps
+        exp(-1.3 A) of its state a token, which is nothing for most A from 1 to 16. Mamba, Mamba2 and Gated DeltaNet
+        start with 0.001 to 0.1 (arXiv 2312.00752, section 3.6; the reference code of arXiv 2405.21060 and 2412.06464).
+
+        Filters: its normal numbers of `initializer_range` = 0.02 make x, B and C 15 times smaller each than PyTorch's
+        own, with which Mamba begins (and transformers' mamba and mamba2); what is read from the state is their product.
+        """
+        if self.time_steps:
+            draw_time_steps_(mixer.get_parameter(self.time_steps))
+        if self.begins_with_small_filters:
+            mixer.conv1d.reset_parameters()
+            if mixer.conv1d.bias is not None:
+                nn.init.zeros_(mixer.conv1d.bias)
 
     def check(self, config: PreTrainedConfig) -> None:  # noqa: B027 (most families have nothing to refuse)
         """Refuse what cannot be expanded, whatever the layers and the factor.

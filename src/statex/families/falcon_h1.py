@@ -35,6 +35,8 @@ class FalconH1Family(Mamba2TypeFamily):
     model_class = f"{MODELING}.FalconH1Model"
     causal_lm_class = f"{MODELING}.FalconH1ForCausalLM"
     mixer_class = f"{MODELING}.FalconH1Mixer"
+    time_steps = "dt_bias"
+    begins_with_small_filters = True
     norm_classes = (f"{MODELING}.FalconH1RMSNormGated",)
 
     def check(self, config: Any) -> None:

@@ -30,4 +30,7 @@ class GraniteMoeHybridFamily(Mamba2TypeFamily):
     model_class = f"{MODELING}.GraniteMoeHybridModel"
     causal_lm_class = f"{MODELING}.GraniteMoeHybridForCausalLM"
     mixer_class = f"{MODELING}.GraniteMoeHybridMambaLayer"
+    time_steps = "dt_bias"
+    measured = "nothing of it yet: small ones did not learn recall ([what was tried](results/families.md))"
+    begins_with_small_filters = True
     norm_classes = (f"{MODELING}.GraniteMoeHybridRMSNormGated",)

@@ -35,6 +35,8 @@ class JambaFamily(MambaTypeFamily):
     state_size_field = "mamba_d_state"
     mixer_path = "model.layers.{}.mamba"
     norm_path = "model.layers.{}.input_layernorm"
+    time_steps = "dt_proj.bias"
+    begins_with_small_filters = True
     config_class = "transformers.models.jamba.configuration_jamba.JambaConfig"
     model_class = f"{MODELING}.JambaModel"
     causal_lm_class = f"{MODELING}.JambaForCausalLM"

@@ -64,6 +64,8 @@ class NemotronHFamily(Mamba2TypeFamily):
     causal_lm_class = f"{MODELING}.NemotronHForCausalLM"
     left_out = FURTHER_TOKENS
     mixer_class = f"{MODELING}.NemotronHMamba2Mixer"
+    begins_with_small_filters = True
+    measured = "recall and text of a tiny one, one seed ([results](results/families.md))"
     norm_classes = (f"{MODELING}.NemotronHRMSNormGated",)
 
     def num_layers(self, values: Mapping[str, Any]) -> Any:

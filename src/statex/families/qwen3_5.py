@@ -26,6 +26,7 @@ class Qwen35Family(GatedDeltaFamily):
     causal_lm_class = f"{MODELING}.Qwen3_5ForCausalLM"
     left_out = FURTHER_TOKENS
     mixer_class = f"{MODELING}.Qwen3_5GatedDeltaNet"
+    time_steps = "dt_bias"
     norm_classes = (f"{MODELING}.Qwen3_5RMSNormGated",)
     blocks_compile = True
 

@@ -36,6 +36,8 @@ class Qwen3NextFamily(GatedDeltaFamily):
     causal_lm_class = f"{MODELING}.Qwen3NextForCausalLM"
     left_out = FURTHER_TOKENS
     mixer_class = f"{MODELING}.Qwen3NextGatedDeltaNet"
+    time_steps = "dt_bias"
+    measured = "nothing of it yet: small ones did not learn recall ([what was tried](results/families.md))"
     norm_classes = (f"{MODELING}.Qwen3NextRMSNormGated",)
 
     def _projections(

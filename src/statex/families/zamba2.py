@@ -56,6 +56,7 @@ class Zamba2Family(Mamba2TypeFamily):
     model_class = f"{MODELING}.Zamba2Model"
     causal_lm_class = f"{MODELING}.Zamba2ForCausalLM"
     mixer_class = f"{MODELING}.Zamba2MambaMixer"
+    begins_with_small_filters = True
     norm_classes = (f"{MODELING}.Zamba2RMSNormGated",)
 
     def mixer_name(self, config: PreTrainedConfig, index: int) -> str:

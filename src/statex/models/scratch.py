@@ -52,4 +52,8 @@ def make_config(family: str | None, fields: dict[str, Any], tokenizer: Any) -> P
 
 def make_model(family: str | None, fields: dict[str, Any], tokenizer: Any) -> PreTrainedModel:
     """A model of a known family with random weights, from torch's random state; otherwise as `make_config`."""
-    return AutoModelForCausalLM.from_config(make_config(family, fields, tokenizer))
+    model = AutoModelForCausalLM.from_config(make_config(family, fields, tokenizer))
+    known = FAMILIES[model.config.model_type]
+    for index in known.recurrent_layers(model.config):
+        known.initialize_mixer(model.get_submodule(known.mixer_name(model.config, index)))
+    return model
