@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, Mamba2ForCausalLM
 
 import fla_models
 import statex
+from commands import run
 from common import EXPANDED, UNTOUCHED, base_type, distance, logits, make_mamba2, mixer, tokens
 from fla_models import CONFIGURATIONS, HYBRID, make_fla
 from statex.evaluation.reader import Reader
@@ -217,6 +218,19 @@ def test_a_folder_of_fla_s_own(name, tmp_path):
         with pytest.raises(ValueError, match=r"drops it; load the model with statex\.load"):
             document_arguments(model.model, packed, seq_idx)
     statex.expand(loaded, every=1, factor=2)
+
+
+def load_and_expand(folder):
+    model = statex.load(folder)
+    for _ in range(2):
+        statex.expand(model, layers=[EXPANDED], factor=2)
+    assert type(AutoModelForCausalLM.from_config(model.config)) is type(model)
+
+
+def test_a_folder_is_loaded_and_expanded_in_a_process_that_had_no_fla(tmp_path):
+    make_fla("gsa").save_pretrained(tmp_path)
+    done = run(load_and_expand, tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_cannot_be():

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from statex.families import FAMILIES, Family, family_of
@@ -128,6 +129,10 @@ def expanded_model_classes(family: Family) -> ModelClasses:
     _convert_checkpoints_alike(family)
     for one in made:  # a constructor would, and a model that becomes ours in place has been through another's
         dict.__setitem__(_CAN_RECORD_REGISTRY, str(one), one._can_record_outputs)
+    if family.library == "fla":  # however FLA came to be imported, models of these classes are known from now on
+        AutoConfig.register(family.expanded_type, members["config_class"], exist_ok=True)
+        AutoModel.register(members["config_class"], made.model, exist_ok=True)
+        AutoModelForCausalLM.register(members["config_class"], made.causal_lm, exist_ok=True)
     return made
 
 
