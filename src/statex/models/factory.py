@@ -110,6 +110,7 @@ class ExpandedModel(ReplayExpansion):
         """Turn a model of transformers' class with a plan in its configuration into this class, in place."""
         model.__class__ = cls
         model.config.__class__ = cls.config_class  # type: ignore[attr-defined]
+        vars(model.config).pop("model_type", None)  # the former one, which transformers puts there of a folder's
         model.exchange_classes()
 
 
