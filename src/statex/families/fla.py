@@ -13,7 +13,7 @@ from torch import Tensor
 from statex.families.base import Family, Fill, Segment, StateGeometry, TensorRows
 from statex.families.fields import ConfigFields, PositiveFloat, Share, Size
 
-NOT_PASSED = "a recurrence of flash-linear-attention, of which no state is passed between processes"
+NOT_PASSED = "a recurrence of flash-linear-attention, whose state is not passed on"
 
 
 class FLAFields(ConfigFields):
