@@ -15,12 +15,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from statex.families import FAMILIES, Family, family_of
+from statex.families import ALL_FAMILIES, FAMILIES, Family, family_of, unknown_family
 from statex.models.caches import CACHE_NAMES
 from statex.models.dispatch import RECURRENCES, imported
 from statex.models.documents import document_arguments, has_attention
 from statex.models.fla import as_fla_names_it, fla_model_forward, with_plan
-from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions, with_arguments_of
+from statex.models.keywords import LOSS_KEYWORDS, by_name, check_keywords, check_no_attentions, with_arguments_of
 from statex.models.replay import ReplayExpansion
 from statex.models.shim import FoundThroughShim
 from statex.ops.segments import one_seq_idx
@@ -36,15 +36,23 @@ class ModelClasses(NamedTuple):
 
 
 def __getattr__(name: str) -> type:
-    """The class of that name, as saved folders and pickles ask for it."""
-    for family in FAMILIES.values() if name.startswith(PREFIX) else ():
+    """The class of that name, as saved folders and pickles ask for it.
+
+    Raises:
+        UserError: what it is derived from is not installed.
+    """
+    for family in ALL_FAMILIES.values() if name.startswith(PREFIX) else ():
         if family.holds_plan:
             continue
+        own = (family.config_class, family.model_class, family.causal_lm_class, *family.module_classes)
+        if name not in map(_expanded_name, own):
+            continue
+        if family.model_type not in FAMILIES:
+            raise unknown_family(family.model_type)
         if name == _expanded_name(family.config_class):
             return expanded_config_class(family)
-        if name in map(_expanded_name, (family.model_class, family.causal_lm_class, *family.module_classes)):
-            classes = expanded_model_classes(family)
-            return {one.__name__: one for one in (*classes, *classes.model.exchanged.values())}[name]
+        classes = expanded_model_classes(family)
+        return {one.__name__: one for one in (*classes, *classes.model.exchanged.values())}[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -196,7 +204,7 @@ def _model_forward(base: Any, family: Family) -> Callable:
         """
         kwargs = {name: value for name, value in kwargs.items() if name not in of_the_loss}
         check_keywords(kwargs, known)
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = by_name(names, args, kwargs)
         if not attends:
             check_no_attentions(output_attentions)
         elif output_attentions is not None:
@@ -237,7 +245,9 @@ def _makes_cache(model: Any, given: dict[str, Any]) -> bool:
 
 def _causal_lm_forward(base: Any, model: Any, family: Family) -> Callable:
     """The forward of a language model, which passes what it does not read to its base model."""
-    known, attends = {*_known_keywords(base), *_known_keywords(model), *LOSS_KEYWORDS}, has_attention(base)
+    known, attends = {*_known_keywords(base), *_known_keywords(model)}, has_attention(base)
+    if family.library != "fla":  # which reads num_items_in_batch alone of these, and by its name
+        known.update(LOSS_KEYWORDS)
 
     @with_arguments_of(base.forward)
     def forward(
