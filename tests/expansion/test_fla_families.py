@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, Mamba2ForCausalLM
 
 import fla_models
 import statex
+from commands import run
 from common import EXPANDED, UNTOUCHED, base_type, distance, logits, make_mamba2, mixer, tokens
 from fla_models import CONFIGURATIONS, HYBRID, make_fla
 from statex.evaluation.reader import Reader
@@ -127,10 +128,23 @@ def test_left_padding_and_packed_documents(name):
     assert distance(logits(model, packed[:1], cu_seqlens=torch.tensor([0, 4, 16]))[:, 4:], wanted) < 1e-5
     every = model(packed, seq_idx=seq_idx, output_hidden_states=True).hidden_states
     assert {one.shape for one in every} == {(2, 16, 32)}
+    assert [type(one) for one in model.model(packed, seq_idx=seq_idx, return_dict=False)] == [torch.Tensor]
     with pytest.raises(ValueError, match="packed documents cannot be padded"):
         logits(model, packed, seq_idx=seq_idx, attention_mask=mask)
-    with pytest.raises(TypeError, match="cash"):
-        model(ids, cash=None)
+    cache = model(ids, use_cache=True).past_key_values
+    for given in ({"use_cache": True}, {"past_key_values": cache}):
+        with pytest.raises(ValueError, match="packed documents cannot be continued from a cache"):
+            model(packed, seq_idx=seq_idx, **given)
+
+
+def test_arguments_that_nothing_reads_are_refused():
+    """FLA's loss reads none of transformers' other keywords of a loss."""
+    model, ids = expanded("gsa"), tokens(batch=1, length=4)
+    for name in ("cash", "shift_labels", "ignore_index"):
+        with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+            model(ids, labels=ids, **{name: ids})
+    with pytest.raises(ValueError, match="has no attention weights"):
+        model.model(ids, None, None, None, False, True)
 
 
 @each_type
@@ -171,7 +185,7 @@ def test_the_state_in_the_cache(name):
 
 @each_type
 @pytest.mark.parametrize("is_expanded", [False, True])
-def test_the_loss_in_chunks(name, is_expanded):
+def test_the_loss_in_chunks(name, is_expanded, monkeypatch):
     model, ids = (expanded if is_expanded else make_fla)(name).train(), tokens()
     found = []
     for context in (nullcontext(), chunked_loss(model, chunk=16)):
@@ -183,6 +197,10 @@ def test_the_loss_in_chunks(name, is_expanded):
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert "_compute_logits_and_loss" not in vars(model)
+    with monkeypatch.context() as another:
+        another.delattr("fla.models.modeling_utils.FLAPreTrainedModel._compute_logits_and_loss")
+        with pytest.raises(statex.UserError, match="in another way, not known here"), chunked_loss(model, chunk=16):
+            pass
     model.config.use_l2warp = True
     with pytest.raises(statex.UserError, match="use_l2warp = True: adds a loss"), chunked_loss(model, chunk=16):
         pass
@@ -217,6 +235,28 @@ def test_a_folder_of_fla_s_own(name, tmp_path):
         with pytest.raises(ValueError, match=r"drops it; load the model with statex\.load"):
             document_arguments(model.model, packed, seq_idx)
     statex.expand(loaded, every=1, factor=2)
+
+
+def load_and_expand(folder):
+    model = statex.load(folder)
+    for _ in range(2):
+        statex.expand(model, layers=[EXPANDED], factor=2)
+    assert type(AutoModelForCausalLM.from_config(model.config)) is type(model)
+
+
+def test_a_folder_is_loaded_and_expanded_in_a_process_that_had_no_fla(tmp_path):
+    make_fla("gsa").save_pretrained(tmp_path)
+    done = run(load_and_expand, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_control_of_fla_s_own_gla_becomes_statex_s(tmp_path):
+    model, ids = make_fla("gla"), tokens()
+    statex.reinitialize(model, layers=[EXPANDED])
+    model.save_pretrained(tmp_path)
+    loaded = statex.load(tmp_path).eval()
+    assert stored_plan(loaded.config).kind == "reinitialize"
+    assert distance(logits(loaded, ids), logits(model, ids)) < 1e-5
 
 
 def test_what_cannot_be():

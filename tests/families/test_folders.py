@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from functools import partial
 
 import pytest
@@ -16,7 +17,7 @@ from common import MAKERS, logits, make_hybrid, recurrent_layers, tokens
 from statex.cli import app
 from statex.evaluation.reader import Reader
 from statex.expansion.plan import plan_expansion
-from statex.families import FAMILIES, NOT_EXPANDABLE, family_of
+from statex.families import ALL_FAMILIES, FAMILIES, NOT_EXPANDABLE, family_of
 from statex.families.document import families_page
 from test_readme import ROOT
 
@@ -149,9 +150,24 @@ def test_a_family_that_the_installed_transformers_lacks_says_so(tmp_path, monkey
 
 @pytest.mark.skipif("gsa" in FAMILIES, reason="flash-linear-attention is installed")
 def test_a_folder_of_a_library_that_is_not_installed(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gsa"}))
-    with pytest.raises(statex.UserError, match=r"'gsa': is flash-linear-attention's, which is not installed; install"):
-        statex.inspect(tmp_path)
+    for model_type in ("gsa", "statex_fla_gsa"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        wanted = f"'{model_type}': is flash-linear-attention's, which is not installed; install"
+        for refused in (statex.inspect, statex.load):
+            with pytest.raises(statex.UserError, match=wanted):
+                refused(tmp_path)
+    with pytest.raises(statex.UserError, match="which is not installed"):
+        from statex.models.factory import StatexGSAConfig  # noqa: F401 (as the shim of such a folder does)
+
+
+@pytest.mark.parametrize("holds_models", [False, True])
+def test_fla_s_kernels_alone_have_no_models(holds_models, tmp_path, monkeypatch):
+    """fla-core is a package of the same name."""
+    (tmp_path / "fla" / ("models" if holds_models else "ops")).mkdir(parents=True)
+    (tmp_path / "fla" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fla", raising=False)
+    assert ALL_FAMILIES["gsa"].is_available is holds_models
 
 
 @pytest.mark.skipif("bailing_hybrid" not in FAMILIES, reason="older transformers have none")

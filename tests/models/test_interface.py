@@ -96,6 +96,15 @@ def test_the_same_holds_for_the_base_model(make, name):
 
 
 @ours
+def test_the_base_model_counts_its_positional_arguments(make):
+    base, ids = make().base_model, tokens()
+    with pytest.raises(TypeError, match="positional argument"):
+        base(ids, *[None] * 30)
+    with pytest.raises(TypeError, match="multiple values for argument 'input_ids'"):
+        base(ids, input_ids=ids)
+
+
+@ours
 def test_the_base_model_keeps_documents_apart(make):
     model, ids = make().base_model, tokens(batch=1)
     with torch.no_grad():

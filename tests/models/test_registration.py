@@ -77,6 +77,19 @@ def test_the_base_model_of_an_expanded_model(tmp_path):
 
 
 @pytest.mark.parametrize("make", [make_gla, make_mamba2])
+def test_the_shim_of_a_model_that_was_loaded_and_expanded_names_ours(make, tmp_path):
+    make().save_pretrained(tmp_path / "plain")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    statex.expand(model, layers=[EXPANDED], factor=2)
+    assert model.config.model_type == type(model.config).model_type
+    model.save_pretrained(tmp_path / "expanded")
+    ours = {type(one).__name__ for one in (model, model.base_model, model.config)}
+    assert {name.removeprefix("modeling_statex.") for name in model.config.auto_map.values()} == ours
+    shim = run_path(str(tmp_path / "expanded" / "modeling_statex.py"))
+    assert set(shim["__all__"]) == ours
+
+
+@pytest.mark.parametrize("make", [make_gla, make_mamba2])
 def test_the_shim_is_uploaded_with_the_rest(make, tmp_path, monkeypatch):
     model = make()
     statex.expand(model, layers=[EXPANDED], factor=2)

@@ -137,6 +137,26 @@ def test_what_cannot_be_carried_is_refused():
     assert not mixer._forward_pre_hooks
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_segments_of_other_sequences_are_refused(case):
+    operation, inputs = CASES[case]()
+    mixer, seq_idx = Mixer(operation), documents()
+    fewer = {name: x[:1] if name in PER_TOKEN else x for name, x in inputs.items()}
+    for first, then, given, message in (
+        (None, None, fewer, "a segment has 1 rows and the one before it had 2"),
+        (seq_idx, seq_idx[:1], fewer, "a segment has 1 rows and the one before it had 2"),
+        (None, seq_idx, inputs, "seq_idx is given for some segments of a sequence and not for all"),
+        (seq_idx, None, inputs, "seq_idx is given for some segments of a sequence and not for all"),
+    ):
+        with carried_state([mixer]) as carried:
+            with carried.segment(first):
+                mixer(first, **inputs)
+            with pytest.raises(ValueError, match=message), carried.segment(then):
+                mixer(then, **given)
+            with carried.segment(first):
+                pass  # one that is refused leaves nothing behind
+
+
 MODELS = {
     "gla": partial(make_gla, use_short_conv=True, num_heads=4),
     "mamba2": partial(make_mamba2, n_groups=2),

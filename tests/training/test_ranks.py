@@ -73,7 +73,7 @@ def test_two_ranks_train_what_one_does(values, tokenizer, tmp_path):
 @pytest.mark.slow
 def test_sharded_ranks_resume_and_train_what_one_process_does(make, tokenizer, data, settings, tmp_path):
     """FSDP2 with a multiplier for fresh tensors and activation checkpointing; both ranks are killed, and one and two
-    resume from a checkpoint of one file, four from one in shards."""
+    resume from a checkpoint of one file, four from one in shards; one arm is trained in segments."""
     models = (*CONFIGS, *HYBRIDS)
     values = {
         "models": {family: {"checkpoint": str(tmp_path / family)} for family in models}, "name": "run",
@@ -85,12 +85,15 @@ def test_sharded_ranks_resume_and_train_what_one_process_does(make, tokenizer, d
         tokenizer.save_pretrained(tmp_path / family)
     section = settings(steps=4, sequences_per_device=1, fresh_learning_rate_multiplier=3.0, gradient_checkpointing=True)
     in_shards = {"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
+    segments = values["arms"]["preserve"] | {"models": ["statex_gla"], "training": {"backpropagation_length": 8}}
+    all_arms = values["arms"] | {"segments": segments}
     killed_model = {"mamba2": values["models"]["mamba2"]}
     whole, alone, killed, killed_in_shards = (
         write_recipe(
             tmp_path / f"{output}.toml",
             values
             | {"output": str(tmp_path / output), "models": trained}
+            | {"arms": all_arms if trained is values["models"] else values["arms"]}
             | {"training": section.model_dump(exclude_none=True) | {"trainer": trainer}},
         )
         for output, trained, trainer in (
@@ -102,8 +105,8 @@ def test_sharded_ranks_resume_and_train_what_one_process_does(make, tokenizer, d
     )
     done = run(sharded.main, whole, alone, 3, (killed, (1, 2)), (killed_in_shards, (4,)))
     assert done.returncode == 0, done.stderr[-3000:]
-    for family in models:
-        ours, theirs = (tmp_path / name / "run" / family / "preserve-seed0" for name in ("whole", "alone"))
+    for family, arm in (*((family, "preserve") for family in models), ("statex_gla", "segments")):
+        ours, theirs = (tmp_path / name / "run" / family / f"{arm}-seed0" for name in ("whole", "alone"))
         assert json.loads((ours / "training.json").read_text())["num_processes"] == 2
         # AdamW takes whole steps by what rounding leaves of the gradients of vectors that are normalised
         assert_same_model(ours, theirs, 1e-4 if family == "olmo_hybrid" else 1e-5)

@@ -29,6 +29,12 @@ def from_foreign(values: dict[str, Any]) -> dict[str, Any]:
     model_type = FOREIGN_TYPES[values["model_type"]]
     if model_type == RWKV7Config.model_type and isinstance(activation := values.get("hidden_act"), str):
         kept["hidden_act"] = ACTIVATIONS.get(activation, activation)
+    if isinstance(steps := values.get("expansion"), list):  # of FLA's own GLA, mixers made fresh
+        theirs = values["model_type"]
+        kept["expansion"] = [
+            step | {"model_type": model_type} if isinstance(step, dict) and step.get("model_type") == theirs else step
+            for step in steps
+        ]
     return kept | {"model_type": model_type}
 
 

@@ -96,10 +96,12 @@ def family_of(config: Any) -> Family:
 def unknown_family(model_type: object) -> UserError:
     """The error that says why a model cannot be expanded and names the known families."""
     name = str(model_type)  # it may be anything yet
-    if name in ALL_FAMILIES and name not in FAMILIES and ALL_FAMILIES[name].library == "fla":
+    missing = [family for key, family in ALL_FAMILIES.items() if key not in FAMILIES]
+    library = next((one.library for one in missing if name in (one.model_type, one.expanded_type)), None)
+    if library == "fla":
         problem = "is flash-linear-attention's, which is not installed"
         return UserError("model_type", model_type, problem, "install flash-linear-attention (docs/families.md)")
-    if name in ALL_FAMILIES and name not in FAMILIES:
+    if library is not None:
         problem = f"is not in transformers {transformers.__version__}, by which statex would read and expand it"
         return UserError("model_type", model_type, problem, "install a newer transformers (docs/families.md)")
     if name in OURS_ONLY:

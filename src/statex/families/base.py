@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -162,7 +163,10 @@ class Family(ABC):
     def is_available(self) -> bool:
         """Whether its classes are installed."""
         if self.library != "transformers":
-            return find_spec(self.library) is not None  # which, without a dot, imports nothing
+            spec = find_spec(self.library)  # which, without a dot, imports nothing
+            places = spec.submodule_search_locations if spec is not None else None
+            part = self.config_class.split(".")[1]  # FLA's kernels alone, fla-core, are a package of the same name
+            return any(Path(place, part).is_dir() for place in places or ())
         return find_spec(self.config_class.rpartition(".")[0].rpartition(".")[0]) is not None
 
     @property

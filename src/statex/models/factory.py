@@ -12,14 +12,15 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from statex.families import FAMILIES, Family, family_of
+from statex.families import ALL_FAMILIES, FAMILIES, Family, family_of, unknown_family
 from statex.models.caches import CACHE_NAMES
 from statex.models.dispatch import RECURRENCES, imported
 from statex.models.documents import document_arguments, has_attention
 from statex.models.fla import as_fla_names_it, fla_model_forward, with_plan
-from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions, with_arguments_of
+from statex.models.keywords import LOSS_KEYWORDS, by_name, check_keywords, check_no_attentions, with_arguments_of
 from statex.models.replay import ReplayExpansion
 from statex.models.shim import FoundThroughShim
 from statex.ops.segments import one_seq_idx
@@ -35,15 +36,23 @@ class ModelClasses(NamedTuple):
 
 
 def __getattr__(name: str) -> type:
-    """The class of that name, as saved folders and pickles ask for it."""
-    for family in FAMILIES.values() if name.startswith(PREFIX) else ():
+    """The class of that name, as saved folders and pickles ask for it.
+
+    Raises:
+        UserError: what it is derived from is not installed.
+    """
+    for family in ALL_FAMILIES.values() if name.startswith(PREFIX) else ():
         if family.holds_plan:
             continue
+        own = (family.config_class, family.model_class, family.causal_lm_class, *family.module_classes)
+        if name not in map(_expanded_name, own):
+            continue
+        if family.model_type not in FAMILIES:
+            raise unknown_family(family.model_type)
         if name == _expanded_name(family.config_class):
             return expanded_config_class(family)
-        if name in map(_expanded_name, (family.model_class, family.causal_lm_class, *family.module_classes)):
-            classes = expanded_model_classes(family)
-            return {one.__name__: one for one in (*classes, *classes.model.exchanged.values())}[name]
+        classes = expanded_model_classes(family)
+        return {one.__name__: one for one in (*classes, *classes.model.exchanged.values())}[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -109,6 +118,7 @@ class ExpandedModel(ReplayExpansion):
         """Turn a model of transformers' class with a plan in its configuration into this class, in place."""
         model.__class__ = cls
         model.config.__class__ = cls.config_class  # type: ignore[attr-defined]
+        vars(model.config).pop("model_type", None)  # the former one, which transformers puts there of a folder's
         model.exchange_classes()
 
 
@@ -128,6 +138,10 @@ def expanded_model_classes(family: Family) -> ModelClasses:
     _convert_checkpoints_alike(family)
     for one in made:  # a constructor would, and a model that becomes ours in place has been through another's
         dict.__setitem__(_CAN_RECORD_REGISTRY, str(one), one._can_record_outputs)
+    if family.library == "fla":  # however FLA came to be imported, models of these classes are known from now on
+        AutoConfig.register(family.expanded_type, members["config_class"], exist_ok=True)
+        AutoModel.register(members["config_class"], made.model, exist_ok=True)
+        AutoModelForCausalLM.register(members["config_class"], made.causal_lm, exist_ok=True)
     return made
 
 
@@ -190,7 +204,7 @@ def _model_forward(base: Any, family: Family) -> Callable:
         """
         kwargs = {name: value for name, value in kwargs.items() if name not in of_the_loss}
         check_keywords(kwargs, known)
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = by_name(names, args, kwargs)
         if not attends:
             check_no_attentions(output_attentions)
         elif output_attentions is not None:
@@ -231,7 +245,9 @@ def _makes_cache(model: Any, given: dict[str, Any]) -> bool:
 
 def _causal_lm_forward(base: Any, model: Any, family: Family) -> Callable:
     """The forward of a language model, which passes what it does not read to its base model."""
-    known, attends = {*_known_keywords(base), *_known_keywords(model), *LOSS_KEYWORDS}, has_attention(base)
+    known, attends = {*_known_keywords(base), *_known_keywords(model)}, has_attention(base)
+    if family.library != "fla":  # which reads num_items_in_batch alone of these, and by its name
+        known.update(LOSS_KEYWORDS)
 
     @with_arguments_of(base.forward)
     def forward(

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers import CONFIG_MAPPING
 
 from statex.models.caches import one_cache
-from statex.models.delta_rule import for_each_value_head, normalised
-from statex.models.keywords import LOSS_KEYWORDS, check_keywords, check_no_attentions, with_arguments_of
+from statex.models.delta_rule import NO_PACKED_CACHE, for_each_value_head, normalised
+from statex.models.keywords import by_name, check_keywords, check_no_attentions, with_arguments_of
 from statex.ops import gated_delta, gated_delta_step
 from statex.ops.segments import compute_dtype, cu_seqlens_of, one_seq_idx
 
@@ -56,7 +56,7 @@ def as_fla_names_it(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def fla_model_forward(base: Any) -> Callable:
-    """The forward of one of FLA's base models, which passes all keywords on and drops those that nothing reads."""
+    """The forward of one of FLA's base models, which itself drops the keywords that nothing reads."""
     _, *names, _ = inspect.signature(base.forward).parameters
 
     @with_arguments_of(base.forward)
@@ -76,24 +76,28 @@ def fla_model_forward(base: Any) -> Callable:
             output_attentions: of the Hugging Face interface; there are none.
 
         Raises:
-            ValueError: packed documents with padding.
+            TypeError: an unknown keyword.
+            ValueError: packed documents with padding, or with a cache.
         """
-        kwargs = as_fla_names_it({name: value for name, value in kwargs.items() if name not in LOSS_KEYWORDS})
+        kwargs = as_fla_names_it(kwargs)
         check_keywords(kwargs, names)
-        check_no_attentions(output_attentions)
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = by_name(names, args, kwargs)
+        check_no_attentions(given.pop("output_attentions", None) or output_attentions)
         which = next((name for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
         if which is None or (seq_idx := one_seq_idx(seq_idx, cu_seqlens, given[which])) is None:
             return base.forward(self, **given)
         tokens, mask = given[which], given.pop("attention_mask", None)
         if mask is not None and not mask.all():
             raise ValueError("seq_idx: packed documents cannot be padded; leave attention_mask out")
-        given = {"use_cache": False} | given | {which: tokens.flatten(0, 1)[None], "return_dict": True}
+        if given.get("use_cache") or given.get("past_key_values") is not None:
+            raise ValueError(NO_PACKED_CACHE)
+        asked = given.get("return_dict")
+        given |= {"use_cache": False, which: tokens.flatten(0, 1)[None], "return_dict": True}
         output = base.forward(self, **given, cu_seqlens=cu_seqlens_of(seq_idx).to(tokens.device))
         for name in ("last_hidden_state", "hidden_states"):
             if output.get(name) is not None:
                 output[name] = _in_rows(output[name], tokens)
-        return output
+        return output if (self.config.return_dict if asked is None else asked) else output.to_tuple()
 
     return forward
 

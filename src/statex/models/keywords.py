@@ -1,7 +1,7 @@
 """Keywords of a forward that nothing reads are refused, where transformers would silently drop them."""
 
 import inspect
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 LOSS_KEYWORDS = ("num_items_in_batch", "ignore_index", "shift_labels")
@@ -17,6 +17,20 @@ def check_keywords(given: Mapping[str, Any], known: Container[str] = LOSS_KEYWOR
     for name in given:
         if name not in known:
             raise TypeError(f"forward() got an unexpected keyword argument {name!r}")
+
+
+def by_name(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a forward by their names, `names` those of the positional ones.
+
+    Raises:
+        TypeError: as Python does, for too many of them and for one that is given twice.
+    """
+    if len(args) > len(names):
+        raise TypeError(f"forward() takes {len(names)} positional arguments but {len(args)} were given")
+    given = dict(zip(names, args, strict=False))
+    for name in given.keys() & kwargs.keys():
+        raise TypeError(f"forward() got multiple values for argument {name!r}")
+    return given | dict(kwargs)
 
 
 def check_no_attentions(output_attentions: bool | None) -> None:

@@ -4,7 +4,6 @@ The families and their configurations are imported when one of transformers' map
 when it is looked up: importing model code takes seconds.
 """
 
-import sys
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from functools import partial
 from typing import Any
@@ -82,7 +81,11 @@ def register_when_needed() -> None:
 
 
 def register_families() -> None:
-    """Add the configuration and the model classes of every family in `FAMILIES` to transformers' Auto classes."""
+    """Add the configuration and the model classes of every family in `FAMILIES` to transformers' Auto classes.
+
+    Those of flash-linear-attention are found by their names alone, and added when they are made (`models/factory.py`):
+    before that, FLA would have to be imported.
+    """
     _IS_DONE.append(True)
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, AutoConfig
 
@@ -92,9 +95,9 @@ def register_families() -> None:
     register_when_needed()
     tables: Any = CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
     for family in FAMILIES.values():
-        if family.library == "fla" and "fla.models" not in sys.modules:
+        if family.library == "fla":
             for name in (family.model_type, family.expanded_type):
-                tables[0]._extra_content.unlisted[name] = Late(partial(_of_fla, name))
+                tables[0]._extra_content.unlisted[name] = Late(partial(_of_fla, family, name))
             continue
         config_class = expanded_config_class(family)
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
@@ -109,12 +112,11 @@ def _model_class(family: Any, name: str) -> type:
     return getattr(expanded_model_classes(family), name)
 
 
-def _of_fla(model_type: str) -> type:
-    """The configuration of that type of flash-linear-attention's or ours, all of which are entries from now on."""
+def _of_fla(family: Any, model_type: str) -> type:
+    """The configuration of that type of flash-linear-attention's or ours, which are entries from now on."""
     from transformers import CONFIG_MAPPING
 
-    from statex.models.fla import import_fla
+    from statex.models.factory import expanded_model_classes
 
-    import_fla()
-    register_families()
+    expanded_model_classes(family)
     return CONFIG_MAPPING[model_type]

@@ -53,11 +53,16 @@ class CarriedState:
                 cu_seqlens, which must then be the borders of these documents, rows laid end to end.
 
         Raises:
-            ValueError: entered inside another.
+            ValueError: entered inside another; of other sequences than the segment before, or with seq_idx where that
+                had none.
         """
         global _running
         if _running is not None:
             refuse("a segment is entered inside another; leave that first")
+        if self._begins and (seq_idx is None) != (self.seq_idx is None):
+            refuse("seq_idx is given for some segments of a sequence and not for all")
+        if seq_idx is not None and self._last_document is not None:
+            _require_rows(self._last_document, len(seq_idx))
         self.seq_idx, self.continues = seq_idx, None
         if seq_idx is not None:
             before = self._last_document if _is_first_rank() else None
@@ -130,6 +135,7 @@ def carried_recurrence(
     rows = Rows(here.seq_idx, here.continues, cu_seqlens, inputs[0])
     if begin is not None:
         _require_none("initial_state", initial_state)
+        _require_rows(begin[0], rows.shape[0])
         initial_state = rows.initial(begin[0])
     output, state = run(*inputs, initial_state=initial_state, output_final_state=True, cu_seqlens=cu_seqlens, **options)
     here.end(place, rows.last(state))
@@ -151,6 +157,7 @@ def carried_short_convolution(
     reach = weight.shape[1] - 1
     if begin is not None:
         _require_none("left_context", left_context)
+        _require_rows(begin[0], len(x))
     if seq_idx is None:
         if begin is not None:
             (left_context,) = begin
@@ -176,6 +183,11 @@ def _tail(before: Tensor | None, x: Tensor, length: int) -> Tensor:
 def _require_none(name: str, value: Tensor | None) -> None:
     if value is not None:
         refuse(f"{name} is what stands before the whole sequence; only the first segment of it may have one")
+
+
+def _require_rows(begin: Tensor, num_rows: int) -> None:
+    if len(begin) != num_rows:
+        refuse(f"a segment has {num_rows} rows and the one before it had {len(begin)}; begin other sequences anew")
 
 
 def _is_first_rank() -> bool:

@@ -121,6 +121,15 @@ def linear_cross_entropy(
         return _LinearCrossEntropy.apply(rows, weight.to(rows.dtype), targets, chunk, entropies, masked, soft_cap)
 
 
+def _is_fla(model: Any) -> bool:
+    """Whether a model is flash-linear-attention's, which computes its loss in a method of its own."""
+    is_fla = any(each.__module__.startswith("fla.") for each in type(model).__mro__)
+    if is_fla and not hasattr(model, "_compute_logits_and_loss"):
+        problem = "is of a flash-linear-attention that computes its loss in another way, not known here"
+        raise UserError("model", type(model).__name__, problem, "install the version that docs/families.md names")
+    return is_fla
+
+
 @contextmanager
 def chunked_loss(model: Any, chunk: int, compiled: bool = False, masked: bool = False) -> Iterator[None]:
     """Inside this context, `model(input_ids, labels=...)` computes its loss by `linear_cross_entropy`, for any family.
@@ -131,7 +140,7 @@ def chunked_loss(model: Any, chunk: int, compiled: bool = False, masked: bool = 
 
     Raises:
         UserError: the model's own loss has a part that is made from its logits, or its head is not a linear layer
-            without a bias.
+            without a bias, or the model is of an unknown version of flash-linear-attention.
     """
     for field, none in (("z_loss_coefficient", 0), ("use_l2warp", False)):
         if value := getattr(model.config, field, none):
@@ -159,7 +168,7 @@ def chunked_loss(model: Any, chunk: int, compiled: bool = False, masked: bool = 
             return None, hidden_states
         return loss_function(hidden_states, labels, None, num_items_in_batch, shift_labels), hidden_states
 
-    is_fla = hasattr(model, "_compute_logits_and_loss")
+    is_fla = _is_fla(model)
     had_own = "forward" in head.__dict__
     before, own_loss = head.__dict__.get("forward"), model.__dict__.get("_loss_function")
     head.forward = nn.Identity().forward

@@ -214,7 +214,9 @@ class StatexTrainer(Trainer):
                 return self.captured(run, part, num_items_in_batch)
             if num_items_in_batch is None and not is_last:
                 raise RuntimeError("the loss of a segment needs to know how many tokens its whole step scores")
-            with nullcontext() if is_last else self.accelerator.no_sync(model):
+            # FSDP reduces those of each segment: held back, they would be whole on every process
+            held_back = not is_last and not self.accelerator.is_fsdp2
+            with self.accelerator.no_sync(model) if held_back else nullcontext():
                 return run(part, num_items_in_batch)
 
         first, *others = self.parts.run(inputs, self.group, run_part)
