@@ -1,9 +1,8 @@
 """When the steps of a training are captured; tests/gpu has what capturing does."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from transformers import Qwen3NextConfig
 
 from statex.errors import UserError
 from statex.settings import Data
@@ -38,7 +37,7 @@ def test_neither_several_processes_nor_other_families_are_captured(settings, mak
     with pytest.raises(UserError, match="2 processes"):
         captures(make("statex_gla").config, asked, Data(), CUDA, 2)
     with pytest.raises(UserError, match="qwen3_next, in whose steps"):
-        captures(SimpleNamespace(model_type="qwen3_next"), asked, Data(), CUDA, 1)
+        captures(Qwen3NextConfig(num_hidden_layers=4), asked, Data(), CUDA, 1)
     assert captures(make("mamba2").config, asked, Data(), CUDA, 1)
 
 
