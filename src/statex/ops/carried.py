@@ -43,7 +43,7 @@ class CarriedState:
 
     @contextmanager
     def segment(self, seq_idx: Tensor | None = None) -> Iterator[None]:
-        """Inside, what `gla`, `ssd` and `short_convolution` get is the next segment of their sequences.
+        """Inside, what `gla`, `ssd`, `selective_scan` and `short_convolution` get is the next segment of their sequences.
 
         Forward and backward both belong inside. Of sequences that ranks share, it is this rank's slice of the segment:
         enter `sequence_parallel` first.
@@ -123,7 +123,7 @@ def carried_recurrence(
     cu_seqlens: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """`gla` or `ssd` on a segment; `run` is the operation without one before."""
+    """A recurrence on a segment; `run` is the operation without one before."""
     place, begin = here.begin()
     if cu_seqlens is not None and (here.seq_idx is None or here.seq_idx.numel() != inputs[0].shape[1]):
         refuse("cu_seqlens of a segment needs the segment's seq_idx: give it to segment")

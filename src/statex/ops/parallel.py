@@ -1,11 +1,11 @@
 """One long sequence over several processes: states travel between them, tokens stay where they are.
 
-Both recurrences are linear in their state. A rank's slice, run from a zero state, ends in a state E and keeps a share
+All these recurrences are linear in their state. A rank's slice, run from a zero state, ends in a state E and keeps a share
 d of what it began with; then what rank r begins with is S_r = E_{r-1} + d_{r-1} S_{r-1}. One all-gather of (E, d)
 gives it to every rank, and what it adds to the outputs is added afterwards. The traffic does not depend on the length.
 
 Shape letters: B rows, T tokens of a rank's slice of each row, H heads, K key dim, V value dim (gla); P head dim,
-N state size, G groups (ssd); D channels, W taps; S segments; R ranks.
+N state size, G groups (ssd); D channels, N state size (selective_scan); D channels, W taps; S segments; R ranks.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ def slices() -> Slices | None:
 
 @contextmanager
 def sequence_parallel(group: dist.ProcessGroup, seq_idx: Tensor | None = None) -> Iterator[None]:
-    """Inside, what `gla`, `ssd` and `short_convolution` get is this rank's slice of longer sequences.
+    """Inside, what `gla`, `ssd`, `selective_scan` and `short_convolution` get is this rank's slice of longer sequences.
 
     Rank 0 of the group has the first tokens, the last rank the last. All ranks must call the same operations in the
     same order, with slices of any length of at least W - 1, and run backward inside as well. A final state is that
@@ -177,6 +177,37 @@ def parallel_ssd(
     added = torch.einsum("btgn,bgrpn->btgrp", rows.split(C).to(dtype), grouped).flatten(2, 3) * kept[..., None]
     output = (output + added.reshape_as(output)).to(output.dtype)
     return output, rows.final(state, kept, begin) if output_final_state else None
+
+
+def parallel_selective_scan(
+    run: Callable,
+    here: Slices,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None,
+    initial_state: Tensor | None,
+    output_final_state: bool,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """`selective_scan` on a slice; `run` is the operation on one rank.
+
+    It runs twice, to find what the slice ends with and then from what it begins with: what that adds to an output has
+    a decay for each element of the state, so that adding it afterwards would be the same work.
+    """
+    _require_first(here, "initial_state", initial_state)
+    inputs = x, dt, A, B, C
+    _, state = run(*inputs, D=D, initial_state=initial_state, output_final_state=True, cu_seqlens=cu_seqlens)
+    rows, dtype = _rows(here, cu_seqlens, x), compute_dtype(x)
+    kept = (rows.split(dt).to(dtype).sum(1)[..., None] * A.to(dtype)).exp()  # [B, D, N]
+    if rows.reached is not None:
+        kept = kept * _broadcast(rows.reached[:, -1], kept.ndim)
+    begin = rows.initial(carried(rows.last(state), kept, here.group))
+    initial = begin if initial_state is None else begin + initial_state
+    return run(*inputs, D=D, initial_state=initial, output_final_state=output_final_state, cu_seqlens=cu_seqlens)
 
 
 def parallel_short_convolution(
