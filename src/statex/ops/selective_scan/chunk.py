@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from statex.ops.operators import needs_gradients
 from statex.ops.segments import compute_dtype, full_precision, over_segments, power_of_two
 
-BUSY = {"cpu": 2**12, "cuda": 2**20}
+BUSY = {"cpu": 2**13, "cuda": 2**20}
 """Elements that keep a device busy for as long as it takes to launch an operation on them; the CPU's is measured."""
 MIN_BLOCK, MAX_BLOCK = 16, 64
 
