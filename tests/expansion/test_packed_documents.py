@@ -4,11 +4,10 @@ import pytest
 import torch
 
 import statex
-from common import GENERATING, ON_OUR_OPS, Case, distance, logits, make_gla, make_mamba2, tokens
+from common import GENERATING, Case, distance, logits, make_gla, make_mamba2, tokens
 from statex.models.caches import cache_argument, cache_of
 
-on_our_ops = pytest.mark.parametrize("case", ON_OUR_OPS, ids=str)
-
+generating = pytest.mark.parametrize("case", GENERATING, ids=str)
 
 LENGTHS = [[5, 1, 14], [20], [2, 9, 3, 6]]
 DOCUMENTS = torch.tensor([[i for i, length in enumerate(row) for _ in range(length)] for row in LENGTHS])
@@ -19,7 +18,7 @@ def document_by_document(model, ids):
     return torch.stack(rows)
 
 
-@on_our_ops
+@generating
 def test_packed_documents_equal_separate_ones(case):
     model = case.expanded()
     ids = tokens(batch=3)
@@ -37,7 +36,7 @@ def test_packed_documents_of_an_unexpanded_mamba2(configuration):
         assert distance(model.lm_head(hidden), document_by_document(model, ids)) < 1e-5
 
 
-@on_our_ops
+@generating
 def test_packed_documents_have_the_gradients_of_separate_ones(case):
     model = case.expanded()
     ids = tokens(batch=3)
@@ -97,9 +96,3 @@ def test_a_plain_trainer_hands_seq_idx_on(tmp_path):
     assert abs(wanted - apart) > 1e-3
     arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, per_device_eval_batch_size=3)
     assert Trainer(model, arguments, eval_dataset=Rows()).evaluate()["eval_loss"] == pytest.approx(wanted, rel=1e-5)
-
-
-@pytest.mark.parametrize("case", [case for case in GENERATING if case.family in ("mamba", "jamba")], ids=str)
-def test_a_scan_that_cannot_keep_documents_apart_says_so(case):
-    with pytest.raises(ValueError, match=r"seq_idx: the scan of .* cannot keep packed documents apart"):
-        case.expanded()(tokens(batch=3), seq_idx=DOCUMENTS)

@@ -13,10 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from recurrence_inputs import assert_close, gla_inputs, ssd_inputs
+from recurrence_inputs import assert_close, gla_inputs, selective_scan_inputs, ssd_inputs
 from torch.utils.checkpoint import checkpoint
 
-from statex.ops import carried_state, gated_delta, gla, sequence_parallel, short_convolution, ssd, use_backend
+from statex.ops import (
+    carried_state,
+    gated_delta,
+    gla,
+    selective_scan,
+    sequence_parallel,
+    short_convolution,
+    ssd,
+    use_backend,
+)
 from statex.ops.segments import cu_seqlens_of
 
 TOKENS = 36
@@ -110,22 +119,27 @@ def check_all(backend: str = "torch") -> None:
     """Whatever one rank computes, on PyTorch's path or by the kernels."""
     with use_backend(backend):
         _check_operations(partial(compare, backend=backend), DECAYS[backend])
+    _check_recurrence(partial(compare, backend="torch"), selective_scan, selective_scan_inputs, DECAYS["torch"])
     _check_segments()
     _check_refusals()
 
 
 def _check_operations(compare: Callable, decays: tuple[str, ...]) -> None:
     for recurrence, make in ((gla, gla_inputs), (ssd, ssd_inputs)):
-        for decay in decays:
-            compare(partial(plain, recurrence), make(TOKENS, decay))
-        compare(partial(recomputed, recurrence), make(TOKENS))
-        inputs = make(TOKENS)
-        del inputs["initial_state"]
-        compare(partial(packed, recurrence), inputs, seq_idx=documents())
+        _check_recurrence(compare, recurrence, make, decays)
     inputs = {"x": torch.randn(2, TOKENS, 6), "weight": torch.randn(6, 4), "bias": torch.randn(6)}
     compare(convolved, inputs, whole_state=False)
     compare(convolved, inputs, seq_idx=documents(), whole_state=False)
     compare(convolved, inputs | {"left_context": torch.randn(2, 2, 6)}, whole_state=False)
+
+
+def _check_recurrence(compare: Callable, recurrence: Callable, make: Callable, decays: tuple[str, ...]) -> None:
+    for decay in decays:
+        compare(partial(plain, recurrence), make(TOKENS, decay))
+    compare(partial(recomputed, recurrence), make(TOKENS))
+    inputs = make(TOKENS)
+    del inputs["initial_state"]
+    compare(partial(packed, recurrence), inputs, seq_idx=documents())
 
 
 class _Mixer(torch.nn.Module):
@@ -137,7 +151,8 @@ class _Mixer(torch.nn.Module):
 def _check_segments() -> None:
     """Slices of segments that carry their states, against whole sequences."""
     segments = 2 if dist.get_world_size() == 2 else 3
-    cases = [(partial(plain, gla), gla_inputs(TOKENS)), (partial(plain, ssd), ssd_inputs(TOKENS))]
+    recurrences = ((gla, gla_inputs), (ssd, ssd_inputs), (selective_scan, selective_scan_inputs))
+    cases = [(partial(plain, recurrence), make(TOKENS)) for recurrence, make in recurrences]
     cases += [(convolved, {"x": torch.randn(2, TOKENS, 6), "weight": torch.randn(6, 4), "bias": torch.randn(6)})]
     for operation, inputs in cases:
         inputs = {name: x.float() for name, x in inputs.items()}

@@ -6,15 +6,15 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from recurrence_inputs import assert_close, gla_inputs, ssd_inputs
+from recurrence_inputs import assert_close, gla_inputs, selective_scan_inputs, ssd_inputs
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import statex
-from common import VOCABULARY, make_gla, make_mamba2
+from common import VOCABULARY, make_gla, make_hybrid, make_mamba2
 from statex.models.caches import cache_argument, cache_of
 from statex.models.dispatch import statex_ops
-from statex.ops import carried_state, gated_delta, gla, gla_step, short_convolution, ssd
+from statex.ops import carried_state, gated_delta, gla, gla_step, selective_scan, short_convolution, ssd
 from statex.ops.segments import cu_seqlens_of
 
 TOKENS, SEGMENTS = 36, 3
@@ -72,13 +72,19 @@ def ssd_case():
     return partial(recurrence, ssd), inputs
 
 
+def selective_scan_case():
+    inputs = selective_scan_inputs(TOKENS)
+    del inputs["initial_state"]
+    return partial(recurrence, selective_scan), inputs
+
+
 def convolution_case():
     generator = torch.Generator().manual_seed(0)
     shapes = {"x": (2, TOKENS, 6), "weight": (6, 4), "bias": (6,)}
     return convolution, {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
 
 
-CASES = {"gla": gla_case, "ssd": ssd_case, "convolution": convolution_case}
+CASES = {"gla": gla_case, "ssd": ssd_case, "selective_scan": selective_scan_case, "convolution": convolution_case}
 
 
 def cut(inputs, begin, end):
@@ -120,7 +126,9 @@ def test_what_cannot_be_carried_is_refused():
             mixer(q=q, initial_state=torch.zeros(1, 2, 4, 4))
             with pytest.raises(ValueError, match="give it to segment"):
                 mixer(q=q, cu_seqlens=torch.tensor([0, 8]))
-            with pytest.raises(ValueError, match=r"gated_delta cannot run on a part .*: carried_state has gla, ssd"):
+            with pytest.raises(
+                ValueError, match=r"gated_delta cannot run on a part .*: carried_state has gla, selective_scan"
+            ):
                 delta(q=q)
             with pytest.raises(ValueError, match="gla_step cannot run on a part"):
                 step(q=q)
@@ -137,6 +145,7 @@ def test_what_cannot_be_carried_is_refused():
 MODELS = {
     "gla": partial(make_gla, use_short_conv=True, num_heads=4),
     "mamba2": partial(make_mamba2, n_groups=2),
+    "mamba": partial(make_hybrid, "mamba"),
 }
 
 

@@ -106,8 +106,6 @@ def test_models_whose_sequences_stay_whole_are_refused(family, data, settings):
     reason = "gated delta rule" if family in ALL_MODELS and family != "minimax" else "attention"
     if family in OURS:
         reason = OURS[family][1]
-    if family in ("mamba", "falcon_mamba", "jamba"):
-        reason = "the first Mamba's scan"
     assert caught.value.field == "training.sequence_parallel"
     assert caught.value.problem.startswith(f"{family} has ")
     assert reason in caught.value.problem

@@ -121,9 +121,7 @@ def _time_steps(projection: Any, inputs: Tensor) -> Tensor:
     return F.softplus(projected.to(dtype) + bias.to(dtype))
 
 
-def _scanned(
-    mixer: Any, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, cache: Any, cu_seqlens: Tensor | None
-) -> Tensor:
+def _scanned(mixer: Any, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, cache: Any, cu_seqlens: Tensor | None) -> Tensor:
     """What is read of the state, [B, T, D], with the skip."""
     A, D = -torch.exp(mixer.A_log.to(dt.dtype)), mixer.D
     if cu_seqlens is not None:

@@ -43,7 +43,7 @@ class CarriedState:
 
     @contextmanager
     def segment(self, seq_idx: Tensor | None = None) -> Iterator[None]:
-        """Inside, what `gla`, `ssd`, `selective_scan` and `short_convolution` get is the next segment of their sequences.
+        """Inside, what `gla`, `ssd`, `selective_scan` and `short_convolution` get is the next segment of sequences.
 
         Forward and backward both belong inside. Of sequences that ranks share, it is this rank's slice of the segment:
         enter `sequence_parallel` first.

@@ -1,6 +1,6 @@
 """One long sequence over several processes: states travel between them, tokens stay where they are.
 
-All these recurrences are linear in their state. A rank's slice, run from a zero state, ends in a state E and keeps a share
+These recurrences are linear in their state. A rank's slice, run from a zero state, ends in a state E and keeps a share
 d of what it began with; then what rank r begins with is S_r = E_{r-1} + d_{r-1} S_{r-1}. One all-gather of (E, d)
 gives it to every rank, and what it adds to the outputs is added afterwards. The traffic does not depend on the length.
 

@@ -1,10 +1,10 @@
 """The selective scan (Mamba) in chunks: plain PyTorch, any device.
 
-Each channel and each column of the state decays by itself, so that there is no product of matrices to be made of a
-chunk, as for Mamba2. What remains is to take many tokens' exponentials at once, and one operation for each token of
-the recurrence. Where a token's state is too small to occupy the machine, chunks run side by side: first each from a zero
-state, which gives what every chunk begins with, then from that. Only decays appear, never their inverses: nothing
-overflows. The backward pass computes the states again from those kept every few tokens.
+Each element of the state has a decay of its own, so that a chunk is no product of matrices, as Mamba2's is. The decays
+of many tokens are computed at once, and the recurrence is then one operation for each token. Where a state is too small
+to occupy the machine, chunks run side by side: first each from a zero state, which gives what every chunk begins with,
+then from that. Only decays appear, never their inverses, so nothing overflows. One state every few tokens is kept for
+the backward pass, which computes the others again.
 
 Shape letters: B batch, T time, D channels, N state size; n chunks of L tokens, R = B * n rows; c tokens of a block.
 """
