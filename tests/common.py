@@ -101,7 +101,10 @@ HYBRIDS = {  # by model type: what all its configurations have, and each
         {"norm": {"mamba_rms_norm": True}, "norm-last": {"mamba_rms_norm": True, "mamba_norm_before_gate": False},
          "bias": {"mamba_proj_bias": True, "projectors_bias": True}},
     ),
-    "mamba": ({"state_size": 8, "num_hidden_layers": 2}, {"tied": {}, "untied": {"tie_word_embeddings": False, "use_bias": True}}),
+    "mamba": (
+        {"state_size": 8, "num_hidden_layers": 2},
+        {"tied": {}, "untied": {"tie_word_embeddings": False, "use_bias": True}},
+    ),
     "falcon_mamba": ({"state_size": 8, "num_hidden_layers": 2, "tie_word_embeddings": False}, {"untied": {}}),
     "jamba": (
         {"mamba_d_state": 8, "num_hidden_layers": 3, "num_key_value_heads": 1, "attn_layer_period": 2,
