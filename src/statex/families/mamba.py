@@ -36,3 +36,4 @@ class MambaFamily(MambaTypeFamily):
     causal_lm_class = f"{MODELING}.MambaForCausalLM"
     mixer_class = f"{MODELING}.MambaMixer"
     norm_classes = (f"{MODELING}.MambaRMSNorm",)
+    blocks_compile = True
