@@ -101,7 +101,10 @@ HYBRIDS = {  # by model type: what all its configurations have, and each
         {"norm": {"mamba_rms_norm": True}, "norm-last": {"mamba_rms_norm": True, "mamba_norm_before_gate": False},
          "bias": {"mamba_proj_bias": True, "projectors_bias": True}},
     ),
-    "mamba": ({"state_size": 8, "num_hidden_layers": 2}, {"tied": {}, "untied": {"tie_word_embeddings": False}}),
+    "mamba": (
+        {"state_size": 8, "num_hidden_layers": 2},
+        {"tied": {}, "untied": {"tie_word_embeddings": False, "use_bias": True}},
+    ),
     "falcon_mamba": ({"state_size": 8, "num_hidden_layers": 2, "tie_word_embeddings": False}, {"untied": {}}),
     "jamba": (
         {"mamba_d_state": 8, "num_hidden_layers": 3, "num_key_value_heads": 1, "attn_layer_period": 2,
@@ -295,7 +298,6 @@ GENERATING = [
     *(case for case in HYBRID_CASES if case.init == "inherit" and case.configuration not in SAME_MIXERS),
 ]
 """Cases that are run token by token, generate and train: a few of each family."""
-ON_OUR_OPS = [case for case in GENERATING if case.family not in ("mamba", "falcon_mamba", "jamba")]
 
 
 def _spread():

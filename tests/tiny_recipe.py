@@ -30,6 +30,12 @@ _ATTENTION = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
     "intermediate_size": 16,
 }  # fmt: skip
+MAMBAS: dict[str, dict[str, Any]] = {  # of the first Mamba
+    "mamba": {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 8, "residual_in_fp32": False},
+    "jamba": _ATTENTION | {
+        "mamba_d_state": 8, "mamba_dt_rank": 3, "attn_layer_period": 2, "attn_layer_offset": 0, "num_experts": 1,
+    },
+}  # fmt: skip
 HYBRIDS: dict[str, dict[str, Any]] = {  # whose second layer is recurrent
     "bamba": _ATTENTION | {
         "attn_layer_indices": [0], "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 2,

@@ -8,7 +8,6 @@ from common import (
     DEFINED,
     GENERATING,
     HYBRID_CASES,
-    ON_OUR_OPS,
     UNEXPANDED,
     Case,
     base_type,
@@ -26,7 +25,6 @@ from statex.models.caches import cache_argument, cache_of
 
 every_defined_case = pytest.mark.parametrize("case", DEFINED, ids=str)
 generating = pytest.mark.parametrize("case", GENERATING, ids=str)
-on_our_ops = pytest.mark.parametrize("case", ON_OUR_OPS, ids=str)
 
 
 def states(model):
@@ -57,26 +55,13 @@ def test_an_expanded_model_is_its_definition(case):
     assert distance(in_pieces(model, ids, [7, 8, 9, 15]), wanted) < 1e-5
 
 
-@on_our_ops
+@generating
 def test_reading_in_pieces_equals_reading_at_once(case):
     model = case.expanded()
     ids = tokens()
     wanted = logits(model, ids)
     assert distance(in_pieces(model, ids, list(range(1, 20))), wanted) < 1e-5
     assert distance(in_pieces(model, ids, [7, 8, 9, 15]), wanted) < 1e-5
-
-
-@generating
-def test_reading_token_by_token_equals_reading_at_once(case):
-    model = case.expanded()
-    ids = tokens()
-    assert distance(in_pieces(model, ids, list(range(1, 20))), logits(model, ids)) < 1e-5
-
-
-@pytest.mark.parametrize("case", [case for case in GENERATING if case.family in ("mamba", "jamba")], ids=str)
-def test_a_scan_that_would_drop_the_state_says_so(case):
-    with pytest.raises(ValueError, match=r"cache: .* drops the state unless"):
-        in_pieces(case.expanded(), tokens(), [7])
 
 
 NAMED_OTHERWISE = ("bamba", "granitemoehybrid", "zamba2", "nemotron_h")
@@ -242,7 +227,7 @@ def test_gradient_checkpointing_of_an_unexpanded_model(make):
         assert_same_gradients(loss_and_gradients(model, tokens()), wanted, 1e-6)
 
 
-@on_our_ops
+@generating
 def test_bfloat16_stays_close(case):
     model = case.expanded()
     ids = tokens()

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import statex
-from common import GENERATING, ON_OUR_OPS, Case, distance, logits, make_gla, make_mamba2, tokens
+from common import GENERATING, HYBRIDS, Case, distance, logits, make_gla, make_hybrid, make_mamba2, tokens
 from statex.models.caches import cache_argument, cache_of
+from statex.models.documents import document_arguments
 
-on_our_ops = pytest.mark.parametrize("case", ON_OUR_OPS, ids=str)
-
+generating = pytest.mark.parametrize("case", GENERATING, ids=str)
 
 LENGTHS = [[5, 1, 14], [20], [2, 9, 3, 6]]
 DOCUMENTS = torch.tensor([[i for i, length in enumerate(row) for _ in range(length)] for row in LENGTHS])
@@ -19,7 +19,7 @@ def document_by_document(model, ids):
     return torch.stack(rows)
 
 
-@on_our_ops
+@generating
 def test_packed_documents_equal_separate_ones(case):
     model = case.expanded()
     ids = tokens(batch=3)
@@ -37,7 +37,38 @@ def test_packed_documents_of_an_unexpanded_mamba2(configuration):
         assert distance(model.lm_head(hidden), document_by_document(model, ids)) < 1e-5
 
 
-@on_our_ops
+@pytest.mark.parametrize("family", ["mamba", "falcon_mamba", "jamba"])
+def test_packed_documents_of_an_unexpanded_mamba(family):
+    """transformers' layers hand on neither borders nor any other keyword to these mixers."""
+    model = make_hybrid(family, **next(iter(HYBRIDS[family][1].values())))
+    ids = tokens(batch=3)
+    with statex.statex_ops(), torch.no_grad():
+        wanted = document_by_document(model, ids)
+        for given in ({"seq_idx": DOCUMENTS}, document_arguments(model.base_model, ids, DOCUMENTS)):
+            if family == "jamba" and len(given) == 1:  # whose attention needs the other arguments, too
+                continue
+            hidden = model.base_model(ids, use_cache=False, **given).last_hidden_state
+            assert distance(model.lm_head(hidden), wanted) < 1e-5
+        with pytest.raises(ValueError, match=r"cu_seqlens: .* give that too"):
+            model.base_model(ids, cu_seqlens=torch.tensor([0, 60]))
+        if family != "jamba":
+            with pytest.raises(ValueError, match="use_cache=False"):
+                model.base_model(ids, seq_idx=DOCUMENTS)
+
+
+@pytest.mark.parametrize("family", ["mamba", "jamba"])
+def test_padding_beside_packed_documents(family):
+    """Rows of unequal lengths: what stands to the left of the first document is padding."""
+    model = Case(family, "untied" if family == "mamba" else "experts", "inherit").expanded()
+    ids, mask = tokens(batch=2), torch.ones(2, 20, dtype=torch.long)
+    mask[1, :4] = 0
+    documents = torch.arange(20).ge(12).long().expand(2, -1) + mask
+    got = logits(model, ids, attention_mask=mask, seq_idx=documents)
+    wanted = torch.cat([logits(model, part)[0] for part in (ids[1:, 4:12], ids[1:, 12:])])
+    assert distance(got[1, 4:], wanted) < 1e-5
+
+
+@generating
 def test_packed_documents_have_the_gradients_of_separate_ones(case):
     model = case.expanded()
     ids = tokens(batch=3)
@@ -97,9 +128,3 @@ def test_a_plain_trainer_hands_seq_idx_on(tmp_path):
     assert abs(wanted - apart) > 1e-3
     arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, per_device_eval_batch_size=3)
     assert Trainer(model, arguments, eval_dataset=Rows()).evaluate()["eval_loss"] == pytest.approx(wanted, rel=1e-5)
-
-
-@pytest.mark.parametrize("case", [case for case in GENERATING if case.family in ("mamba", "jamba")], ids=str)
-def test_a_scan_that_cannot_keep_documents_apart_says_so(case):
-    with pytest.raises(ValueError, match=r"seq_idx: the scan of .* cannot keep packed documents apart"):
-        case.expanded()(tokens(batch=3), seq_idx=DOCUMENTS)

@@ -19,8 +19,6 @@ from statex.models.factory import StatexMamba2Mixer
 
 OURS = REPLACEMENTS | {"MambaRMSNormGated": norm_forward, "Mamba2RMSNorm": norm_forward}
 
-ON_OURS = [family for family in HYBRIDS if statex.FAMILIES[family].continues_states]
-
 
 def current():
     own = {name: getattr(modeling_mamba2, name) for name in OURS}
@@ -97,7 +95,7 @@ def test_time_step_limits_hold_in_single_steps_too():
         assert distance(torch.cat(outputs, dim=1), logits(model, ids)) < 1e-5
 
 
-@pytest.mark.parametrize(("family", "configuration"), [(name, each) for name in ON_OURS for each in HYBRIDS[name][1]])
+@pytest.mark.parametrize(("family", "configuration"), [(name, each) for name in HYBRIDS for each in HYBRIDS[name][1]])
 def test_logits_and_gradients_of_hybrids_are_transformers_own(family, configuration):
     model, ids = make_hybrid(family, **HYBRIDS[family][1][configuration]), tokens(length=37)
     wanted, wanted_gradients = logits(model, ids), gradients(model, ids)
@@ -137,12 +135,14 @@ def test_it_knows_every_model_of_transformers_that_has_these_functions():
     folder = Path(transformers.__file__).parent / "models"
     functions = {"mamba2": b"\ndef mamba2_chunk_scan(", "gated_delta": b"\ndef torch_chunk_gated_delta_rule("}
     functions |= {"kimi_delta": b"\ndef chunk_kimi_delta_attention(", "lightning": b"LightningAttention(nn.Module)"}
+    functions["selective_scan"] = b"\ndef mamba_selective_scan("
     found = {
         f"transformers.models.{file.parent.name}.{file.stem}": recurrence
         for file in folder.glob("*/modeling_*.py")
         for recurrence, function in functions.items()
         if function in file.read_bytes()
     }
+    del found["transformers.models.zamba.modeling_zamba"]  # one such mixer for each head: no family, and not replaced
     assert found == {path: recurrence for path, (recurrence, _) in replaced_modules().items()}
 
 
@@ -154,7 +154,7 @@ def test_a_module_that_is_loaded_within_it_is_on_our_ops(path, monkeypatch):
     with statex.statex_ops():
         module = import_module(path)
         assert {name: getattr(module, name) for name in ours} == ours
-        found = [name for name in vars(module) if name.endswith("RMSNormGated")]
+        found = [name for name in vars(module) if name.endswith("RMSNormGated")] or norms
         assert found or recurrence == "lightning"
         assert all(getattr(module, name).forward is RECURRENCES[recurrence].norm_forward for name in found if norms)
     assert not any(getattr(module, name) is function for name, function in ours.items())

@@ -10,7 +10,7 @@ from sliced import BOUND, of_rank, under_torchrun
 from torch import Tensor
 
 import statex
-from common import VOCABULARY, make_gla, make_mamba2
+from common import VOCABULARY, make_gla, make_hybrid, make_mamba2
 from delta_models import make_delta
 from statex.models.dispatch import statex_ops
 from statex.ops import sequence_parallel, use_backend
@@ -19,6 +19,7 @@ MODELS = {
     "gla": partial(make_gla, use_short_conv=True, hidden_size=64, num_heads=4),
     "mamba2": partial(make_mamba2, hidden_size=64, num_heads=8, state_size=16, n_groups=2),
     "qwen3_next": partial(make_delta, "qwen3_next", layer_types=["linear_attention"] * 3),
+    "mamba": partial(make_hybrid, "mamba", hidden_size=64),
 }
 TOKENS = 192
 

@@ -67,6 +67,17 @@ def ssd_inputs(num_tokens, decay="typical", batch=2, heads=4, groups=2, head_dim
     return {name: x.float().double() for name, x in inputs.items()}
 
 
+def selective_scan_inputs(num_tokens, decay="typical", batch=2, channels=6, state_size=8):
+    """x, dt, A, B, C, D and an initial state, exact in fp32 but held in fp64."""
+    torch.manual_seed(0)
+    shape = (batch, num_tokens)
+    dt = -log_decay(decay, (*shape, channels))  # times A, which is about -1
+    inputs = {"x": torch.randn(*shape, channels), "dt": dt, "A": -1 - 0.1 * torch.rand(channels, state_size)}
+    inputs |= {name: torch.randn(*shape, state_size) for name in ("B", "C")}
+    inputs |= {"D": torch.randn(channels), "initial_state": torch.randn(batch, channels, state_size)}
+    return {name: x.float().double() for name, x in inputs.items()}
+
+
 def output_state_gradients(recurrence, inputs: dict, dtype: torch.dtype, **options) -> dict[str, torch.Tensor]:
     """Output, final state, and the gradient of a random projection of both in every input."""
     leaves = {name: x.to(dtype).requires_grad_() for name, x in inputs.items()}

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from recurrence_inputs import assert_close, delta_inputs, generalized_delta_inputs, gla_inputs, kda_inputs, ssd_inputs
+from recurrence_inputs import (
+    assert_close,
+    delta_inputs,
+    generalized_delta_inputs,
+    gla_inputs,
+    kda_inputs,
+    selective_scan_inputs,
+    ssd_inputs,
+)
 from torch.utils.checkpoint import checkpoint
 
 from statex.ops import (
@@ -22,6 +30,7 @@ from statex.ops import (
     generalized_delta,
     gla,
     gla_step,
+    selective_scan,
     sequence_parallel,
     short_convolution,
     ssd,
@@ -35,8 +44,8 @@ RECURRENCES = (
     (ssd, ssd_inputs),
     (gated_delta, delta_inputs),
     (gated_delta, kda_inputs),
-    (generalized_delta, generalized_delta_inputs),
 )
+IN_TORCH = ((generalized_delta, generalized_delta_inputs), (selective_scan, selective_scan_inputs))  # on all devices
 PER_TOKEN = {"q", "k", "v", "log_decay", "beta", "a", "b", "x", "dt", "B", "C"}
 
 
@@ -127,22 +136,28 @@ def check_all(backend: str = "torch") -> None:
     """Whatever one rank computes, on PyTorch's path or by the kernels."""
     with use_backend(backend):
         _check_operations(partial(compare, backend=backend), DECAYS[backend])
+    for recurrence, make in IN_TORCH:
+        _check_recurrence(partial(compare, backend="torch"), recurrence, make, DECAYS["triton"])
     _check_segments()
     _check_refusals()
 
 
 def _check_operations(compare: Callable, decays: tuple[str, ...]) -> None:
     for recurrence, make in RECURRENCES:
-        for decay in decays if recurrence in (gla, ssd) else decays[:2]:
-            compare(partial(plain, recurrence), make(TOKENS, decay))
-        compare(partial(recomputed, recurrence), make(TOKENS))
-        inputs = make(TOKENS)
-        del inputs["initial_state"]
-        compare(partial(packed, recurrence), inputs, seq_idx=documents())
+        _check_recurrence(compare, recurrence, make, decays if recurrence in (gla, ssd) else decays[:2])
     inputs = {"x": torch.randn(2, TOKENS, 6), "weight": torch.randn(6, 4), "bias": torch.randn(6)}
     compare(convolved, inputs, whole_state=False)
     compare(convolved, inputs, seq_idx=documents(), whole_state=False)
     compare(convolved, inputs | {"left_context": torch.randn(2, 2, 6)}, whole_state=False)
+
+
+def _check_recurrence(compare: Callable, recurrence: Callable, make: Callable, decays: tuple[str, ...]) -> None:
+    for decay in decays:
+        compare(partial(plain, recurrence), make(TOKENS, decay))
+    compare(partial(recomputed, recurrence), make(TOKENS))
+    inputs = make(TOKENS)
+    del inputs["initial_state"]
+    compare(partial(packed, recurrence), inputs, seq_idx=documents())
 
 
 class _Mixer(torch.nn.Module):
@@ -154,7 +169,7 @@ class _Mixer(torch.nn.Module):
 def _check_segments() -> None:
     """Slices of segments that carry their states, against whole sequences."""
     segments = 2 if dist.get_world_size() == 2 else 3
-    cases = [(partial(plain, recurrence), make(TOKENS)) for recurrence, make in RECURRENCES]
+    cases = [(partial(plain, recurrence), make(TOKENS)) for recurrence, make in RECURRENCES + IN_TORCH]
     cases += [(convolved, {"x": torch.randn(2, TOKENS, 6), "weight": torch.randn(6, 4), "bias": torch.randn(6)})]
     for operation, inputs in cases:
         inputs = {name: x.float() for name, x in inputs.items()}

@@ -6,15 +6,15 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from recurrence_inputs import assert_close, gla_inputs, kda_inputs, ssd_inputs
+from recurrence_inputs import assert_close, gla_inputs, kda_inputs, selective_scan_inputs, ssd_inputs
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import statex
-from common import VOCABULARY, make_gla, make_mamba2
+from common import VOCABULARY, make_gla, make_hybrid, make_mamba2
 from statex.models.caches import cache_argument, cache_of
 from statex.models.dispatch import statex_ops
-from statex.ops import carried_state, gated_delta, gla, gla_step, short_convolution, ssd
+from statex.ops import carried_state, gated_delta, gla, gla_step, selective_scan, short_convolution, ssd
 from statex.ops.segments import cu_seqlens_of
 
 TOKENS, SEGMENTS = 36, 3
@@ -72,6 +72,12 @@ def ssd_case():
     return partial(recurrence, ssd), inputs
 
 
+def selective_scan_case():
+    inputs = selective_scan_inputs(TOKENS)
+    del inputs["initial_state"]
+    return partial(recurrence, selective_scan), inputs
+
+
 def convolution_case():
     generator = torch.Generator().manual_seed(0)
     shapes = {"x": (2, TOKENS, 6), "weight": (6, 4), "bias": (6,)}
@@ -84,7 +90,13 @@ def delta_case():
     return partial(recurrence, gated_delta), inputs
 
 
-CASES = {"gla": gla_case, "ssd": ssd_case, "gated_delta": delta_case, "convolution": convolution_case}
+CASES = {
+    "gla": gla_case,
+    "ssd": ssd_case,
+    "gated_delta": delta_case,
+    "selective_scan": selective_scan_case,
+    "convolution": convolution_case,
+}
 
 
 def cut(inputs, begin, end):
@@ -160,6 +172,7 @@ def test_segments_of_other_sequences_are_refused(case):
 MODELS = {
     "gla": partial(make_gla, use_short_conv=True, num_heads=4),
     "mamba2": partial(make_mamba2, n_groups=2),
+    "mamba": partial(make_hybrid, "mamba"),
 }
 
 

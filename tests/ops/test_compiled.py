@@ -9,15 +9,17 @@ from recurrence_inputs import (
     gla_inputs,
     kda_inputs,
     output_state_gradients,
+    selective_scan_inputs,
     ssd_inputs,
 )
 
 from layer_inputs import convolution_inputs, norm_inputs, output_and_gradients
-from statex.ops import gated_delta, generalized_delta, gla, ssd
+from statex.ops import gated_delta, generalized_delta, gla, selective_scan, ssd
 
 OPS = {"gla": (gla, gla_inputs), "ssd": (ssd, ssd_inputs)}
 OPS |= {"gated_delta": (gated_delta, delta_inputs), "kda": (gated_delta, kda_inputs)}
 OPS["generalized_delta"] = generalized_delta, generalized_delta_inputs
+OPS["selective_scan"] = selective_scan, selective_scan_inputs
 SMALL = {"gla": {"heads": 1, "key_dim": 16, "value_dim": 16}, "ssd": {"heads": 2, "head_dim": 16, "state_size": 16}}
 SMALL |= dict.fromkeys(("gated_delta", "kda"), SMALL["gla"])
 BORDERS = [0, 30, 30, 70]

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 import statex
-from common import distance, make_gla, make_mamba2, tokens
+from common import distance, make_gla, make_hybrid, make_mamba2, tokens
 from statex.models.caches import cache_argument, cache_of
 
 MODELS = {
     "gla": lambda: make_gla(use_short_conv=True, num_heads=4, num_kv_heads=2),
     "mamba2": lambda: make_mamba2(n_groups=2),
+    "mamba": lambda: make_hybrid("mamba"),
 }
 DOCUMENTS = (torch.arange(20) // 7).expand(2, 20)
 

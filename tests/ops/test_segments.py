@@ -12,12 +12,14 @@ from recurrence_inputs import (
     gla_inputs,
     kda_inputs,
     output_state_gradients,
+    selective_scan_inputs,
     ssd_inputs,
 )
 
 from statex.ops.gated_delta import chunk_gated_delta, naive_gated_delta
 from statex.ops.generalized_delta import chunk_generalized_delta, naive_generalized_delta
 from statex.ops.gla import chunk_gla, naive_gla
+from statex.ops.selective_scan import chunk_selective_scan, naive_selective_scan
 from statex.ops.ssd import chunk_ssd, naive_ssd
 
 CASES = {
@@ -25,6 +27,7 @@ CASES = {
     "kda": (kda_inputs, naive_gated_delta, chunk_gated_delta),
     "generalized_delta": (generalized_delta_inputs, naive_generalized_delta, chunk_generalized_delta),
     "gla": (gla_inputs, naive_gla, chunk_gla),
+    "selective_scan": (selective_scan_inputs, naive_selective_scan, chunk_selective_scan),
     "ssd": (ssd_inputs, naive_ssd, chunk_ssd),
 }
 BORDERS = {

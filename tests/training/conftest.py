@@ -11,7 +11,7 @@ from statex.data.tokenizer import train_tokenizer
 from statex.models.scratch import make_model
 from statex.recipe import Training
 from statex.settings import Data
-from tiny_recipe import CONFIGS, HYBRIDS, TRAINING, data_values, write_text
+from tiny_recipe import CONFIGS, HYBRIDS, MAMBAS, TRAINING, data_values, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def make(tokenizer) -> Callable[..., PreTrainedModel]:
 
     def make_tiny(family: str, **fields: Any) -> PreTrainedModel:
         torch.manual_seed(0)
-        return make_model(family, (CONFIGS | HYBRIDS)[family] | fields, tokenizer)
+        return make_model(family, (CONFIGS | HYBRIDS | MAMBAS)[family] | fields, tokenizer)
 
     return make_tiny
 

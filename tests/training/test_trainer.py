@@ -22,6 +22,7 @@ from statex.models.expanded import expand, reinitialize
 from statex.settings import TextSource
 from statex.training.arguments import training_arguments
 from statex.training.trainer import StatexTrainer, freeze_all_but_expanded, train
+from tiny_recipe import CONFIGS, MAMBAS
 
 
 @pytest.fixture
@@ -196,6 +197,7 @@ def test_gradient_checkpointing_changes_nothing(make, family, settings, data, to
     assert_same(weights(tmp_path / "with"), weights(tmp_path / "without"), tolerance=1e-6)
 
 
+@pytest.mark.parametrize("family", [*CONFIGS, *MAMBAS])
 def test_each_document_has_its_own_state_where_asked(make, family, settings, data, tokenizer, trainer_of, tmp_path):
     """The loss of a packed sequence and its gradients are those of its documents, each read alone."""
     paragraphs = [text for path in glob(data.text.files[0]) for text in Path(path).read_text().split("\n\n")]

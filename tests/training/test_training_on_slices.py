@@ -89,7 +89,18 @@ OURS = {
 }
 
 
-@pytest.mark.parametrize("family", [*HYBRIDS, *ALL_MODELS, *OURS])
+CUT = ("mamba", "falcon_mamba")
+"""Those among the hybrids that have nothing to keep their sequences whole."""
+
+
+@pytest.mark.parametrize("family", CUT)
+def test_sequences_of_the_first_mamba_can_be_cut(family, data, settings):
+    model = make_hybrid(family)
+    check_slices(settings(sequence_parallel=2), data, model)
+    check_slices(settings(backpropagation_length=16), data, model)
+
+
+@pytest.mark.parametrize("family", [*(each for each in HYBRIDS if each not in CUT), *ALL_MODELS, *OURS])
 def test_models_whose_sequences_stay_whole_are_refused(family, data, settings):
     if family in OURS:
         model = OURS[family][0]()
@@ -104,8 +115,6 @@ def test_models_whose_sequences_stay_whole_are_refused(family, data, settings):
     assert in_segments.value.field == "training.backpropagation_length"
     assert in_segments.value.problem == caught.value.problem
     reason = OURS[family][1] if family in OURS else "attention"
-    if family in ("mamba", "falcon_mamba", "jamba"):
-        reason = "the first Mamba's scan"
     assert caught.value.field == "training.sequence_parallel"
     assert caught.value.problem.startswith(f"{family} has ")
     assert reason in caught.value.problem
@@ -166,14 +175,13 @@ def test_processes_that_make_no_whole_groups_are_refused(values, monkeypatch, wo
 
 def test_a_family_is_refused_beforehand(values, tokenizer, tmp_path, monkeypatch):
     vocabulary = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    make_hybrid("mamba", **vocabulary).save_pretrained(tmp_path / "mamba")
-    tokenizer.save_pretrained(tmp_path / "mamba")
+    make_hybrid("bamba", **vocabulary).save_pretrained(tmp_path / "bamba")
+    tokenizer.save_pretrained(tmp_path / "bamba")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    values["arms"]["preserve"]["training"] = {"sequence_parallel": 2}
+    values["arms"]["preserve"] |= {"expansion": {"layers": [0]}, "training": {"sequence_parallel": 2}}
     del values["arms"]["segments"]
-    values["models"] = {"mamba": {"checkpoint": str(tmp_path / "mamba")}}
-    values["data"]["reset_state_at_documents"] = False
-    with pytest.raises(UserError, match=r"arms\.preserve\.training\.sequence_parallel = 2: mamba has the first Mamba"):
+    values["models"] = {"bamba": {"checkpoint": str(tmp_path / "bamba")}}
+    with pytest.raises(UserError, match=r"arms\.preserve\.training\.sequence_parallel = 2: bamba has layers of att"):
         check_recipe(parse_recipe(values))
 
 

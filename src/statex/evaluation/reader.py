@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from statex.families import FAMILIES
 from statex.models.caches import cache_argument, cache_of
 from statex.models.limits import context_limit
 from statex.models.padding import zero_padding
@@ -214,13 +213,10 @@ class Reader:
     def supports_chunked_continuation(self) -> bool:
         """Whether several tokens that continue a state are read as they would be one by one.
 
-        transformers' Mamba silently drops the recurrent state in that case. So it is tested on random tokens: the
-        logits after eight of them must be closer to those of single steps than to those from a fresh state. A family
-        known not to support it is not tested, as attention can hide the difference (Jamba).
+        A model that is not a family of statex may silently drop the recurrent state in that case. So it is tested on
+        random tokens: the logits after eight of them must be closer to those of single steps than to those from a fresh
+        state.
         """
-        family = FAMILIES.get(getattr(self.config, "base_model_type", self.config.model_type))
-        if family is not None and not family.continues_states:
-            return False
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, self.vocab_size, (1, PROBE_TOKENS + 8), generator=generator)
         before, behind = ids[:, :PROBE_TOKENS], ids[:, PROBE_TOKENS:]

@@ -121,11 +121,8 @@ class Family(ABC):
     """Whether these are statex's own and replay a stored plan; for transformers' classes, such ones are derived."""
     mixer_class: str = ""
     """Of its token mixer, which runs on statex's ops in the derived model; empty: it stays as it is."""
-    recurrence: Literal["mamba2", "gated_delta", "kimi_delta", "lightning", "fla_delta"] = "mamba2"
+    recurrence: Literal["mamba2", "gated_delta", "kimi_delta", "lightning", "selective_scan", "fla_delta"] = "mamba2"
     """What kind of mixer that is, hence which functions of its module statex's ops replace (`models/dispatch.py`)."""
-    continues_states: bool = True
-    """Whether its scan begins with a given state, or afresh within a row of packed documents; transformers' own for the
-    first Mamba does neither, without saying so."""
     whole_sequences: str = ""
     """What it has that keeps its sequences whole, without `training.sequence_parallel` and `backpropagation_length`;
     empty: nothing."""

@@ -29,11 +29,9 @@ runs on a CPU too. The others are loaded, and expanded ones saved, under a model
 ...), of a class derived from FLA's, which keeps packed documents apart; loading such a folder needs statex and FLA.
 """
 WHOSE_OPS = """
-A family that runs on statex's ops has the same kernels as GLA and Mamba2, but for RWKV-7, whose recurrence is in chunks
-in PyTorch on every device; and it keeps packed documents apart, in its attention layers too. The others run on what
-transformers has for them, which without mamba-ssm's kernels is a loop over the tokens, and whose scan takes no state to
-begin with: packed documents cannot be kept apart (`data.reset_state_at_documents = false`), and a state is continued
-token by token.
+A family that runs on statex's ops has the same kernels as GLA and Mamba2, but for RWKV-7 and the first Mamba's families
+(Mamba, Falcon-Mamba, Jamba), whose recurrences are in chunks in PyTorch on every device; and it keeps packed documents
+apart, in its attention layers too.
 """
 
 

@@ -29,6 +29,9 @@ class FalconMambaFamily(MambaTypeFamily):
     config_class = "transformers.models.falcon_mamba.configuration_falcon_mamba.FalconMambaConfig"
     model_class = f"{MODELING}.FalconMambaModel"
     causal_lm_class = f"{MODELING}.FalconMambaForCausalLM"
+    mixer_class = f"{MODELING}.FalconMambaMixer"
+    norm_classes = (f"{MODELING}.FalconMambaRMSNorm",)
+    blocks_compile = True
 
     def inherited_rows(self, config: Any, before: StateGeometry, after: StateGeometry) -> dict[str, TensorRows]:
         # The norms undo any scale of B and C, so that what is read becomes f times as large: the skip is made so, too,

@@ -40,6 +40,8 @@ class JambaFamily(MambaTypeFamily):
     config_class = "transformers.models.jamba.configuration_jamba.JambaConfig"
     model_class = f"{MODELING}.JambaModel"
     causal_lm_class = f"{MODELING}.JambaForCausalLM"
+    mixer_class = f"{MODELING}.JambaMambaMixer"
+    norm_classes = (f"{MODELING}.JambaRMSNorm",)
 
     def inner_size(self, config: Any) -> int:
         return config.mamba_expand * config.hidden_size

@@ -34,3 +34,6 @@ class MambaFamily(MambaTypeFamily):
     config_class = "transformers.models.mamba.configuration_mamba.MambaConfig"
     model_class = f"{MODELING}.MambaModel"
     causal_lm_class = f"{MODELING}.MambaForCausalLM"
+    mixer_class = f"{MODELING}.MambaMixer"
+    norm_classes = (f"{MODELING}.MambaRMSNorm",)
+    blocks_compile = True

@@ -1,7 +1,7 @@
 """Families of the first Mamba's type: one key per state channel, shared by all values, each pair with its own decay.
 
 Seen as the other recurrences are, a layer has one head whose keys are B, whose queries are C and whose values are the
-d_inner channels; the decay A [d_inner, N] grows with the state. The scan is transformers' own: statex has no op for it.
+d_inner channels; the decay A [d_inner, N] grows with the state.
 Letters: N state size, f factor.
 """
 
@@ -12,20 +12,21 @@ import torch
 from torch import nn
 
 from statex.families.base import Family, Segment, StateGeometry, TensorRows
-from statex.families.shared import INHERIT_NOISE, RECURRENT_TYPES, layers_of_types, refuse_rank
+from statex.families.shared import INHERIT_NOISE, RECURRENT_TYPES, layers_of_types, refuse_rank, require_silu
 
 
 class MambaTypeFamily(Family):
     """Mamba, arXiv 2312.00752. Subclasses say where the sizes are in their configurations."""
 
     keys_last = True
-    continues_states = False
-    runs_on = "transformers' own"
-    whole_sequences = "the first Mamba's scan, which begins with no given state"
+    recurrence = "selective_scan"
     kept_by_reinit = ("dt_proj.bias", "D")  # time scales, as Mamba2's; A_log cannot be kept, for it grows
     state_size_field: str
     mixer_options: ClassVar[dict[str, Any]] = {}
     """Further arguments of the mixer's constructor."""
+
+    def check(self, config: Any) -> None:
+        require_silu(config, "hidden_act")
 
     def inner_size(self, config: Any) -> int:
         """d_inner, how many values there are."""

@@ -19,6 +19,7 @@ from statex.models.delta_rule import GATED_DELTA, KIMI_DELTA, NO_PACKED_CACHE, g
 from statex.models.fla import delta_rule_mixer, import_fla
 from statex.models.lightning import lightning_attention
 from statex.models.padding import padding_stays_zero, zero_padding
+from statex.models.selective_scan import selective_scan_mixer, with_documents
 from statex.ops import gated_rms_norm, short_convolution, short_convolution_step, ssd, ssd_step
 from statex.ops.segments import cu_seqlens_of
 
@@ -164,12 +165,15 @@ class Recurrence(NamedTuple):
     """What a mixer's forward gets besides, or what takes its place where it calls no functions for its recurrence."""
     cache: str = ""
     """Full name of the cache that takes the place of transformers' own, which it is derived from; empty: none does."""
+    around_model: Callable[[Callable], Callable] | None = None
+    """What a base model's forward gets besides, where transformers' hands no borders of documents on to its mixers."""
 
 
 RECURRENCES = {
     "mamba2": Recurrence(REPLACEMENTS, norm_forward, padding_stays_zero),
     "gated_delta": Recurrence(CONVOLUTION | GATED_DELTA, gated_norm_forward, with_query_channels),
     "kimi_delta": Recurrence(CONVOLUTION | KIMI_DELTA, gated_norm_forward, with_query_channels),
+    "selective_scan": Recurrence({}, norm_forward, selective_scan_mixer, around_model=with_documents),
     "lightning": Recurrence(
         {},
         norm_forward,
@@ -243,6 +247,9 @@ def _replacements(path: str, recurrence: str, norms: tuple[str, ...]) -> Iterato
         if family.mixer_class.rpartition(".")[0] == path:
             mixer = imported(family.mixer_class)
             yield mixer, "forward", RECURRENCES[recurrence].around_mixer(mixer.forward)
+            if (around := RECURRENCES[recurrence].around_model) is not None:
+                model = imported(family.model_class)
+                yield model, "forward", around(model.forward)
     if RECURRENCES[recurrence].cache:
         cache = imported(RECURRENCES[recurrence].cache)
         yield module, cache.__base__.__name__, cache

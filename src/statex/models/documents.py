@@ -12,7 +12,6 @@ from transformers.masking_utils import (
     packed_sequence_mask_function,
 )
 
-from statex.families import family_of
 from statex.ops.segments import cu_seqlens_of
 
 MASKING = ("eager", "sdpa", "flex_attention")
@@ -35,14 +34,8 @@ def document_arguments(
         attention_mask: [B, T], 0 at padding, as the model takes it.
 
     Raises:
-        ValueError: the model's recurrence cannot start afresh within a row, or the attention in use takes no mask of
-            documents.
+        ValueError: the attention in use takes no mask of documents, or a model of fla drops them.
     """
-    if not family_of(base_model.config).continues_states:
-        raise ValueError(
-            f"seq_idx: the scan of {base_model.config.model_type} cannot keep packed documents apart; "
-            "leave it out (data.reset_state_at_documents = false)"
-        )
     if type(base_model).__module__.startswith("fla."):
         raise ValueError(f"seq_idx: {type(base_model).__name__} of fla drops it; load the model with statex.load")
     borders = {"seq_idx": seq_idx, "cu_seqlens": cu_seqlens_of(seq_idx)}  # computed once for all layers

@@ -184,7 +184,9 @@ def _model_forward(base: Any, family: Family) -> Callable:
     _, *names, _ = inspect.signature(base.forward).parameters
     known, attends = _known_keywords(base), has_attention(base)
     of_the_loss = LOSS_KEYWORDS if attends else ()  # which language models with attention hand on
-    new_cache = imported(path) if (path := RECURRENCES[family.recurrence].cache) else None
+    recurrence = RECURRENCES[family.recurrence]
+    new_cache = imported(recurrence.cache) if recurrence.cache else None
+    run = base.forward if recurrence.around_model is None else recurrence.around_model(base.forward)
 
     @with_arguments_of(base.forward)
     def forward(
@@ -211,22 +213,18 @@ def _model_forward(base: Any, family: Family) -> Callable:
             given["output_attentions"] = output_attentions
         tokens = [given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None]
         if not tokens:  # transformers says that they are missing
-            return base.forward(self, **given)
+            return run(self, **given)
         if (seq_idx := one_seq_idx(seq_idx, cu_seqlens, tokens[0])) is not None:
             apart = document_arguments(self, tokens[0], seq_idx, given.get("attention_mask"))
             given = {"use_cache": False} | given | apart
         elif (cache := _cache_in(given)) is not None:
-            T = tokens[0].shape[1]
-            if T > 1 and not family_of(self.config).continues_states and cache.has_previous_state():
-                raise ValueError(
-                    f"cache: {base.__name__} drops the state unless it is continued by one token at a time"
-                )
             if attends and given.get("position_ids") is None:
                 start = cache.get_seq_length()  # which some of transformers' models take for 0
-                given["position_ids"] = torch.arange(start, start + T, device=tokens[0].device)[None]
+                end = start + tokens[0].shape[1]
+                given["position_ids"] = torch.arange(start, end, device=tokens[0].device)[None]
         elif new_cache is not None and _makes_cache(self, given):
             given[next(name for name in CACHE_NAMES if name in names)] = new_cache()
-        return base.forward(self, **given)
+        return run(self, **given)
 
     return forward
 

@@ -1,6 +1,6 @@
-"""The recurrences: gated linear attention (`gla`), state space duality (`ssd`), the gated delta rule (`gated_delta`)
-and the generalised one of RWKV-7 (`generalized_delta`), each also one token at a time; and the operations around them
-in a layer: a short convolution before, a gated norm after."""
+"""The recurrences: gated linear attention (`gla`), state space duality (`ssd`), the first Mamba's selective scan
+(`selective_scan`), the gated delta rule (`gated_delta`) and the generalised one of RWKV-7 (`generalized_delta`), each
+also one token at a time; and the operations around them in a layer: a short convolution before, a gated norm after."""
 
 from statex.ops.backends import use_backend
 from statex.ops.carried import carried_state
@@ -13,6 +13,8 @@ from statex.ops.recurrences import (
     generalized_delta_step,
     gla,
     gla_step,
+    selective_scan,
+    selective_scan_step,
     ssd,
     ssd_step,
 )
@@ -26,6 +28,8 @@ __all__ = [
     "generalized_delta_step",
     "gla",
     "gla_step",
+    "selective_scan",
+    "selective_scan_step",
     "sequence_parallel",
     "short_convolution",
     "short_convolution_step",

@@ -15,8 +15,22 @@ from statex.ops.gated_delta import chunk_gated_delta, step_gated_delta
 from statex.ops.gated_norm import plain_gated_rms_norm
 from statex.ops.generalized_delta import chunk_generalized_delta, step_generalized_delta
 from statex.ops.gla import chunk_gla, step_gla
-from statex.ops.parallel import parallel_delta, parallel_gla, parallel_short_convolution, parallel_ssd, slices
-from statex.ops.recomputed import gated_delta_operator, generalized_delta_operator, gla_operator, ssd_operator
+from statex.ops.parallel import (
+    parallel_delta,
+    parallel_gla,
+    parallel_selective_scan,
+    parallel_short_convolution,
+    parallel_ssd,
+    slices,
+)
+from statex.ops.recomputed import (
+    gated_delta_operator,
+    generalized_delta_operator,
+    gla_operator,
+    selective_scan_operator,
+    ssd_operator,
+)
+from statex.ops.selective_scan import chunk_selective_scan, step_selective_scan
 from statex.ops.ssd import chunk_ssd, step_ssd
 from statex.ops.validation import refuse
 
@@ -27,10 +41,12 @@ TORCH: dict[str, Callable] = {
     "gated_delta": chunk_gated_delta,
     "generalized_delta": chunk_generalized_delta,
     "gla": chunk_gla,
+    "selective_scan": chunk_selective_scan,
     "ssd": chunk_ssd,
     "gated_delta_step": step_gated_delta,
     "generalized_delta_step": step_generalized_delta,
     "gla_step": step_gla,
+    "selective_scan_step": step_selective_scan,
     "ssd_step": step_ssd,
     "short_convolution": shifted_convolution,
     "short_convolution_step": step_convolution,
@@ -51,6 +67,7 @@ COMPILED: dict[str, Callable] = {
     "gated_delta": gated_delta_operator,
     "generalized_delta": generalized_delta_operator,
     "gla": gla_operator,
+    "selective_scan": selective_scan_operator,
     "ssd": ssd_operator,
 }
 # torch.compile makes one kernel of the PyTorch version of these, together with what stands around them ...
@@ -62,6 +79,7 @@ SLICED: dict[str, Callable] = {
     "gated_delta": parallel_delta,
     "generalized_delta": parallel_delta,
     "gla": parallel_gla,
+    "selective_scan": parallel_selective_scan,
     "ssd": parallel_ssd,
     "short_convolution": parallel_short_convolution,
 }
@@ -70,6 +88,7 @@ SEGMENTED: dict[str, Callable] = {
     "gated_delta": carried_recurrence,
     "generalized_delta": carried_recurrence,
     "gla": carried_recurrence,
+    "selective_scan": carried_recurrence,
     "ssd": carried_recurrence,
     "short_convolution": carried_short_convolution,
 }

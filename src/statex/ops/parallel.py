@@ -6,7 +6,8 @@ d_{r-1} S_{r-1}. One all-gather of (E, d) gives it to every rank, and what it ad
 The traffic does not depend on the length.
 
 Shape letters: B rows, T tokens of a rank's slice of each row, H heads, K key dim, V value dim (gla, delta rules);
-P head dim, N state size, G groups (ssd); D channels, W taps; S segments; R ranks.
+P head dim, N state size, G groups (ssd); D channels, N state size (selective_scan); D channels, W taps; S segments;
+R ranks.
 """
 
 from collections.abc import Callable, Iterator
@@ -217,6 +218,37 @@ def parallel_delta(
     added = torch.einsum("bthk,bhkv->bthv", rows.split(read).to(begin.dtype), begin)
     output = (output + added.reshape_as(output)).to(output.dtype)
     return output, rows.added_to_first(state, rows.first(product) @ begin) if output_final_state else None
+
+
+def parallel_selective_scan(
+    run: Callable,
+    here: Slices,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None,
+    initial_state: Tensor | None,
+    output_final_state: bool,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """`selective_scan` on a slice; `run` is the operation on one rank.
+
+    It runs twice, to find what the slice ends with and then from what it begins with: what that adds to an output has
+    a decay for each element of the state, so that adding it afterwards would be the same work.
+    """
+    _require_first(here, "initial_state", initial_state)
+    inputs = x, dt, A, B, C
+    _, state = run(*inputs, D=D, initial_state=initial_state, output_final_state=True, cu_seqlens=cu_seqlens)
+    rows, dtype = _rows(here, cu_seqlens, x), compute_dtype(x)
+    kept = (rows.split(dt).to(dtype).sum(1)[..., None] * A.to(dtype)).exp()  # [B, D, N]
+    if rows.reached is not None:
+        kept = kept * _broadcast(rows.reached[:, -1], kept.ndim)
+    begin = rows.initial(carried(rows.last(state), kept, here.group))
+    initial = begin if initial_state is None else begin + initial_state
+    return run(*inputs, D=D, initial_state=initial, output_final_state=output_final_state, cu_seqlens=cu_seqlens)
 
 
 def parallel_short_convolution(

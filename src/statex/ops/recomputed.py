@@ -14,6 +14,7 @@ from statex.ops.generalized_delta.chunk import chunk_generalized_delta
 from statex.ops.gla.chunk import chunk_gla
 from statex.ops.operators import absent, define, num_states
 from statex.ops.segments import compute_dtype
+from statex.ops.selective_scan.chunk import chunk_selective_scan
 from statex.ops.ssd.chunk import chunk_ssd
 
 AUTOGRAD_KEYS = (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView)
@@ -71,6 +72,23 @@ def generalized_delta_operator(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     inputs = q, k, v, log_decay, a, b, initial_state, cu_seqlens, scale, output_final_state
     output, state = _GENERALIZED_DELTA(*inputs)
+    return output, state if output_final_state else None
+
+
+def selective_scan_operator(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`chunk_selective_scan` in compiled code."""
+    output, state = _SELECTIVE_SCAN(x, dt, A, B, C, D, initial_state, cu_seqlens, output_final_state)
     return output, state if output_final_state else None
 
 
@@ -188,8 +206,7 @@ _GENERALIZED_DELTA = operator_of(
     | {"scale": "float", "output_final_state": "bool"},
     _fake_generalized_delta,
 )
-_SSD = operator_of(
-    chunk_ssd,
-    dict.fromkeys(("x", "dt", "A", "B", "C"), "Tensor") | {"D": "Tensor?"} | _STATES | {"output_final_state": "bool"},
-    _fake_ssd,
-)
+_SSD_ARGUMENTS = dict.fromkeys(("x", "dt", "A", "B", "C"), "Tensor") | {"D": "Tensor?"} | _STATES
+_SSD_ARGUMENTS |= {"output_final_state": "bool"}
+_SSD = operator_of(chunk_ssd, _SSD_ARGUMENTS, _fake_ssd)
+_SELECTIVE_SCAN = operator_of(chunk_selective_scan, _SSD_ARGUMENTS, _fake_ssd)

@@ -1,7 +1,7 @@
 """The public recurrences, whole sequences and single tokens: check the arguments, then run what `backends` chooses.
 
 Shape letters: B batch, T time, H heads, K key dim, V value dim (gla, gated_delta, generalized_delta); P head dim,
-N state size, G groups (ssd).
+N state size, G groups (ssd); D channels, N state size (selective_scan).
 """
 
 from torch import Tensor
@@ -14,6 +14,8 @@ from statex.ops.validation import (
     check_generalized_delta_step,
     check_gla,
     check_gla_step,
+    check_selective_scan,
+    check_selective_scan_step,
     check_ssd,
     check_ssd_step,
 )
@@ -215,6 +217,57 @@ def ssd(
     )
 
 
+def selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """The selective scan (Mamba): S_t = exp(dt_t A) S_{t-1} + dt_t x_t B_t^T;  y_t = S_t C_t + D x_t, with a decay of
+    its own for each element of the state.
+
+    Source: arXiv 2312.00752, equation 2.
+
+    Args:
+        x: [B, T, D].
+        dt: [B, T, D], after softplus: positive.
+        A: [D, N], negative.
+        B, C: [B, T, N], which all channels share.
+        D: [D] or None.
+        initial_state: [B, D, N], zeros by default.
+        output_final_state: whether to return the state after the last token.
+        cu_seqlens: [S + 1] int, the borders of S segments packed in one row; the batch must be 1 and the states
+            are [S, D, N]. The state is reset at each border.
+        backend: as in `gla`, but there is no Triton version: "auto" takes PyTorch's on every device.
+
+    Returns:
+        output [B, T, D] in the dtype of x, and the final state (fp32; fp64 for fp64 inputs) or None. They have first
+        derivatives, but no second ones.
+
+    Raises:
+        ValueError: a shape or dtype is wrong, or the backend is unknown or cannot run here.
+    """
+    check_selective_scan(x, dt, A, B, C, D, initial_state, cu_seqlens)
+    return choose("selective_scan", backend, x)(
+        x,
+        dt,
+        A,
+        B,
+        C,
+        D=D,
+        initial_state=initial_state,
+        output_final_state=output_final_state,
+        cu_seqlens=cu_seqlens,
+    )
+
+
 def gla_step(
     q: Tensor,
     k: Tensor,
@@ -339,3 +392,35 @@ def ssd_step(
     """
     check_ssd_step(x, dt, A, B, C, state, D, dt_bias)
     return choose("ssd_step", backend, x)(x, dt, A, B, C, state, D=D, dt_bias=dt_bias)
+
+
+def selective_scan_step(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor,
+    *,
+    D: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """One token of `selective_scan`, in place on the state.
+
+    Args:
+        x: [B, D].
+        dt: [B, D], after softplus: positive.
+        A: [D, N], negative.
+        B, C: [B, N].
+        state: [B, D, N], updated in place.
+        D: [D] or None.
+        backend: as in `selective_scan`.
+
+    Returns:
+        output [B, D] in the dtype of x.
+
+    Raises:
+        ValueError: as `selective_scan`.
+    """
+    check_selective_scan_step(x, dt, A, B, C, state, D)
+    return choose("selective_scan_step", backend, x)(x, dt, A, B, C, state, D=D)

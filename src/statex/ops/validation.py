@@ -1,7 +1,8 @@
 """Shape checks of the public operations: each failure names the argument, what it is and what it should be.
 
 Shape letters: B batch, T time, H heads, K key dim, V value dim (gla, gated_delta, generalized_delta); P head dim,
-N state size, G groups (ssd); D channels, W taps, L tokens of context (short_convolution).
+N state size, G groups (ssd); D channels (selective_scan, short_convolution), W taps, L tokens of context
+(short_convolution).
 """
 
 from typing import NoReturn
@@ -142,6 +143,44 @@ def check_ssd_step(
     _check_shape("D", D, (num_heads,))
     _check_shape("dt_bias", dt_bias, (num_heads,))
     _check_shape("state", state, (batch, num_heads, head_dim, state_size))
+
+
+def check_selective_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> None:
+    _check_rank("x", x, "[B, T, D]")
+    _check_rank("A", A, "[D, N]")
+    batch, num_tokens, num_channels = x.shape
+    state_size = A.shape[1]
+    _check_shape("dt", dt, tuple(x.shape))
+    _check_shape("A", A, (num_channels, state_size))
+    _check_shape("B", B, (batch, num_tokens, state_size))
+    _check_shape("C", C, (batch, num_tokens, state_size))
+    _check_shape("D", D, (num_channels,))
+    num_states = check_segments(cu_seqlens, batch, num_tokens)
+    _check_shape("initial_state", initial_state, (num_states, num_channels, state_size))
+
+
+def check_selective_scan_step(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, D: Tensor | None
+) -> None:
+    _check_rank("x", x, "[B, D]")
+    _check_rank("A", A, "[D, N]")
+    batch, num_channels = x.shape
+    state_size = A.shape[1]
+    _check_shape("dt", dt, tuple(x.shape))
+    _check_shape("A", A, (num_channels, state_size))
+    _check_shape("B", B, (batch, state_size))
+    _check_shape("C", C, (batch, state_size))
+    _check_shape("D", D, (num_channels,))
+    _check_shape("state", state, (batch, num_channels, state_size))
 
 
 def check_short_convolution(
