@@ -131,7 +131,7 @@ def in_order(inputs):
 def test_the_operators_of_the_chunked_recurrences_are_sound(is_packed):
     for op, (_, make_inputs) in OPS.items():
         inputs, options = packed(make_inputs) if is_packed else (make_inputs(70), {})
-        others = (True,) if op == "ssd" else (0.5, True)
+        others = (True,) if op in ("ssd", "selective_scan") else (0.5, True)
         operator = getattr(torch.ops.statex, f"chunk_{op}".replace("kda", "gated_delta")).default
         torch.library.opcheck(operator, (*in_order(inputs), options.get("cu_seqlens"), *others))
 
