@@ -242,7 +242,7 @@ def detached(cache):
 
 
 def test_packed_documents_of_a_model(model):
-    """A segment's first document goes on with its own state; the others begin afresh."""
+    """A segment's first document resumes from its own state; the others begin afresh."""
     ids, seq_idx = torch.randint(VOCABULARY, (2, TOKENS), generator=torch.Generator().manual_seed(0)), documents()
 
     def logits(ids, seq_idx):

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch.distributed import ProcessGroup
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import rotate_checkpoints
@@ -89,8 +89,7 @@ def train(
     if training.train_only_expanded:
         freeze_all_but_expanded(model, plan)
     arguments = training_arguments(training, output, seed, quiet=progress is not None)
-    if arguments.world_size == 1 and (gpus := torch.cuda.device_count()) > 1:
-        logger.warning("training on one of %d GPUs; torchrun --nproc-per-node N uses N", gpus)
+    _mention_idle_gpus(arguments)
     prepared = None
     if needed := text_windows(data, training, seed):  # every process looks; where they are missing, one makes them
         folder, is_first = tokens or output.parent / "tokens", arguments.process_index == 0
@@ -112,6 +111,12 @@ def train(
     summary = trainer.train_to_the_end()
     trainer.save_trained(summary, base, dtype)
     return summary
+
+
+def _mention_idle_gpus(arguments: TrainingArguments) -> None:
+    """Say so where one process trains and sees several GPUs."""
+    if arguments.world_size == 1 and (gpus := torch.cuda.device_count()) > 1:
+        logger.warning("training on one of %d GPUs; torchrun --nproc-per-node N uses N", gpus)
 
 
 class StatexTrainer(Trainer):
