@@ -60,6 +60,14 @@ def test_the_length_is_met_and_answers_are_marked(name, length, any_tokenizer):
         assert item.num_facts > FormBuilder(any_tokenizer, name, 2).build(np.random.default_rng(0), 400).num_facts
 
 
+def test_short_texts_hide_fewer_needles(tokenizer):
+    builder = FormBuilder(tokenizer, "needles", 4)
+    counts = [builder.build(np.random.default_rng(0), length).num_facts for length in (90, 150, 220, 1000)]
+    assert counts[0] == 1
+    assert counts == sorted(counts)
+    assert counts[-1] == 4
+
+
 def test_a_length_without_room_is_refused(tokenizer):
     with pytest.raises(UserError, match=r"length = 20: has no room for a text of the form needles, which takes"):
         FormBuilder(tokenizer, "needles", 2).build(np.random.default_rng(0), 20)

@@ -63,7 +63,7 @@ class Form:
     Args:
         draw: draws a fact with a generator.
         heading: what the text begins with.
-        num_facts: how many facts it states; None: as many as fit the length.
+        num_facts: how many facts it states, or as many of them as fit; None: as many as fit the length.
         has_filler: whether sentences that say nothing fill the room between them.
     """
 
@@ -171,6 +171,9 @@ class FormBuilder:
             excess = len(encoded["input_ids"]) - length
             if excess <= 0:
                 return self._item(written, encoded, length)
+            if amount == low and self.form.has_filler and len(facts) > 1:
+                facts = facts[:-1]
+                continue
             if amount == low:
                 problem = f"has no room for a text of the form {self.name}, which takes {length + excess} tokens"
                 raise UserError("length", length, problem, "ask for longer texts, or leave the form out")
