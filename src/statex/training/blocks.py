@@ -1,5 +1,5 @@
-"""How a model's blocks run in training: each compiled as one graph, as torchtitan does, and their activations kept or
-computed again in the backward pass.
+"""How a model's blocks run in training: each compiled as one graph, as torchtitan does, their activations kept or
+computed again in the backward pass, and what they hand on in fp32 or bf16.
 """
 
 import functools
@@ -56,10 +56,12 @@ class TrainingBlocks:
         compiled: compile each block's forward. The hooks of sharded training stay around it; what cannot become one
             graph is an error of torch.compile, never a slower run.
         recomputed: begin with all activations computed again.
+        stream: dtype of the residual stream from the first block to the last, under autocast to it; the model's last
+            norm gets it in fp32. None: as the blocks leave it.
     """
 
-    def __init__(self, model: PreTrainedModel, *, compiled: bool, recomputed: bool):
-        self.compiled = compiled
+    def __init__(self, model: PreTrainedModel, *, compiled: bool, recomputed: bool, stream: torch.dtype | None = None):
+        self.compiled, self.stream = compiled, stream
         path = family_of(model.config).mixer_path.partition(".{}")[0]
         self.blocks = list(model.get_submodule(path).children())
         self.num_kept = 0 if recomputed else len(self.blocks)
@@ -100,12 +102,28 @@ class TrainingBlocks:
                 kwargs["cu_seqlens"] = cu_seqlens
             # The last blocks keep theirs: the backward pass has freed them when it computes the others again
             recompute = index < len(self.blocks) - self.num_kept and block.training and torch.is_grad_enabled()
-            return run(own, block, recompute, *args, **kwargs)
+            if self.stream is None:
+                return run(own, block, recompute, None, *args, **kwargs)
+            # Into the first block and out of the last it is cast here, so that they share the graph of those between
+            hidden, *others = args
+            outputs = run(own, block, recompute, self.stream, hidden.to(self.stream), *others, **kwargs)
+            return _with_stream(outputs, torch.float32) if index == len(self.blocks) - 1 else outputs
 
         return forward
 
 
-def _run(forward: Callable, block: nn.Module, recompute: bool, *args: Any, **kwargs: Any) -> Any:
+def _run(
+    forward: Callable, block: nn.Module, recompute: bool, stream: torch.dtype | None, *args: Any, **kwargs: Any
+) -> Any:
     if recompute:
-        return checkpoint(functools.partial(forward, block, **kwargs), *args, use_reentrant=False)
-    return forward(block, *args, **kwargs)
+        outputs = checkpoint(functools.partial(forward, block, **kwargs), *args, use_reentrant=False)
+    else:
+        outputs = forward(block, *args, **kwargs)
+    return outputs if stream is None else _with_stream(outputs, stream)
+
+
+def _with_stream(outputs: Any, dtype: torch.dtype) -> Any:
+    """What a block returns, its hidden states, which are all of it or come first, in another dtype."""
+    if isinstance(outputs, tuple):
+        return outputs[0].to(dtype), *outputs[1:]
+    return outputs.to(dtype)
