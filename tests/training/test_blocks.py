@@ -97,6 +97,27 @@ def test_the_last_blocks_keep_their_activations(make):
     assert [recomputed_forwards(make, kept) for kept in (0, 1, 2)] == [[2, 2], [2, 1], [1, 1]]
 
 
+def test_compiled_blocks_keep_less_where_memory_is_short(make, monkeypatch):
+    """Numbers kept for the backward pass, by the partition of torch's own compiler, and the same gradients."""
+    compile_fully, kept, gradients = torch.compile, [], []
+    options = {"backend": "aot_eager_decomp_partition"}
+    monkeypatch.setattr(torch, "compile", lambda function, **given: compile_fully(function, **given | options))
+    for recomputed in (False, True):
+        torch._dynamo.reset()
+        model, saved = make("statex_gla").train(), []
+        blocks = TrainingBlocks(model, compiled=True, recomputed=recomputed)
+        blocks.num_kept = len(blocks.blocks)
+        ids = torch.arange(24).view(2, 12)
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda x, to=saved: to.append(x) or x, lambda x: x)
+        with blocks.running(), keep:
+            model(ids, labels=ids, use_cache=False).loss.backward()
+        kept.append(sum(x.numel() for x in saved))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch._dynamo.reset()
+    assert kept[1] < 0.95 * kept[0]
+    assert distance(gradients[1], gradients[0]) < 1e-5
+
+
 def stream_of(model, seen):
     """From now on, dtypes of what each block is given and returns, and of the gradient of the latter, go to `seen`."""
 

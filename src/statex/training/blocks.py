@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch._functorch.config
 from accelerate.logging import get_logger
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -55,13 +56,14 @@ class TrainingBlocks:
     Args:
         compiled: compile each block's forward. The hooks of sharded training stay around it; what cannot become one
             graph is an error of torch.compile, never a slower run.
-        recomputed: begin with all activations computed again.
+        recomputed: begin with all activations computed again; compiled blocks that keep theirs keep none that follow
+            from others elementwise.
         stream: dtype of the residual stream from the first block to the last, under autocast to it; the model's last
             norm gets it in fp32. None: as the blocks leave it.
     """
 
     def __init__(self, model: PreTrainedModel, *, compiled: bool, recomputed: bool, stream: torch.dtype | None = None):
-        self.compiled, self.stream = compiled, stream
+        self.compiled, self.stream, self.short_of_memory = compiled, stream, recomputed
         path = family_of(model.config).mixer_path.partition(".{}")[0]
         self.blocks = list(model.get_submodule(path).children())
         self.num_kept = 0 if recomputed else len(self.blocks)
@@ -70,9 +72,7 @@ class TrainingBlocks:
     def running(self) -> Iterator[None]:
         """Inside this context, the model's blocks run so."""
         run = torch.compile(_run, fullgraph=True) if self.compiled else _run
-        # torch would cut each block at the borders of DDP's buckets, for gradients to be reduced while it is computed
-        settings = {"recompile_limit": MOST_GRAPHS, "optimize_ddp": False}
-        with torch._dynamo.config.patch(settings) if self.compiled else nullcontext():
+        with self._compiler_settings() if self.compiled else nullcontext():
             for index, block in enumerate(self.blocks):
                 block.forward = self._forward(run, index, block)
             try:
@@ -80,6 +80,17 @@ class TrainingBlocks:
             finally:
                 for block in self.blocks:
                     del block.forward
+
+    @contextmanager
+    def _compiler_settings(self) -> Iterator[None]:
+        # torch would cut each block at the borders of DDP's buckets, for gradients to be reduced while it is computed
+        settings = {"recompile_limit": MOST_GRAPHS, "optimize_ddp": False}
+        # It keeps what a product reads in the backward pass, as the output of a norm or of SwiGLU. Where memory decides
+        # how many blocks keep anything, these are made again by a kernel that reads their inputs in any case: in a GLA
+        # of 1.3B that is a third of what a block keeps
+        cut = {"ban_recompute_materialized_backward": not self.short_of_memory}
+        with torch._dynamo.config.patch(settings), torch._functorch.config.patch(cut):
+            yield
 
     @contextmanager
     def plain(self) -> Iterator[None]:
