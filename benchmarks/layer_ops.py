@@ -1,7 +1,8 @@
-"""The short convolution and the gated norm at the shapes of 1.3B models, PyTorch against the kernels.
+"""The short convolution and the gated norm at the shapes of 1.3B and 45M models, PyTorch against the kernels.
 
-16K tokens forward and backward, each share that of reading inputs and writing outputs once; and one token as replays of
-a CUDA graph. The results are compared with fp64 before they are timed.
+16K tokens forward and backward against PyTorch; and as replays of a CUDA graph the kernels' forward and backward passes
+of a training step's tokens, and one token. Shares are those of reading inputs and writing outputs once at the speed of
+a copy. The results are compared with fp64 before they are timed.
 
 Example: python benchmarks/layer_ops.py --out out
 """
@@ -22,7 +23,7 @@ from statex import ops
 from statex.benchmarking.ops import BYTES_PER_SECOND
 from statex.utils import environment, timing
 
-TOKENS, CHECKED_TOKENS = 16384, 1000
+TOKENS, CHECKED_TOKENS, STEP_TOKENS = 16384, 1000, 65536
 TOLERANCE = 1e-2  # relative, bf16 against fp64
 BATCHES = (1, 32)  # of the single token
 EPS = 1e-5
@@ -37,6 +38,7 @@ class Case:
         heads: that a norm treats alike; its rows are tokens times heads.
         channels: of one of them.
         width: of the projection that x (the convolution's) or the gate (the norm's) is a view of.
+        rows: that the tokens of a training step are in.
         moved: tensors of the op's size that must be moved: forward, backward.
     """
 
@@ -46,14 +48,15 @@ class Case:
     width: int
     heads: int = 1
     gate_first: bool = False
+    rows: int = 1
     moved: tuple[int, int] = (2, 3)
 
-    def inputs(self, tokens: int) -> dict[str, Tensor]:
+    def inputs(self, tokens: int, rows: int = 1) -> dict[str, Tensor]:
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
         if self.op == "convolution":
-            x = normal(1, tokens, self.width)[..., -self.channels :]
+            x = normal(rows, tokens // rows, self.width)[..., -self.channels :]
             return {"x": x, "weight": normal(self.channels, 4), "bias": normal(self.channels)}
         gate = normal(tokens, self.width)[:, : self.heads * self.channels].view(tokens, self.heads, self.channels)
         return {"x": normal(tokens, self.heads, self.channels), "weight": normal(self.channels), "gate": gate}
@@ -67,10 +70,13 @@ class Case:
 CASES = (
     Case("mamba2 convolution, N 128", "convolution", 4352, 8512),
     Case("mamba2 convolution, N 512", "convolution", 5120, 9280),
+    Case("mamba2 45M convolution", "convolution", 1152, 2192, rows=32),
     Case("gla convolution", "convolution", 4096, 4096),
     Case("mamba2 gated norm", "norm", 4096, 8512, gate_first=True, moved=(3, 5)),
+    Case("mamba2 45M gated norm", "norm", 1024, 2192, gate_first=True, moved=(3, 5)),
     Case("gla gated norm, 1 head", "norm", 2048, 2048, moved=(3, 5)),
     Case("gla gated norm, 4 heads", "norm", 512, 2048, heads=4, moved=(3, 5)),
+    Case("gla 45M gated norm", "norm", 128, 512, heads=4, moved=(3, 5)),
 )
 
 
@@ -120,6 +126,36 @@ def long_pass(case: Case) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
+def step_passes(case: Case) -> list[dict[str, Any]]:
+    """Milliseconds of the kernels on the tokens of a training step, weights in fp32, without launching."""
+    inputs, operators = case.inputs(STEP_TOKENS, case.rows), torch.ops.statex
+    x, weight, last = (inputs[name] for name in ("x", "weight", "bias" if case.op == "convolution" else "gate"))
+    weight, gradient = weight.float(), torch.randn_like(x)
+    runs: list[Callable[[], object]]
+    if case.op == "convolution":
+        saved = x, weight, last.float(), None
+        runs = [
+            functools.partial(operators.short_convolution.default, *saved),
+            functools.partial(operators.short_convolution_backward.default, gradient, *saved, True),
+        ]
+    else:
+        options = x.shape[-1], case.gate_first
+        _, scales = operators.gated_rms_norm.default(x, weight, last, EPS, *options)
+        runs = [
+            functools.partial(operators.gated_rms_norm.default, x, weight, last, EPS, *options),
+            functools.partial(operators.gated_rms_norm_backward.default, gradient, x, weight, last, scales, *options),
+        ]
+    records = []
+    seconds = timing.time_replays([[run] * 5 for run in runs])  # of data that no cache holds
+    for name, taken, tensors in zip(("step, fwd", "step, bwd"), seconds, case.moved, strict=True):
+        moved = 2 * STEP_TOKENS * case.heads * case.channels * tensors
+        floor = moved / BYTES_PER_SECOND["H200"]
+        records.append({"pass": name, "torch_ms": None, "ms": 1e3 * taken, "gb_per_s": moved / taken / 1e9})
+        records[-1] |= {"floor_ms": 1e3 * floor, "floor_share": floor / taken}
+    return records
+
+
+@torch.no_grad()
 def one_token(case: Case, batch: int) -> dict[str, Any]:
     """Milliseconds of one token in each of `batch` rows, without launching."""
 
@@ -137,10 +173,12 @@ def one_token(case: Case, batch: int) -> dict[str, Any]:
 
 def line(record: dict[str, Any]) -> str:
     share = f", {record['floor_share']:4.0%} of the floor" if record["floor_share"] is not None else ""
-    return (
-        f"{record['case']:26} {record['pass']:15} torch {record['torch_ms']:8.4f} ms, ours {record['ms']:8.4f} ms, "
-        f"ratio {record['torch_ms'] / record['ms']:5.2f}{share}, error {record['error']:.1e}"
-    )
+    if record["torch_ms"] is not None:
+        beside = f"torch {record['torch_ms']:8.4f} ms, ratio {record['torch_ms'] / record['ms']:5.2f}"
+    else:
+        beside = f"{record['gb_per_s']:6.0f} GB/s, floor {record['floor_ms']:.3f} ms"
+    start = f"{record['case']:26} {record['pass']:15} ours {record['ms']:8.4f} ms"
+    return f"{start}, {beside}{share}, error {record['error']:.1e}"
 
 
 def main() -> None:
@@ -160,7 +198,7 @@ def main() -> None:
             if not error < TOLERANCE:
                 print(f"{case.name}: WRONG, error {error:.1e}", flush=True)
                 continue
-            found = long_pass(case) + [one_token(case, batch) for batch in BATCHES]
+            found = [*step_passes(case), *long_pass(case), *(one_token(case, batch) for batch in BATCHES)]
         except Exception as problem:  # the others are still worth their time
             print(f"{case.name}: {type(problem).__name__}: {problem}"[:1000], flush=True)
             continue

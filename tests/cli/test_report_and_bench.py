@@ -21,15 +21,36 @@ def test_bench(call, monkeypatch, tmp_path):
 
     monkeypatch.setattr("statex.benchmarking.run_ops_benchmark", benchmark("ops"))
     monkeypatch.setattr("statex.benchmarking.run_model_benchmark", benchmark("model"))
+    monkeypatch.setattr("statex.benchmarking.run_training_benchmark", benchmark("training"))
     status, output, _ = call("bench", "ops", "--case", "gla", "--case", "ssd", "--json")
     assert (status, json.loads(output)) == (0, [{"case": "ops"}])
     assert call("bench", "model", "--out", tmp_path)[0] == 0
     assert call("bench", "ops", "--sweep", "tokens", "--no-peers")[0] == 0
+    change = "--set", "training.residual_precision=bf16", "--set", "training.loss_chunk=8192"
+    assert call("bench", "training", *change)[0] == 0
+    assert asked.pop() == (
+        "training", {"cases": None, "out": None, "changes": {"residual_precision": "bf16", "loss_chunk": 8192}}
+    )  # fmt: skip
     assert asked == [
         ("ops", {"cases": ["gla", "ssd"], "out": None, "sweep": None, "peers": None}),
         ("model", {"cases": None, "out": tmp_path}),
         ("ops", {"cases": None, "out": None, "sweep": "tokens", "peers": False}),
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ops", "--set", "training.loss_chunk=1"], "use `statex bench training`"),
+        (["training", "--set", "data.seed=1"], "is no key of the section training"),
+        (["training", "--set", "training.steps=1"], "training.steps = 1: is set by the benchmark itself"),
+        (["training", "--set", "training.loss_chunks=1"], "training.loss_chunks = 1: is not a known key"),
+        (["training", "--set", "training.precision=fp32", "--set", "training.residual_precision=bf16"], "does not go"),
+    ],
+)
+def test_bench_refuses_changes_that_are_not_its_own(call, arguments, message):
+    status, _, errors = call("bench", *arguments)
+    assert (status, message in errors) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["file", "file/inside"])

@@ -64,6 +64,15 @@ def test_the_kernels_of_the_convolution(name, extra, interpreter):
         assert distance(triton_short_convolution(**inputs), wanted["output"]) < 1e-6
 
 
+def test_the_kernels_of_the_convolution_on_long_strips(interpreter, monkeypatch):
+    from statex.ops import triton_convolution
+
+    monkeypatch.setattr(triton_convolution, "ENOUGH", 0)
+    inputs = convolution_inputs((1, triton_convolution.LONG_STRIP + 3, 24, 4), ("bias", "documents"))
+    wanted = output_and_gradients(shifted_convolution, inputs, torch.float64)
+    assert_close(output_and_gradients(triton_convolution.triton_short_convolution, inputs), wanted, 1e-6)
+
+
 def steps(function, inputs):
     """The convolution token by token, and the inputs it keeps."""
     x, weight, *bias = inputs.values()

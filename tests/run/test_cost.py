@@ -66,6 +66,9 @@ def test_memory_is_predicted_as_it_was_measured(family):
     predicted = [peak_memory_of(size_of(network), training, outputs, vocabulary, gpus) for gpus in (1, 8)]
     assert predicted[0] == pytest.approx(measured, rel=0.1)
     assert predicted[1] == predicted[0]  # of one sequence, and unsharded
+    narrow, size = training.model_copy(update={"residual_precision": "bf16"}), size_of(network)
+    of_stream = 2 * 65536 * size.width * size.layers
+    assert predicted[0] - peak_memory_of(size, narrow, outputs, vocabulary, 1) == of_stream
     sharded = training.model_copy(update={"trainer": {"fsdp": "full_shard"}})
     assert peak_memory_of(size_of(network), sharded, outputs, vocabulary, 8) < predicted[0] - 10e9
     sliced = training.model_copy(update={"sequence_parallel": 4})

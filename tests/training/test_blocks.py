@@ -9,11 +9,14 @@ from safetensors.torch import load_file
 from common import distance
 from statex import expand
 from statex.errors import UserError
+from statex.models.dispatch import statex_ops
 from statex.models.scratch import make_config
 from statex.training import activations
 from statex.training.activations import KeepActivations
+from statex.training.arguments import training_arguments
 from statex.training.blocks import TrainingBlocks, check_compile
 from statex.training.trainer import train
+from statex.training.trial import try_training
 
 
 @pytest.fixture
@@ -92,6 +95,88 @@ def recomputed_forwards(make, num_kept):
 
 def test_the_last_blocks_keep_their_activations(make):
     assert [recomputed_forwards(make, kept) for kept in (0, 1, 2)] == [[2, 2], [2, 1], [1, 1]]
+
+
+def test_compiled_blocks_keep_less_where_memory_is_short(make, monkeypatch):
+    """Numbers kept for the backward pass, by the partition of torch's own compiler, and the same gradients."""
+    compile_fully, kept, gradients = torch.compile, [], []
+    options = {"backend": "aot_eager_decomp_partition"}
+    monkeypatch.setattr(torch, "compile", lambda function, **given: compile_fully(function, **given | options))
+    for recomputed in (False, True):
+        torch._dynamo.reset()
+        model, saved = make("statex_gla").train(), []
+        blocks = TrainingBlocks(model, compiled=True, recomputed=recomputed)
+        blocks.num_kept = len(blocks.blocks)
+        ids = torch.arange(24).view(2, 12)
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda x, to=saved: to.append(x) or x, lambda x: x)
+        with blocks.running(), keep:
+            model(ids, labels=ids, use_cache=False).loss.backward()
+        kept.append(sum(x.numel() for x in saved))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch._dynamo.reset()
+    assert kept[1] < 0.95 * kept[0]
+    assert distance(gradients[1], gradients[0]) < 1e-5
+
+
+def stream_of(model, seen):
+    """From now on, dtypes of what each block is given and returns, and of the gradient of the latter, go to `seen`."""
+
+    def note(block, given, returned):
+        output = returned[0] if isinstance(returned, tuple) else returned
+        seen.add(("in", block.index, given[0].dtype))
+        seen.add(("out", block.index, output.dtype))
+        if output.requires_grad:
+            output.register_hook(lambda gradient: seen.add(("gradient", block.index, gradient.dtype)))
+
+    for index, block in enumerate(TrainingBlocks(model, compiled=False, recomputed=False).blocks):
+        block.index = index
+        block.register_forward_hook(note)
+
+
+STREAM = {(what, index, torch.bfloat16) for what, index in (("in", 1), ("out", 0), ("gradient", 0))}
+STREAM |= {("in", 0, torch.float32), ("out", 1, torch.float32), ("gradient", 1, torch.float32)}
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("family", ["statex_gla", "mamba2", "bamba", "olmo_hybrid"])
+def test_between_blocks_the_residual_stream_is_in_bf16(make, family, recomputed):
+    losses, gradients, seen = [], [], set()
+    for stream in (None, torch.bfloat16):
+        fields = {"residual_in_fp32": True} if family == "mamba2" else {}
+        model = make(family, **fields).train()
+        if stream is not None:
+            stream_of(model, seen)
+        ids = torch.arange(24).view(2, 12)
+        blocks = TrainingBlocks(model, compiled=False, recomputed=recomputed, stream=stream)
+        with statex_ops(), blocks.running():
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(ids, labels=ids, use_cache=False).loss
+            loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert seen == STREAM
+    assert losses[1] == pytest.approx(losses[0], abs=0.01)
+    assert distance(gradients[1], gradients[0]) < 0.05
+
+
+@pytest.mark.parametrize(
+    "changes", [{"compile": True, "gradient_checkpointing": True}, {"backpropagation_length": 16}], ids=str
+)
+def test_training_with_the_stream_in_bf16(make, settings, data, tokenizer, tmp_path, tiny_compiler, changes):
+    model, seen = make("statex_gla"), set()
+    stream_of(model, seen)
+    section = settings(steps=2, precision="bf16", residual_precision="bf16", **changes)
+    train(model, tokenizer, data, section, tmp_path)
+    assert seen == STREAM
+
+
+def test_a_stream_in_bf16_is_refused_where_nothing_is_computed_in_it(settings, tmp_path):
+    with pytest.raises(ValueError, match=r"residual_precision = 'bf16': does not go with precision = \"fp32\""):
+        settings(residual_precision="bf16", precision="fp32")
+    section = settings(residual_precision="bf16")  # auto: fp32 on a CPU
+    with pytest.raises(UserError, match=r"training.residual_precision = 'bf16': is for training that computes in bf16"):
+        training_arguments(section, tmp_path, seed=0)
+    try_training(section, False, is_started=False)
 
 
 class Memory:

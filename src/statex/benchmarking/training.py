@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from transformers import (
@@ -32,7 +34,8 @@ from statex.benchmarking.model import gla_1300m, mamba2_1300m
 from statex.benchmarking.ops import FLOPS_PER_SECOND
 from statex.benchmarking.runner import run_cases
 from statex.data.mixture import num_groups, rank_part
-from statex.expansion.config import PRESETS
+from statex.errors import UserError
+from statex.expansion.config import PRESETS, user_error
 from statex.models.dispatch import statex_ops
 from statex.models.expanded import expand
 from statex.models.gla.configuration import GLAConfig
@@ -113,43 +116,60 @@ CASES = {
 }
 
 
+FIXED = {
+    "steps", "warmup_steps", "tokens_per_step", "sequence_length", "save_every", "log_every", "learning_rate",
+    "compile",
+}  # fmt: skip
+"""Keys of the section `training` that the benchmark sets."""
+
+
 def run_training_benchmark(
-    cases: Sequence[str] | None = None, out: Path | None = None, *, device: torch.device | str | None = None
+    cases: Sequence[str] | None = None,
+    out: Path | None = None,
+    *,
+    changes: dict[str, Any] | None = None,
+    device: torch.device | str | None = None,
 ) -> list[dict[str, Any]]:
     """Time whole training steps; print a table to stderr.
 
     Args:
         cases: names out of `CASES`; FLA's needs a GPU and fla. Default: all but FLA's where it cannot run.
         out: folder for training.json.
+        changes: of other keys of a recipe's section `training`; with any, FLA's model, which knows none, is left out.
         device: default: CUDA where there is one.
 
     Returns:
         one record a case and way ("plain", "compiled", "fla"): `step_s` (mean of the last 12 of 20 steps by the wall
         clock, from finished work to finished work; nothing waits for the device in between), `tokens_per_second`,
         `first_step_s`, `peak_bytes`, `data_wait` (the share of `step_s`), `mfu` (6 operations a parameter and
-        token against the device's measured bf16 product), `hfu` (with those computed again),
+        token against the device's measured bf16 product), `hfu` (with those computed again), the `changes`,
         whether steps were CUDA graphs (`cuda_graphs`), `blocks_kept`, `losses` and how much they differ at most, and
         `kernels`: seconds of a step by kind, counted in steps launched one by one. On a CPU no absolute times.
 
     Raises:
-        UserError: an unknown case.
+        UserError: an unknown case, or changes of keys that are unknown, invalid or the benchmark's own.
         ArithmeticError: the losses of the compiled steps are not those of the plain ones.
     """
     device = torch.device(device) if device is not None else environment.default_device()
-    peers = device.type == "cuda" and importlib.util.find_spec("fla") is not None
+    changes = changes or {}
+    for key in sorted(changes.keys() & FIXED):
+        raise UserError(f"training.{key}", changes[key], "is set by the benchmark itself", "leave it out")
+    _section(CASES["gla-1.3b-64k"], "plain", TOKENS_PER_STEP, changes)  # wrong ones are refused before any case is run
+    peers = device.type == "cuda" and importlib.util.find_spec("fla") is not None and not changes
     known = [name for name, case in CASES.items() if peers or not case.peer]
     register_families()
     path = out / "training.json" if out is not None else None
-    return run_cases(cases, known, _run_case, _line, device, path)
+    return run_cases(cases, known, partial(_run_case, changes=changes), _line, device, path)
 
 
-def _run_case(name: str, device: torch.device) -> list[dict[str, Any]]:
+def _run_case(name: str, device: torch.device, changes: dict[str, Any]) -> list[dict[str, Any]]:
     case = CASES[name]
     ways = ("fla",) if case.peer else ("plain", "compiled")
     records = []
     for way in ways:
         with tempfile.TemporaryDirectory() as folder:
-            records.append({"case": name, "way": way} | _measured(case, way, device, Path(folder)))
+            record = _measured(case, way, device, Path(folder), changes)
+            records.append({"case": name, "way": way, "changes": changes} | record)
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -185,18 +205,26 @@ def require_same_losses(name: str, ways: Sequence[str], losses: Sequence[Sequenc
     return max(abs(loss - other) for loss, other in pairs)
 
 
-def _measured(case: Case, way: str, device: torch.device, folder: Path) -> dict[str, Any]:
+def _measured(case: Case, way: str, device: torch.device, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """20 steps, and a few more under the profiler."""
     on_cuda = device.type == "cuda"
-    tokens = TOKENS_PER_STEP if on_cuda else CPU_TOKENS_PER_STEP
-    memory: Literal["least", "most"] = "most" if case.recomputed and not case.peer else "least"
-    section = Training(
-        steps=STEPS, warmup_steps=2, tokens_per_step=tokens, sequence_length=min(case.length, tokens), save_every=STEPS,
-        log_every=STEPS, learning_rate=LEARNING_RATE, gradient_checkpointing=case.recomputed, activation_memory=memory,
-        compile=way == "compiled",
-    )  # fmt: skip
+    section = _section(case, way, TOKENS_PER_STEP if on_cuda else CPU_TOKENS_PER_STEP, changes)
     trainer, record = timed_training(case, section, folder, warmup=WARMUP)
     return record | {"kernels": _kinds_of_kernels(trainer) if on_cuda else None}
+
+
+def _section(case: Case, way: str, tokens: int, changes: dict[str, Any]) -> Training:
+    memory: Literal["least", "most"] = "most" if case.recomputed and not case.peer else "least"
+    values: dict[str, Any] = {
+        "steps": STEPS, "warmup_steps": 2, "tokens_per_step": tokens, "sequence_length": min(case.length, tokens),
+        "save_every": STEPS, "log_every": STEPS, "learning_rate": LEARNING_RATE,
+        "gradient_checkpointing": case.recomputed, "activation_memory": memory, "compile": way == "compiled",
+    }  # fmt: skip
+    try:
+        return Training.model_validate(values | changes)
+    except ValidationError as error:
+        cause = user_error(error)
+        raise UserError(f"training.{cause.field}", cause.value, cause.problem, cause.remedy) from None
 
 
 def timed_training(case: Case, section: Training, folder: Path, *, warmup: int) -> tuple[Any, dict[str, Any]]:

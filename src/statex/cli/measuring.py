@@ -108,6 +108,10 @@ def bench(
         Path | None,
         typer.Option(metavar="JSON", help="Measure nothing: redraw the figure of a sweep's JSON file, next to it."),
     ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="training.KEY=VALUE", help="Training steps only: change a key of the section."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Time the recurrences, whole models or training steps beside their peers, correctness first, on this device.
@@ -115,10 +119,13 @@ def bench(
     Example: `statex bench ops --out benchmarks/out`
 
     How cost grows, with a figure: `statex bench ops --sweep state --out benchmarks/out`
+
+    A key of training changed: `statex bench training --case gla-45m-2k --set training.residual_precision=bf16`
     """
     for option, value in {"--sweep": sweep, "--peers": peers, "--redraw": redraw}.items():
         if what != "ops" and value is not None:
             raise UserError(option, str(value), "applies to the recurrences only", "use `statex bench ops`")
+    changes = _training_changes(what, overrides or [])
     if redraw is not None:
         from statex.reporting.sweep import write_sweep
 
@@ -133,7 +140,7 @@ def bench(
         if what == "model":
             rows = run_model_benchmark(cases=case, out=out)
         elif what == "training":
-            rows = run_training_benchmark(cases=case, out=out)
+            rows = run_training_benchmark(cases=case, out=out, changes=changes)
         else:
             rows = run_ops_benchmark(cases=case, out=out, sweep=sweep, peers=peers)
     if as_json:
@@ -144,6 +151,20 @@ def bench(
         figure = write_sweep(out / records_file(sweep))
         if not as_json:
             print(figure)
+
+
+def _training_changes(what: str, overrides: list[str]) -> dict[str, Any]:
+    """What --set changes of the section `training`."""
+    from statex.recipe import apply_override
+
+    values: dict[str, Any] = {"training": {}}
+    for override in overrides:
+        if what != "training":
+            raise UserError("--set", override, "applies to training steps only", "use `statex bench training`")
+        if not override.startswith("training."):
+            raise UserError("--set", override, "is no key of the section training", "set training.KEY=VALUE")
+        apply_override(values, override)
+    return values["training"]
 
 
 def report(

@@ -1,6 +1,7 @@
 """The causal depthwise convolution of a few taps on the GPU, with its bias and SiLU, forward and backward.
 
-It moves little more than its inputs and outputs: the taps of neighbouring tokens are read again from the caches.
+It moves little more than its inputs and outputs: a thread walks along a strip of tokens, and what neighbouring tokens
+share stays in its registers, so that only the few tokens around a strip are read twice.
 Shape letters: B batch, T time, D channels, W taps, L tokens of left context.
 """
 
@@ -16,108 +17,195 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from statex.ops.operators import absent, define
+from statex.ops.triton_sigmoid import sigmoid
 
-TILE_TOKENS, TILE_CHANNELS = 16, 128
-GRADIENT_TOKENS, GRADIENT_TILES = 8, 32  # of a tile whose sums stay in registers, and tiles of one program
+TILE_CHANNELS = 128
+STRIPS, GROUP = 4, 4  # side by side in a program, a warp each; and tokens of a strip that are loaded at once
+LONG_STRIP, SHORT_STRIP = 64, 16  # tokens: the longer, the fewer are read twice
+ENOUGH = 2**24  # numbers, for long strips to keep all of a GPU busy
+REGISTERS = 168  # of a thread of the gradient, at most, so that three programs share a multiprocessor
 
 
 @triton.jit
-def _tap(
-    x, context, seq_idx, row, tokens, cols, DISTANCE: tl.constexpr, T, L, D: tl.constexpr,
-    stride_b, stride_t, context_b, context_t, HAS_CONTEXT: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
-):  # fmt: skip
-    """The inputs DISTANCE tokens before (after, where it is negative) those of a tile, fp32; 0 outside of the row and
-    in another document than the tile's token."""
-    at = tokens - DISTANCE
-    inside = (at >= 0) & (at < T) & (tokens >= 0) & (tokens < T)
-    if HAS_SEGMENTS and DISTANCE != 0:
-        there = tl.load(seq_idx + row * T + at, mask=inside, other=0)
-        inside = inside & (there == tl.load(seq_idx + row * T + tokens, mask=inside, other=0))
-    here = x + row * stride_b + at.to(tl.int64)[:, None] * stride_t + cols[None, :]
-    tile = tl.load(here, mask=inside[:, None] & (cols < D)[None, :], other=0.0).to(tl.float32)
-    if HAS_CONTEXT and DISTANCE > 0:
-        inside = (at < 0) & (at >= -L)
-        here = context + row * context_b + (L + at).to(tl.int64)[:, None] * context_t + cols[None, :]
-        tile += tl.load(here, mask=inside[:, None] & (cols < D)[None, :], other=0.0).to(tl.float32)
-    return tile
+def _next(x, at, tokens, cols, stride_t, T, step, D: tl.constexpr, COUNT: tl.constexpr):
+    """Tiles of COUNT tokens from `step` on, behind `tokens`, where `at` points to; 0 outside of the row."""
+    tiles = ()
+    for u in tl.static_range(COUNT):
+        token = tokens + (step + u)
+        inside = ((token >= 0) & (token < T))[:, None] & (cols < D)[None, :]
+        tiles += (tl.load(x + at + (step + u) * stride_t, mask=inside, other=0.0),)
+    return tiles
+
+
+@triton.jit
+def _document(seq_idx, row, tokens, T, HAS_SEGMENTS: tl.constexpr):
+    """That of each token; of all the same where none are told apart."""
+    found = tokens * 0
+    if HAS_SEGMENTS:
+        found = tl.load(seq_idx + row * T + tokens, mask=(tokens >= 0) & (tokens < T), other=-1).to(tl.int32)
+    return found
+
+
+@triton.jit
+def _moved(window, new, W: tl.constexpr):
+    """The last W - 1 of a window and what follows it."""
+    moved = ()
+    for w in tl.static_range(1, W - 1):
+        moved += (window[w],)
+    if W > 1:
+        moved += (new,)
+    return moved
+
+
+@triton.jit
+def _within(window, documents, here, W: tl.constexpr, HAS_SEGMENTS: tl.constexpr):
+    """A window of W - 1, 0 where another document was."""
+    kept = window
+    if HAS_SEGMENTS:
+        kept = ()
+        for w in tl.static_range(W - 1):
+            kept += (tl.where((documents[w] == here)[:, None], window[w], 0.0),)
+    return kept
 
 
 @triton.jit(do_not_specialize=["T", "L"])
 def convolution_kernel(
     x, weight, bias, context, seq_idx, out, T, L, stride_b, stride_t, context_b, context_t,
-    D: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_CONTEXT: tl.constexpr, HAS_SEGMENTS: tl.constexpr, TRANSPOSED: tl.constexpr,
+    D: tl.constexpr, W: tl.constexpr, S: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, U: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_CONTEXT: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
 ):  # fmt: skip
-    """BT tokens of BD channels of one row; out is contiguous.
-
-    TRANSPOSED: the gradient of the inputs, out of x = the gradient before the activation; without bias and SiLU.
-    """
+    """BR strips of S tokens of BD channels of one row; out is contiguous. Threads walk along the strips: the inputs of
+    the taps are in their registers, and the next U tokens on their way."""
     tiles_d: tl.constexpr = (D + BD - 1) // BD
-    tokens = tl.program_id(0) // tiles_d * BT + tl.arange(0, BT)
+    tokens = (tl.program_id(0) // tiles_d * BR + tl.arange(0, BR)) * S
     cols = tl.program_id(0) % tiles_d * BD + tl.arange(0, BD)
     row = tl.program_id(1).to(tl.int64)
-    result = tl.zeros((BT, BD), tl.float32)
+    at = row * stride_b + tokens.to(tl.int64)[:, None] * stride_t + cols[None, :]
+    at_out = (row * T + tokens)[:, None] * D + cols[None, :]
+    offset = tl.zeros((BD,), tl.float32)
     if HAS_BIAS:
-        result += tl.load(bias + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
+        offset += tl.load(bias + cols, mask=cols < D, other=0.0).to(tl.float32)
+    taps, window, documents = (), (), ()
     for w in tl.static_range(W):
-        taps = tl.load(weight + cols * W + w, mask=cols < D, other=0.0).to(tl.float32)
-        result += taps[None, :] * _tap(
-            x, context, seq_idx, row, tokens, cols, w - (W - 1) if TRANSPOSED else W - 1 - w, T, L, D,
-            stride_b, stride_t, context_b, context_t, HAS_CONTEXT, HAS_SEGMENTS,
-        )  # fmt: skip
-    if not TRANSPOSED:
-        result *= tl.sigmoid(result)
-    at = (row * T + tokens)[:, None] * D + cols[None, :]
-    tl.store(out + at, result.to(out.dtype.element_ty), mask=(tokens < T)[:, None] & (cols < D)[None, :])
+        taps += (tl.load(weight + cols * W + w, mask=cols < D, other=0.0).to(tl.float32),)
+    for w in tl.static_range(W - 1):
+        before = _next(x, at, tokens, cols, stride_t, T, w - (W - 1), D, 1)[0].to(tl.float32)
+        if HAS_CONTEXT:
+            there = tokens + (w - (W - 1))
+            inside = ((there < 0) & (there >= -L))[:, None] & (cols < D)[None, :]
+            here = context + row * context_b + (L + there).to(tl.int64)[:, None] * context_t + cols[None, :]
+            before += tl.load(here, mask=inside, other=0.0).to(tl.float32)
+        window += (before,)
+        documents += (_document(seq_idx, row, tokens + (w - (W - 1)), T, HAS_SEGMENTS),)
+    ahead = _next(x, at, tokens, cols, stride_t, T, 0, D, U)
+    for step in range(0, S, U):
+        new = ahead
+        ahead = _next(x, at, tokens, cols, stride_t, tl.where(step + U < S, T, 0), step + U, D, U)
+        for u in tl.static_range(U):
+            token = tokens + (step + u)
+            own = new[u].to(tl.float32)
+            result = offset[None, :] + taps[W - 1][None, :] * own
+            document = _document(seq_idx, row, token, T, HAS_SEGMENTS)
+            inputs = _within(window, documents, document, W, HAS_SEGMENTS)
+            for w in tl.static_range(W - 1):
+                result += taps[w][None, :] * inputs[w]
+            result *= sigmoid(result)
+            inside = (token < T)[:, None] & (cols < D)[None, :]
+            tl.store(out + at_out + (step + u) * D, result.to(out.dtype.element_ty), mask=inside)
+            window, documents = _moved(window, own, W), _moved(documents, document, W)
+
+
+@triton.jit
+def _before_activation(window, own, gradient, taps, offset, W: tl.constexpr):
+    """The gradient before the activation."""
+    total = offset[None, :] + taps[W - 1][None, :] * own
+    for w in tl.static_range(W - 1):
+        total += taps[w][None, :] * window[w]
+    gate = sigmoid(total)
+    return gradient.to(tl.float32) * (gate * (1 + total * (1 - gate)))
+
+
+@triton.jit
+def _gradient_of_input(before, documents, last, document, taps, W: tl.constexpr, HAS_SEGMENTS: tl.constexpr):
+    """Of the first of W tokens, from the gradients of the sums of all."""
+    result = taps[0][None, :] * last
+    if HAS_SEGMENTS and W > 1:
+        result = tl.where((documents[0] == document)[:, None], result, 0.0)
+    for w in tl.static_range(W - 1):
+        part = taps[W - 1 - w][None, :] * before[w]
+        if HAS_SEGMENTS and w > 0:
+            part = tl.where((documents[0] == documents[w])[:, None], part, 0.0)
+        result += part
+    return result
 
 
 @triton.jit(do_not_specialize=["T"])
 def convolution_gradient_kernel(
-    x, weight, bias, seq_idx, d_out, d_sum, d_weight, T, stride_b, stride_t, d_out_b, d_out_t,
-    D: tl.constexpr, W: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, TILES: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
+    x, weight, bias, seq_idx, d_out, dx, d_weight, T, stride_b, stride_t, d_out_b, d_out_t,
+    D: tl.constexpr, W: tl.constexpr, S: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, U: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_DX: tl.constexpr,
 ):  # fmt: skip
-    """TILES * BT tokens of BD channels of one row: the gradient before the activation, d_sum [B, T, D], and its sums
-    with each tap's inputs, the last alone (the bias): d_weight [programs per channel, W + 1, D] fp32."""
+    """As convolution_kernel: dx [B, T, D], and the sums of the gradient before the activation with each tap's inputs,
+    the last alone (the bias): d_weight [programs per channel, W + 1, D] fp32. What a token's gradient needs of the
+    W - 1 after it is in registers, too; S is at least W - 1."""
     tiles_d: tl.constexpr = (D + BD - 1) // BD
     part, row = tl.program_id(0) // tiles_d, tl.program_id(1).to(tl.int64)
+    tokens = (part * BR + tl.arange(0, BR)) * S
     cols = tl.program_id(0) % tiles_d * BD + tl.arange(0, BD)
+    at = row * stride_b + tokens.to(tl.int64)[:, None] * stride_t + cols[None, :]
+    at_d_out = row * d_out_b + tokens.to(tl.int64)[:, None] * d_out_t + cols[None, :]
+    at_dx = (row * T + tokens)[:, None] * D + cols[None, :]
     offset = tl.zeros((BD,), tl.float32)
     if HAS_BIAS:
         offset += tl.load(bias + cols, mask=cols < D, other=0.0).to(tl.float32)
-    sums = ()
-    taps = ()
+    taps, sums, window, gradients, documents = (), (), (), (), ()
     for w in tl.static_range(W):
         taps += (tl.load(weight + cols * W + w, mask=cols < D, other=0.0).to(tl.float32),)
     for _ in tl.static_range(W + 1):
-        sums += (tl.zeros((BT, BD), tl.float32),)
-    for tile in range(TILES):
-        tokens = (part * TILES + tile) * BT + tl.arange(0, BT)
-        inside = (tokens < T)[:, None] & (cols < D)[None, :]
-        inputs = ()
-        total = tl.zeros((BT, BD), tl.float32) + offset[None, :]
-        for w in tl.static_range(W):
-            inputs += (
-                _tap(
-                    x, x, seq_idx, row, tokens, cols, W - 1 - w, T, 0, D, stride_b, stride_t, 0, 0, False, HAS_SEGMENTS
-                ),
-            )  # fmt: skip
-            total += taps[w][None, :] * inputs[w]
-        here = d_out + row * d_out_b + tokens.to(tl.int64)[:, None] * d_out_t + cols[None, :]
-        gradient = tl.load(here, mask=inside, other=0.0).to(tl.float32)
-        gate = tl.sigmoid(total)
-        gradient *= gate * (1 + total * (1 - gate))
-        at = (row * T + tokens)[:, None] * D + cols[None, :]
-        tl.store(d_sum + at, gradient.to(d_sum.dtype.element_ty), mask=inside)
-        inputs += (tl.full((BT, BD), 1.0, tl.float32),)
-        added = ()
-        for w in tl.static_range(W + 1):
-            added += (sums[w] + gradient * inputs[w],)
-        sums = added
-    parts = (T + TILES * BT - 1) // (TILES * BT)
+        sums += (tl.zeros((BR, BD), tl.float32),)
+    for w in tl.static_range(W - 1):
+        window += (_next(x, at, tokens, cols, stride_t, T, w - (W - 1), D, 1)[0].to(tl.float32),)
+        gradients += (tl.zeros((BR, BD), tl.float32),)
+        documents += (_document(seq_idx, row, tokens + (w - (W - 1)), T, HAS_SEGMENTS),)
+    ahead = _next(x, at, tokens, cols, stride_t, T, 0, D, U)
+    d_ahead = _next(d_out, at_d_out, tokens, cols, d_out_t, T, 0, D, U)
+    for step in range(0, S, U):
+        new, d_new = ahead, d_ahead
+        end = tl.where(step + U < S, T, 0)
+        ahead = _next(x, at, tokens, cols, stride_t, end, step + U, D, U)
+        d_ahead = _next(d_out, at_d_out, tokens, cols, d_out_t, end, step + U, D, U)
+        for u in tl.static_range(U):
+            own, document = new[u].to(tl.float32), _document(seq_idx, row, tokens + (step + u), T, HAS_SEGMENTS)
+            inputs = _within(window, documents, document, W, HAS_SEGMENTS)
+            gradient = _before_activation(inputs, own, d_new[u], taps, offset, W)
+            added = ()
+            for w in tl.static_range(W - 1):
+                added += (sums[w] + gradient * inputs[w],)
+            added += (sums[W - 1] + gradient * own, sums[W] + gradient)
+            sums = added
+            if HAS_DX:
+                result = _gradient_of_input(gradients, documents, gradient, document, taps, W, HAS_SEGMENTS)
+                inside = (tokens + (step + u - (W - 1)) < T)[:, None] & (cols < D)[None, :] & (step + u >= W - 1)
+                here = dx + at_dx + (step + u - (W - 1)) * D
+                tl.store(here, result.to(dx.dtype.element_ty), mask=inside)
+            window, gradients = _moved(window, own, W), _moved(gradients, gradient, W)
+            documents = _moved(documents, document, W)
+    if HAS_DX and W > 1:  # the tokens after the strip, whose gradients reach into it
+        new = _next(x, at, tokens, cols, stride_t, T, S, D, W - 1)
+        d_new = _next(d_out, at_d_out, tokens, cols, d_out_t, T, S, D, W - 1)
+        for u in tl.static_range(W - 1):
+            own, document = new[u].to(tl.float32), _document(seq_idx, row, tokens + (S + u), T, HAS_SEGMENTS)
+            inputs = _within(window, documents, document, W, HAS_SEGMENTS)
+            gradient = _before_activation(inputs, own, d_new[u], taps, offset, W)
+            result = _gradient_of_input(gradients, documents, gradient, document, taps, W, HAS_SEGMENTS)
+            inside = (tokens + (S + u - (W - 1)) < T)[:, None] & (cols < D)[None, :]
+            tl.store(dx + at_dx + (S + u - (W - 1)) * D, result.to(dx.dtype.element_ty), mask=inside)
+            window, gradients = _moved(window, own, W), _moved(gradients, gradient, W)
+            documents = _moved(documents, document, W)
+    parts = (T + BR * S - 1) // (BR * S)
     for w in tl.static_range(W + 1):
-        at = ((row * parts + part) * (W + 1) + w) * D + cols
-        tl.store(d_weight + at, tl.sum(sums[w], 0), mask=cols < D)
+        here = d_weight + ((row * parts + part) * (W + 1) + w) * D + cols
+        tl.store(here, tl.sum(sums[w], 0), mask=cols < D)
 
 
 @triton.jit
@@ -139,7 +227,7 @@ def step_kernel(
     result = tl.sum(inputs.to(tl.float32) * factors, 1)
     if HAS_BIAS:
         result += tl.load(bias + cols, mask=cols < D, other=0.0).to(tl.float32)
-    result *= tl.sigmoid(result)
+    result *= sigmoid(result)
     tl.store(out + row * D + cols, result.to(out.dtype.element_ty), mask=cols < D)
 
 
@@ -170,7 +258,7 @@ def triton_short_convolution(
     if seq_idx is not None:
         left_context = None  # what was before belongs to no document of the row
     if not torch.is_grad_enabled():
-        return _convolve(x, weight, bias, left_context, seq_idx, transposed=False)
+        return _convolve(x, weight, bias, left_context, seq_idx)
     convolution = _operator if torch.compiler.is_compiling() else _Convolution.apply
     if left_context is None:
         return convolution(x, weight, bias, seq_idx)
@@ -198,47 +286,31 @@ def _channels_last(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
-def _convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, context: Tensor | None, seq_idx: Tensor | None, transposed: bool
-) -> Tensor:
+def _strip(x: Tensor, taps: int) -> int:
+    """Tokens of a strip of x [B, T, D]."""
+    needed = triton.next_power_of_2(triton.cdiv(x.shape[1], STRIPS))
+    longest = LONG_STRIP if x.numel() >= ENOUGH else SHORT_STRIP
+    return max(min(needed, longest), GROUP, triton.next_power_of_2(taps))
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, context: Tensor | None, seq_idx: Tensor | None) -> Tensor:
     B, T, D = x.shape
-    x, weight = _channels_last(x), weight.contiguous()
+    x, weight, strip = _channels_last(x), weight.contiguous(), _strip(x, weight.shape[1])
     context = _channels_last(context) if context is not None else None
     seq_idx = seq_idx.contiguous() if seq_idx is not None else None
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    grid = (triton.cdiv(T, TILE_TOKENS) * triton.cdiv(D, TILE_CHANNELS), B)
     with torch.cuda.device_of(x):
-        convolution_kernel[grid](
+        convolution_kernel[(triton.cdiv(T, strip * STRIPS) * triton.cdiv(D, TILE_CHANNELS), B)](
             x, weight, bias, context, seq_idx, out, T, 0 if context is None else context.shape[1],
             x.stride(0), x.stride(1), *((0, 0) if context is None else context.stride()[:2]),
-            D=D, W=weight.shape[1], BT=TILE_TOKENS, BD=TILE_CHANNELS, HAS_BIAS=bias is not None,
-            HAS_CONTEXT=context is not None, HAS_SEGMENTS=seq_idx is not None, TRANSPOSED=transposed, num_warps=4,
+            D=D, W=weight.shape[1], S=strip, BR=STRIPS, BD=TILE_CHANNELS, U=GROUP, HAS_BIAS=bias is not None,
+            HAS_CONTEXT=context is not None, HAS_SEGMENTS=seq_idx is not None, num_warps=STRIPS,
         )  # fmt: skip
     return out
 
 
-def _gradient_of_sum(
-    x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, d_out: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradient before the activation, [B, T, D], and of the taps and the bias, [W + 1, D] fp32."""
-    B, T, D = x.shape
-    W = weight.shape[1]
-    x, d_out, weight = _channels_last(x), _channels_last(d_out), weight.contiguous()
-    seq_idx = seq_idx.contiguous() if seq_idx is not None else None
-    d_sum = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    parts = triton.cdiv(T, GRADIENT_TOKENS * GRADIENT_TILES)
-    sums = torch.empty(B * parts, W + 1, D, dtype=torch.float32, device=x.device)
-    with torch.cuda.device_of(x):
-        convolution_gradient_kernel[(parts * triton.cdiv(D, TILE_CHANNELS), B)](
-            x, weight, bias, seq_idx, d_out, d_sum, sums, T, x.stride(0), x.stride(1), d_out.stride(0), d_out.stride(1),
-            D=D, W=W, BT=GRADIENT_TOKENS, BD=TILE_CHANNELS, TILES=GRADIENT_TILES, HAS_BIAS=bias is not None,
-            HAS_SEGMENTS=seq_idx is not None, num_warps=4,
-        )  # fmt: skip
-    return d_sum, sums.sum(0)
-
-
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None) -> Tensor:
-    return _convolve(x, weight, bias, None, seq_idx, transposed=False)
+    return _convolve(x, weight, bias, None, seq_idx)
 
 
 def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None) -> Tensor:
@@ -249,8 +321,20 @@ def _backward(
     d_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, needs_dx: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradient of x, where it is needed, and of the taps and the bias, [W + 1, D] fp32."""
-    d_sum, sums = _gradient_of_sum(x, weight, bias, seq_idx, d_out)
-    return _convolve(d_sum, weight, None, None, seq_idx, transposed=True) if needs_dx else absent(x), sums
+    B, T, D = x.shape
+    W, strip = weight.shape[1], _strip(x, weight.shape[1])
+    x, d_out, weight = _channels_last(x), _channels_last(d_out), weight.contiguous()
+    seq_idx = seq_idx.contiguous() if seq_idx is not None else None
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs_dx else absent(x)
+    parts = triton.cdiv(T, strip * STRIPS)
+    sums = torch.empty(B * parts, W + 1, D, dtype=torch.float32, device=x.device)
+    with torch.cuda.device_of(x):
+        convolution_gradient_kernel[(parts * triton.cdiv(D, TILE_CHANNELS), B)](
+            x, weight, bias, seq_idx, d_out, dx, sums, T, x.stride(0), x.stride(1), d_out.stride(0), d_out.stride(1),
+            D=D, W=W, S=strip, BR=STRIPS, BD=TILE_CHANNELS, U=GROUP, HAS_BIAS=bias is not None,
+            HAS_SEGMENTS=seq_idx is not None, HAS_DX=needs_dx, num_warps=STRIPS, maxnreg=REGISTERS,
+        )  # fmt: skip
+    return dx, sums.sum(0)
 
 
 def _fake_backward(

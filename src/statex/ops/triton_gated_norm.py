@@ -3,6 +3,7 @@
 Shape letters: R rows (all dimensions but the last), D channels, G groups of them that are normalised together.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from statex.ops.operators import absent, define
+from statex.ops.triton_sigmoid import sigmoid
 
-TILE = 4096  # numbers of one program
+TILE, GRADIENT_TILE = 4096, 1024  # numbers of one program
 FEW_ROWS = 1024  # up to which a program has one row, so that there are enough of them
-GRADIENT_PROGRAMS = 1024  # at most; each sums the weight's gradient over its rows
+GRADIENT_PROGRAMS = 4  # of each multiprocessor, about; each sums the weight's gradient over its rows
 
 
 @triton.jit
@@ -26,7 +28,7 @@ def _gated(x, gate, at_x, at_gate, inside, HAS_GATE: tl.constexpr):
     opened = gates
     if HAS_GATE:
         gates = tl.load(gate + at_gate, mask=inside, other=0.0).to(tl.float32)
-        opened = tl.sigmoid(gates)
+        opened = sigmoid(gates)
     return inputs, gates, opened
 
 
@@ -58,14 +60,25 @@ def gated_norm_kernel(
     tl.store(out + row[:, None] * D + cols[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit
+def _tiles_at(x, gate, d_out, row, cols, inside, stride_x, stride_gate, stride_d_out, HAS_GATE: tl.constexpr):
+    """x, the gate (d_out without one) and d_out of some rows, as they are stored."""
+    inputs = tl.load(x + row[:, None] * stride_x + cols[None, :], mask=inside, other=0.0)
+    gradient = tl.load(d_out + row[:, None] * stride_d_out + cols[None, :], mask=inside, other=0.0)
+    gates = gradient
+    if HAS_GATE:
+        gates = tl.load(gate + row[:, None] * stride_gate + cols[None, :], mask=inside, other=0.0)
+    return inputs, gates, gradient
+
+
+@triton.jit(do_not_specialize=["rows", "tiles"])
 def gated_norm_gradient_kernel(
-    x, gate, weight, scales, d_out, dx, d_gate, d_weight, rows, stride_x, stride_gate, stride_d_out,
-    D: tl.constexpr, SIZE: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, TILES: tl.constexpr,
+    x, gate, weight, scales, d_out, dx, d_gate, d_weight, rows, tiles, stride_x, stride_gate, stride_d_out,
+    D: tl.constexpr, SIZE: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr,
     HAS_GATE: tl.constexpr, HAS_WEIGHT: tl.constexpr, GATE_FIRST: tl.constexpr,
 ):  # fmt: skip
-    """TILES times BR rows of one group; d_weight [programs per group, D] fp32 gets the sums over them. GATE_FIRST only
-    with a gate."""
+    """`tiles` times BR rows of one group, the next on their way while BR are computed; d_weight [programs per group, D]
+    fp32 gets the sums over them. GATE_FIRST only with a gate."""
     groups: tl.constexpr = D // SIZE
     group, part = tl.program_id(0) % groups, tl.program_id(0) // groups
     numbers = tl.arange(0, BD)
@@ -74,13 +87,17 @@ def gated_norm_gradient_kernel(
     if HAS_WEIGHT:
         factors = tl.load(weight + cols, mask=numbers < SIZE, other=0.0).to(tl.float32)
     sums = tl.zeros((BR, BD), tl.float32)
-    for tile in range(TILES):
-        row = ((part * TILES + tile) * BR + tl.arange(0, BR)).to(tl.int64)
-        inside = (row < rows)[:, None] & (numbers < SIZE)[None, :]
-        at_gate = row[:, None] * stride_gate + cols[None, :]
-        inputs, gates, opened = _gated(x, gate, row[:, None] * stride_x + cols[None, :], at_gate, inside, HAS_GATE)
-        gradient = tl.load(d_out + row[:, None] * stride_d_out + cols[None, :], mask=inside, other=0.0).to(tl.float32)
+    row = (part * tiles * BR + tl.arange(0, BR)).to(tl.int64)
+    inside = (row < rows)[:, None] & (numbers < SIZE)[None, :]
+    ahead = _tiles_at(x, gate, d_out, row, cols, inside, stride_x, stride_gate, stride_d_out, HAS_GATE)
+    for tile in range(tiles):
+        inputs, gates, gradient = ahead
+        following = row + BR
+        coming = (following < tl.where(tile + 1 < tiles, rows, 0))[:, None] & (numbers < SIZE)[None, :]
+        ahead = _tiles_at(x, gate, d_out, following, cols, coming, stride_x, stride_gate, stride_d_out, HAS_GATE)
         scale = tl.load(scales + row * groups + group, mask=row < rows, other=0.0)[:, None]
+        inputs, gates, gradient = inputs.to(tl.float32), gates.to(tl.float32), gradient.to(tl.float32)
+        opened = sigmoid(gates)
         slope = opened * (1 + gates * (1 - opened))
         at = row[:, None] * D + cols[None, :]
         if GATE_FIRST:
@@ -98,6 +115,7 @@ def gated_norm_gradient_kernel(
             tl.store(d_gate + at, (gradient * inputs * slope).to(d_gate.dtype.element_ty), mask=inside)
             gradient *= gates * opened
         tl.store(dx + at, gradient.to(dx.dtype.element_ty), mask=inside)
+        row, inside = following, coming
     if HAS_WEIGHT:
         tl.store(d_weight + part * D + cols, tl.sum(sums, 0), mask=numbers < SIZE)
 
@@ -145,11 +163,18 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def _tile(rows: int, size: int, numbers: int) -> tuple[int, int, int]:
-    """Rows, channels and warps of a program whose threads hold this many `numbers` of each tensor."""
+def _tile(rows: int, size: int, numbers: int, of_thread: int) -> tuple[int, int, int]:
+    """Rows, channels and warps of a program of so many numbers, and of so many to a thread, of each tensor."""
     width = triton.next_power_of_2(size)
-    height = 1 if rows <= FEW_ROWS else max(1, TILE // width)
-    return height, width, max(1, min(16, height * width // (32 * numbers)))
+    height = 1 if rows <= FEW_ROWS else max(1, numbers // width)
+    return height, width, max(1, min(16, height * width // (32 * of_thread)))
+
+
+@lru_cache
+def _most_programs(device: torch.device) -> int:
+    """Of a gradient: so few that all of a multiprocessor's run at once, or one after another, and end together."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return GRADIENT_PROGRAMS * processors
 
 
 def _normalise(
@@ -159,7 +184,7 @@ def _normalise(
     x_rows, channels = _rows(x), x.shape[-1]
     gates = _rows(gate) if gate is not None else None
     rows, groups = len(x_rows), channels // size
-    height, width, warps = _tile(rows, size, 16)
+    height, width, warps = _tile(rows, size, TILE, 16)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     scales = torch.empty(rows, groups, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
@@ -178,17 +203,17 @@ def _gradients(
     x_rows, d_rows, channels = _rows(x), _rows(d_out), x.shape[-1]
     gates = _rows(gate) if gate is not None else None
     rows, groups = len(x_rows), channels // size
-    height, width, warps = _tile(rows, size, 8)
-    tiles = triton.next_power_of_2(triton.cdiv(triton.cdiv(rows, height), GRADIENT_PROGRAMS))
+    height, width, warps = _tile(rows, size, GRADIENT_TILE, 8)
+    tiles = triton.cdiv(triton.cdiv(rows, height), max(1, _most_programs(x.device) // groups))
     programs = triton.cdiv(rows, height * tiles)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     d_gate = torch.empty(gate.shape, dtype=gate.dtype, device=x.device) if gate is not None else None
     sums = torch.empty(programs, channels, dtype=torch.float32, device=x.device) if weight is not None else None
     with torch.cuda.device_of(x):
         gated_norm_gradient_kernel[(programs * groups,)](
-            x_rows, gates, weight, scales, d_rows, dx, d_gate, sums, rows, x_rows.stride(0),
+            x_rows, gates, weight, scales, d_rows, dx, d_gate, sums, rows, tiles, x_rows.stride(0),
             0 if gates is None else gates.stride(0), d_rows.stride(0),
-            D=channels, SIZE=size, BR=height, BD=width, TILES=tiles, HAS_GATE=gates is not None,
+            D=channels, SIZE=size, BR=height, BD=width, HAS_GATE=gates is not None,
             HAS_WEIGHT=weight is not None, GATE_FIRST=gate_first and gates is not None, num_warps=warps,
         )  # fmt: skip
     d_weight = sums.sum(0).to(weight.dtype) if weight is not None and sums is not None else None

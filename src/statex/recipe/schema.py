@@ -126,6 +126,11 @@ class Training(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="compute in bf16 over fp32 master weights; auto: bf16 where the device has it"
     )
+    residual_precision: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="of the residual stream between blocks and its gradient; bf16, for training that computes in bf16, "
+        "halves the bytes that blocks hand on and keep",
+    )
     loss_chunk: int = Field(default=4096, ge=1, description="tokens whose logits exist at once")
     save_every: int | None = Field(default=None, ge=1, description="default: a tenth of the steps")
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -175,6 +180,9 @@ class Training(Section):
             raise UserError(
                 "activation_memory", self.activation_memory, problem, "remove it, or set gradient_checkpointing = true"
             )
+        if self.residual_precision == "bf16" and self.precision == "fp32":
+            problem = 'does not go with precision = "fp32": a stream in bf16 needs blocks that compute in it'
+            raise UserError("residual_precision", "bf16", problem, "remove one of them")
         if self.learning_rate * self.weight_decay >= 1:
             problem = f"times learning_rate = {self.learning_rate} is 1 or more: one step would remove the whole weight"
             raise UserError("weight_decay", self.weight_decay, problem, "lower one of them")

@@ -105,11 +105,14 @@ def training_arguments(
         is_started: whether the processes that would train are those that there are.
 
     Raises:
-        UserError: a field of TrainingArguments that is unknown or not the recipe's to set, a value it refuses, or a
-            logger that is not installed.
+        UserError: a field of TrainingArguments that is unknown or not the recipe's to set, a value it refuses, a
+            logger that is not installed, or a residual stream in bf16 where training computes in fp32.
     """
     _check_fields(training)
     _check_processes(training, is_started)
+    if is_started and training.residual_precision == "bf16" and not compute_in_bf16(training.precision):
+        problem = "is for training that computes in bf16, which this device does not by itself"
+        raise UserError("training.residual_precision", "bf16", problem, 'remove it, or set precision = "bf16"')
     processes = _world_size() if is_started else training.sequence_parallel
     fields = _fields(training, output, seed, quiet, processes)
     with explained("training.trainer", training.trainer, "is refused by transformers", "correct the value"):

@@ -1,5 +1,5 @@
-"""How a model's blocks run in training: each compiled as one graph, as torchtitan does, and their activations kept or
-computed again in the backward pass.
+"""How a model's blocks run in training: each compiled as one graph, as torchtitan does, their activations kept or
+computed again in the backward pass, and what they hand on in fp32 or bf16.
 """
 
 import functools
@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch._functorch.config
 from accelerate.logging import get_logger
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -55,11 +56,14 @@ class TrainingBlocks:
     Args:
         compiled: compile each block's forward. The hooks of sharded training stay around it; what cannot become one
             graph is an error of torch.compile, never a slower run.
-        recomputed: begin with all activations computed again.
+        recomputed: begin with all activations computed again; compiled blocks that keep theirs keep none that follow
+            from others elementwise.
+        stream: dtype of the residual stream from the first block to the last, under autocast to it; the model's last
+            norm gets it in fp32. None: as the blocks leave it.
     """
 
-    def __init__(self, model: PreTrainedModel, *, compiled: bool, recomputed: bool):
-        self.compiled = compiled
+    def __init__(self, model: PreTrainedModel, *, compiled: bool, recomputed: bool, stream: torch.dtype | None = None):
+        self.compiled, self.stream, self.short_of_memory = compiled, stream, recomputed
         path = family_of(model.config).mixer_path.partition(".{}")[0]
         self.blocks = list(model.get_submodule(path).children())
         self.num_kept = 0 if recomputed else len(self.blocks)
@@ -68,9 +72,7 @@ class TrainingBlocks:
     def running(self) -> Iterator[None]:
         """Inside this context, the model's blocks run so."""
         run = torch.compile(_run, fullgraph=True) if self.compiled else _run
-        # torch would cut each block at the borders of DDP's buckets, for gradients to be reduced while it is computed
-        settings = {"recompile_limit": MOST_GRAPHS, "optimize_ddp": False}
-        with torch._dynamo.config.patch(settings) if self.compiled else nullcontext():
+        with self._compiler_settings() if self.compiled else nullcontext():
             for index, block in enumerate(self.blocks):
                 block.forward = self._forward(run, index, block)
             try:
@@ -78,6 +80,17 @@ class TrainingBlocks:
             finally:
                 for block in self.blocks:
                     del block.forward
+
+    @contextmanager
+    def _compiler_settings(self) -> Iterator[None]:
+        # torch would cut each block at the borders of DDP's buckets, for gradients to be reduced while it is computed
+        settings = {"recompile_limit": MOST_GRAPHS, "optimize_ddp": False}
+        # It keeps what a product reads in the backward pass, as the output of a norm or of SwiGLU. Where memory decides
+        # how many blocks keep anything, these are made again by a kernel that reads their inputs in any case: in a GLA
+        # of 1.3B that is a third of what a block keeps
+        cut = {"ban_recompute_materialized_backward": not self.short_of_memory}
+        with torch._dynamo.config.patch(settings), torch._functorch.config.patch(cut):
+            yield
 
     @contextmanager
     def plain(self) -> Iterator[None]:
@@ -100,12 +113,28 @@ class TrainingBlocks:
                 kwargs["cu_seqlens"] = cu_seqlens
             # The last blocks keep theirs: the backward pass has freed them when it computes the others again
             recompute = index < len(self.blocks) - self.num_kept and block.training and torch.is_grad_enabled()
-            return run(own, block, recompute, *args, **kwargs)
+            if self.stream is None:
+                return run(own, block, recompute, None, *args, **kwargs)
+            # Into the first block and out of the last it is cast here, so that they share the graph of those between
+            hidden, *others = args
+            outputs = run(own, block, recompute, self.stream, hidden.to(self.stream), *others, **kwargs)
+            return _with_stream(outputs, torch.float32) if index == len(self.blocks) - 1 else outputs
 
         return forward
 
 
-def _run(forward: Callable, block: nn.Module, recompute: bool, *args: Any, **kwargs: Any) -> Any:
+def _run(
+    forward: Callable, block: nn.Module, recompute: bool, stream: torch.dtype | None, *args: Any, **kwargs: Any
+) -> Any:
     if recompute:
-        return checkpoint(functools.partial(forward, block, **kwargs), *args, use_reentrant=False)
-    return forward(block, *args, **kwargs)
+        outputs = checkpoint(functools.partial(forward, block, **kwargs), *args, use_reentrant=False)
+    else:
+        outputs = forward(block, *args, **kwargs)
+    return outputs if stream is None else _with_stream(outputs, stream)
+
+
+def _with_stream(outputs: Any, dtype: torch.dtype) -> Any:
+    """What a block returns, its hidden states, which are all of it or come first, in another dtype."""
+    if isinstance(outputs, tuple):
+        return outputs[0].to(dtype), *outputs[1:]
+    return outputs.to(dtype)

@@ -111,14 +111,15 @@ def peak_memory_of(size: Size, training: Training, outputs: int, vocabulary: int
     tokens = rows * tokens_of_pass(training)
     carried = 8 * rows * size.state if training.backpropagation_length is not None else 0  # two segments' states, fp32
     of_blocks = outputs - vocabulary
-    inputs = 4 * tokens * size.width * size.layers
+    of_stream = 2 if training.residual_precision == "bf16" else 4
+    inputs = of_stream * tokens * size.width * size.layers
     if training.gradient_checkpointing:
         activations = int(OF_RECOMPUTED * tokens * of_blocks / size.layers)
     else:
         is_cut = training.sequence_parallel > 1 or training.backpropagation_length is not None
         compiled = training.compile is not False and not is_cut
         activations = int((OF_KEPT_COMPILED if compiled else OF_KEPT) * tokens * of_blocks)
-        inputs = 0
+        inputs -= 4 * tokens * size.width * size.layers  # they are among the activations, which were measured in fp32
     of_loss = 8 * min(training.loss_chunk, tokens) * vocabulary
     total = of_weights + inputs + activations + of_loss + carried
     if isinstance(training.activation_memory, int):

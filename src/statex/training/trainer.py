@@ -151,6 +151,7 @@ class StatexTrainer(Trainer):
             kwargs["model"],
             compiled=compiles(kwargs["model"].config, training, device),
             recomputed=training.gradient_checkpointing,
+            stream=torch.bfloat16 if training.residual_precision == "bf16" else None,
         )
         self.captured: CapturedSteps | None = None  # while it trains, where steps are captured
         if training.activation_memory != "least":

@@ -51,6 +51,8 @@ def try_training(training: Training, with_documents: bool, is_started: bool = Tr
         miniature = training.model_copy(
             update=MINIATURE | {"tokens_per_step": NUM_TOKENS * processes, "trainer": fields}
         )
+        if not is_started:  # the device that will train may compute in bf16 where this one does not
+            miniature = miniature.model_copy(update={"residual_precision": "fp32"})
         arguments = training_arguments(miniature, Path(folder), seed=0, quiet=True)
         network, fresh = _tiny_model(training)
         with explained(

@@ -25,6 +25,11 @@ class GLAMLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+def _normed(norm: nn.RMSNorm, x: torch.Tensor) -> torch.Tensor:
+    """In the dtype of the norm's weight: a training may have the residual stream in a narrower one."""
+    return norm(x.to(norm.weight.dtype))
+
+
 class GLABlock(GradientCheckpointingLayer):
     """Norm, token mixer, norm, MLP, each half with its residual."""
 
@@ -36,8 +41,8 @@ class GLABlock(GradientCheckpointingLayer):
         self.mlp = GLAMLP(config)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        hidden_states = hidden_states + self.attn(self.attn_norm(hidden_states), **kwargs)
-        return hidden_states + self.mlp(self.mlp_norm(hidden_states))
+        hidden_states = hidden_states + self.attn(_normed(self.attn_norm, hidden_states), **kwargs)
+        return hidden_states + self.mlp(_normed(self.mlp_norm, hidden_states))
 
 
 class GLAPreTrainedModel(PreTrainedModel):
