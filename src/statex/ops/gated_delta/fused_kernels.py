@@ -62,13 +62,13 @@ def _state_tile(
 
 @triton.jit
 def _store_state_tile(
-    states, index, v0, tile,
+    states, index, k0, v0, tile,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     if DESCRIBED:
-        states.store([index * K, v0], tile)
+        states.store([index * K + k0, v0], tile)
     else:
-        rows, cols = tl.arange(0, BK), v0 + tl.arange(0, BV)
+        rows, cols = k0 + tl.arange(0, BK), v0 + tl.arange(0, BV)
         at = (index.to(tl.int64) * K + rows)[:, None] * V + cols[None, :]
         tl.store(states + at, tile, mask=(rows < K)[:, None] & (cols < V)[None, :])
 
@@ -174,27 +174,51 @@ def prepare_kernel(
 
 
 @triton.jit
+def _given_state(state, index, v0, BLOCK: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr,
+                 BV: tl.constexpr, GIVEN: tl.constexpr):  # fmt: skip
+    """A block of [K, V] in fp32, or zeros."""
+    if GIVEN:
+        tile = _state_tile(state, index, BLOCK * BK, v0, K, V, BK, BV, False)
+    else:
+        tile = tl.zeros((BK, BV), tl.float32)
+    return tile
+
+
+@triton.jit
+def _keep_and_read(
+    state, states, keys, seen, index, v0, BLOCK: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Store a block of the state; `seen` and what the keys read of the block."""
+    low = state.to(keys.dtype)
+    _store_state_tile(states, index, BLOCK * BK, v0, low, K, V, BK, BV, DESCRIBED)
+    return tl.dot(keys, low, seen, input_precision=PRECISION)
+
+
+@triton.jit
 def walk_kernel(
     k, v, inverse, factors, segment_table, first_state, states, written, last_state,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     HAS_FIRST: tl.constexpr, HAS_LAST: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Walk BV columns of a segment's state over its chunks: written = inverse (beta (v - decay k S)), S = decay S +
-    k^T (decay written); states [N, H, K, V] gets S at the start of each chunk.
+    """Walk BV columns of a segment's state over its chunks, all K rows in up to four blocks of BK: written = inverse
+    (beta (v - decay k S)), S = decay S + k^T (decay written); states [N, H, K, V] gets S at the start of each chunk.
 
     segment_table [S, 3]: first token, one past the last token, first chunk.
     """
     head, segment = tl.program_id(1) % H, tl.program_id(1) // H
     first, end = tl.load(segment_table + 3 * segment), tl.load(segment_table + 3 * segment + 1)
     first_chunk, num_chunks = tl.load(segment_table + 3 * segment + 2), tl.cdiv(end - first, CHUNK)
-    v0, rows = tl.program_id(0) * BV, tl.arange(0, CHUNK)
-    cols_k, cols_v = tl.arange(0, BK), v0 + tl.arange(0, BV)
-    inside = (cols_k < K)[:, None] & (cols_v < V)[None, :]
-    in_state = cols_k[:, None] * V + cols_v[None, :]
-    at_segment = (segment * H + head).to(tl.int64) * K * V
-    state = tl.zeros((BK, BV), tl.float32)
-    if HAS_FIRST:
-        state += tl.load(first_state + at_segment + in_state, mask=inside, other=0.0)
+    v0, rows, at_segment = tl.program_id(0) * BV, tl.arange(0, CHUNK), segment * H + head
+    BLOCKS: tl.constexpr = (K + BK - 1) // BK
+    state = _given_state(first_state, at_segment, v0, 0, K, V, BK, BV, HAS_FIRST)
+    if BLOCKS > 1:
+        state_1 = _given_state(first_state, at_segment, v0, 1, K, V, BK, BV, HAS_FIRST)
+    if BLOCKS > 2:
+        state_2 = _given_state(first_state, at_segment, v0, 2, K, V, BK, BV, HAS_FIRST)
+    if BLOCKS > 3:
+        state_3 = _given_state(first_state, at_segment, v0, 3, K, V, BK, BV, HAS_FIRST)
     # The factors are loaded a step ahead by hand: the pipeliner does not see them
     any_token = rows < tl.where(num_chunks > 0, CHUNK, 0)
     own = factors + (first_chunk * H + head).to(tl.int64) * 4 * CHUNK + rows
@@ -207,21 +231,41 @@ def walk_kernel(
         next_since = tl.load(own + ahead + CHUNK)
         next_until = tl.load(own + ahead + 2 * CHUNK)
         next_rate = tl.load(own + ahead + 3 * CHUNK)
-        keys = _tile(k, token, end - token, head, 0, H, K, BK, DESCRIBED)
         values = _tile(v, token, end - token, head, v0, H, V, BV, DESCRIBED)
         solve = _square(inverse, index, DESCRIBED)
-        low = state.to(keys.dtype)
-        _store_state_tile(states, index, v0, low, K, V, BK, BV, DESCRIBED)
-        seen = tl.dot(keys, low, input_precision=PRECISION)
+        seen = tl.zeros((CHUNK, BV), tl.float32)
+        keys = _tile(k, token, end - token, head, 0, H, K, BK, DESCRIBED)
+        seen = _keep_and_read(state, states, keys, seen, index, v0, 0, K, V, BK, BV, DESCRIBED, PRECISION)
+        if BLOCKS > 1:
+            keys_1 = _tile(k, token, end - token, head, BK, H, K, BK, DESCRIBED)
+            seen = _keep_and_read(state_1, states, keys_1, seen, index, v0, 1, K, V, BK, BV, DESCRIBED, PRECISION)
+        if BLOCKS > 2:
+            keys_2 = _tile(k, token, end - token, head, 2 * BK, H, K, BK, DESCRIBED)
+            seen = _keep_and_read(state_2, states, keys_2, seen, index, v0, 2, K, V, BK, BV, DESCRIBED, PRECISION)
+        if BLOCKS > 3:
+            keys_3 = _tile(k, token, end - token, head, 3 * BK, H, K, BK, DESCRIBED)
+            seen = _keep_and_read(state_3, states, keys_3, seen, index, v0, 3, K, V, BK, BV, DESCRIBED, PRECISION)
         wrong = rate[:, None] * (values.to(tl.float32) - since[:, None] * seen)
         write = tl.dot(solve, wrong.to(keys.dtype), input_precision=PRECISION)
         _store_tile(written, token, end - token, head, v0, write, H, V, BV, DESCRIBED)
         total = tl.sum(tl.where(rows == CHUNK - 1, since, 0.0), 0)
         late = (until[:, None] * write).to(keys.dtype)
         state = tl.dot(tl.trans(keys), late, state * total, input_precision=PRECISION)
+        if BLOCKS > 1:
+            state_1 = tl.dot(tl.trans(keys_1), late, state_1 * total, input_precision=PRECISION)
+        if BLOCKS > 2:
+            state_2 = tl.dot(tl.trans(keys_2), late, state_2 * total, input_precision=PRECISION)
+        if BLOCKS > 3:
+            state_3 = tl.dot(tl.trans(keys_3), late, state_3 * total, input_precision=PRECISION)
         since, until, rate, own = next_since, next_until, next_rate, own + ahead
     if HAS_LAST:
-        tl.store(last_state + at_segment + in_state, state, mask=inside)
+        _store_state_tile(last_state, at_segment, 0, v0, state, K, V, BK, BV, False)
+        if BLOCKS > 1:
+            _store_state_tile(last_state, at_segment, BK, v0, state_1, K, V, BK, BV, False)
+        if BLOCKS > 2:
+            _store_state_tile(last_state, at_segment, 2 * BK, v0, state_2, K, V, BK, BV, False)
+        if BLOCKS > 3:
+            _store_state_tile(last_state, at_segment, 3 * BK, v0, state_3, K, V, BK, BV, False)
 
 
 @triton.jit
@@ -248,8 +292,21 @@ def output_kernel(
 
 
 @triton.jit
+def _before(
+    d_state, q, k, keys, total, read, removed, token, length, head, BLOCK: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A block of the gradient of the state, a chunk earlier."""
+    queries = _tile(q, token, length, head, BLOCK * BK, H, K, BK, DESCRIBED)
+    d_state = tl.dot(tl.trans(queries), read, d_state * total, input_precision=PRECISION)
+    if 2 * BK < K:  # again, for registers
+        keys = _tile(k, token, length, head, BLOCK * BK, H, K, BK, DESCRIBED)
+    return tl.dot(tl.trans(keys), removed, d_state, input_precision=PRECISION)
+
+
+@triton.jit
 def walk_back_kernel(
-    q, k, inverse, reads, factors, d_out, segment_table, d_last_state, d_states, d_wrong, d_first_state, scale,
+    q, k, inverse, reads, d_out, factors, segment_table, d_last_state, d_states, d_wrong, d_first_state, scale,
     H: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     HAS_LAST: tl.constexpr, HAS_FIRST: tl.constexpr, DESCRIBED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -262,14 +319,16 @@ def walk_back_kernel(
     head, segment = tl.program_id(1) % H, tl.program_id(1) // H
     first, end = tl.load(segment_table + 3 * segment), tl.load(segment_table + 3 * segment + 1)
     first_chunk, num_chunks = tl.load(segment_table + 3 * segment + 2), tl.cdiv(end - first, CHUNK)
-    v0, rows = tl.program_id(0) * BV, tl.arange(0, CHUNK)
-    cols_k, cols_v = tl.arange(0, BK), v0 + tl.arange(0, BV)
-    inside = (cols_k < K)[:, None] & (cols_v < V)[None, :]
-    in_state = cols_k[:, None] * V + cols_v[None, :]
-    at_segment = (segment * H + head).to(tl.int64) * K * V
-    d_state = tl.zeros((BK, BV), tl.float32)
-    if HAS_LAST:
-        d_state += tl.load(d_last_state + at_segment + in_state, mask=inside, other=0.0)
+    v0, rows, at_segment = tl.program_id(0) * BV, tl.arange(0, CHUNK), segment * H + head
+    BLOCKS: tl.constexpr = (K + BK - 1) // BK
+    state = _given_state(d_last_state, at_segment, v0, 0, K, V, BK, BV, HAS_LAST)
+    if BLOCKS > 1:
+        state_1 = _given_state(d_last_state, at_segment, v0, 1, K, V, BK, BV, HAS_LAST)
+    if BLOCKS > 2:
+        state_2 = _given_state(d_last_state, at_segment, v0, 2, K, V, BK, BV, HAS_LAST)
+    if BLOCKS > 3:
+        state_3 = _given_state(d_last_state, at_segment, v0, 3, K, V, BK, BV, HAS_LAST)
+    LOADED: tl.constexpr = DESCRIBED and BLOCKS <= 2
     any_token = rows < tl.where(num_chunks > 0, CHUNK, 0)
     last_chunk = first_chunk + tl.maximum(num_chunks - 1, 0)
     own = factors + (last_chunk * H + head).to(tl.int64) * 4 * CHUNK + rows
@@ -279,28 +338,55 @@ def walk_back_kernel(
     for step in range(num_chunks):
         n = num_chunks - 1 - step
         token, index = first + n * CHUNK, (first_chunk + n) * H + head
+        length = end - token
         ahead = tl.where(n > 0, H * 4 * CHUNK, 0)
         next_since = tl.load(own - ahead + CHUNK)
         next_until = tl.load(own - ahead + 2 * CHUNK)
         next_rate = tl.load(own - ahead + 3 * CHUNK)
-        keys = _tile(k, token, end - token, head, 0, H, K, BK, DESCRIBED)
-        queries = _tile(q, token, end - token, head, 0, H, K, BK, DESCRIBED)
-        d_output = _tile(d_out, token, end - token, head, v0, H, V, BV, DESCRIBED)
-        solve, weights = _square(inverse, index, DESCRIBED), _square(reads, index, DESCRIBED)
-        low = d_state.to(keys.dtype)
-        _store_state_tile(d_states, index, v0, low, K, V, BK, BV, DESCRIBED)
-        d_write = until[:, None] * tl.dot(keys, low, input_precision=PRECISION)
-        d_write = tl.dot(tl.trans(weights), d_output, d_write, input_precision=PRECISION)
+        d_output = _tile(d_out, token, length, head, v0, H, V, BV, LOADED)
+        solve, weights = _square(inverse, index, LOADED), _square(reads, index, LOADED)
+        seen = tl.zeros((CHUNK, BV), tl.float32)
+        keys = _tile(k, token, length, head, 0, H, K, BK, LOADED)
+        seen = _keep_and_read(state, d_states, keys, seen, index, v0, 0, K, V, BK, BV, DESCRIBED, PRECISION)
+        if BLOCKS > 1:
+            keys_1 = _tile(k, token, length, head, BK, H, K, BK, LOADED)
+            seen = _keep_and_read(state_1, d_states, keys_1, seen, index, v0, 1, K, V, BK, BV, DESCRIBED, PRECISION)
+        if BLOCKS > 2:
+            keys_2 = _tile(k, token, length, head, 2 * BK, H, K, BK, LOADED)
+            seen = _keep_and_read(state_2, d_states, keys_2, seen, index, v0, 2, K, V, BK, BV, DESCRIBED, PRECISION)
+        if BLOCKS > 3:
+            keys_3 = _tile(k, token, length, head, 3 * BK, H, K, BK, LOADED)
+            seen = _keep_and_read(state_3, d_states, keys_3, seen, index, v0, 3, K, V, BK, BV, DESCRIBED, PRECISION)
+        d_write = tl.dot(tl.trans(weights), d_output, until[:, None] * seen, input_precision=PRECISION)
         wrong = tl.dot(tl.trans(solve), d_write.to(keys.dtype), input_precision=PRECISION)
-        _store_tile(d_wrong, token, end - token, head, v0, wrong, H, V, BV, DESCRIBED)
+        _store_tile(d_wrong, token, length, head, v0, wrong, H, V, BV, DESCRIBED)
         total = tl.sum(tl.where(rows == CHUNK - 1, since, 0.0), 0)
         read = ((scale * since)[:, None] * d_output.to(tl.float32)).to(keys.dtype)
         removed = (-(rate * since)[:, None] * wrong).to(keys.dtype)
-        d_state = tl.dot(tl.trans(queries), read, d_state * total, input_precision=PRECISION)
-        d_state = tl.dot(tl.trans(keys), removed, d_state, input_precision=PRECISION)
+        state = _before(
+            state, q, k, keys, total, read, removed, token, length, head, 0, H, K, BK, LOADED, PRECISION
+        )  # fmt: skip
+        if BLOCKS > 1:
+            state_1 = _before(
+                state_1, q, k, keys_1, total, read, removed, token, length, head, 1, H, K, BK, LOADED, PRECISION
+            )  # fmt: skip
+        if BLOCKS > 2:
+            state_2 = _before(
+                state_2, q, k, keys_2, total, read, removed, token, length, head, 2, H, K, BK, LOADED, PRECISION
+            )  # fmt: skip
+        if BLOCKS > 3:
+            state_3 = _before(
+                state_3, q, k, keys_3, total, read, removed, token, length, head, 3, H, K, BK, LOADED, PRECISION
+            )  # fmt: skip
         since, until, rate, own = next_since, next_until, next_rate, own - ahead
     if HAS_FIRST:
-        tl.store(d_first_state + at_segment + in_state, d_state, mask=inside)
+        _store_state_tile(d_first_state, at_segment, 0, v0, state, K, V, BK, BV, False)
+        if BLOCKS > 1:
+            _store_state_tile(d_first_state, at_segment, BK, v0, state_1, K, V, BK, BV, False)
+        if BLOCKS > 2:
+            _store_state_tile(d_first_state, at_segment, 2 * BK, v0, state_2, K, V, BK, BV, False)
+        if BLOCKS > 3:
+            _store_state_tile(d_first_state, at_segment, 3 * BK, v0, state_3, K, V, BK, BV, False)
 
 
 @triton.jit
@@ -347,8 +433,7 @@ def gradient_kernel(
     d_overlaps = (pairs + tl.trans(pairs)).to(writes.dtype)
     writing, through = tl.zeros((CHUNK,), tl.float32), tl.zeros((BK,), tl.float32)
     for k0 in range(0, K, BK):
-        keys = _tile(k, first, length, head, k0, H, K, BK, DESCRIBED)
-        queries = _tile(q, first, length, head, k0, H, K, BK, DESCRIBED)
+        # One after the other, for registers
         d_query, d_seen = tl.zeros((CHUNK, BK), tl.float32), tl.zeros((CHUNK, BK), tl.float32)
         d_key = tl.zeros((CHUNK, BK), tl.float32)
         for v0 in tl.static_range(0, V, BV):
@@ -358,23 +443,25 @@ def gradient_kernel(
                 wrong = _tile(d_wrong, first, length, head, v0, H, V, BV, DESCRIBED)
             state = _state_tile(states, index, k0, v0, K, V, BK, BV, DESCRIBED)
             d_state = _state_tile(d_states, index, k0, v0, K, V, BK, BV, DESCRIBED)
+            through += tl.sum(state.to(tl.float32) * d_state.to(tl.float32), 1)
             d_query = tl.dot(d_output, tl.trans(state), d_query, input_precision=PRECISION)
             d_seen = tl.dot(wrong, tl.trans(state), d_seen, input_precision=PRECISION)
             d_key = tl.dot(writes, tl.trans(d_state), d_key, input_precision=PRECISION)
-            through += tl.sum(state.to(tl.float32) * d_state.to(tl.float32), 1)
+        queries = _tile(q, first, length, head, k0, H, K, BK, DESCRIBED)
         d_query *= (scale * since)[:, None]
-        d_seen *= since[:, None]
-        d_key *= until[:, None]
         reading += tl.sum(queries.to(tl.float32) * d_query, 1)
+        keys = _tile(k, first, length, head, k0, H, K, BK, DESCRIBED)
+        d_query = tl.dot(d_products, keys, d_query, input_precision=PRECISION)
+        _store_tile(dq, first, length, head, k0, d_query, H, K, BK, DESCRIBED)
+        d_seen *= since[:, None]
         seen = tl.sum(keys.to(tl.float32) * d_seen, 1)
         reading -= rate * seen
         d_rate -= seen
+        d_key *= until[:, None]
         writing += tl.sum(keys.to(tl.float32) * d_key, 1)
         d_key -= rate[:, None] * d_seen
-        d_query = tl.dot(d_products, keys, d_query, input_precision=PRECISION)
         d_key = tl.dot(tl.trans(d_products), queries, d_key, input_precision=PRECISION)
         d_key = tl.dot(d_overlaps, keys, d_key, input_precision=PRECISION)
-        _store_tile(dq, first, length, head, k0, d_query, H, K, BK, DESCRIBED)
         _store_tile(dk, first, length, head, k0, d_key, H, K, BK, DESCRIBED)
     total = tl.sum(tl.where(rows == CHUNK - 1, since, 0.0), 0)
     before = tl.sum(tl.where(earlier, writing[None, :], 0.0), 1)  # a token's own would hide the rest

@@ -16,7 +16,8 @@ from statex.ops.gated_delta import fused_kernels as kernels
 from statex.ops.triton_layout import Layout, aligned, described, make_layout, use_descriptors
 
 CHUNK = kernels.CHUNK.value
-MOST_KEYS = {torch.bfloat16: 512, torch.float32: 128}  # key channels whose state the walk has in registers
+MOST_KEYS = {torch.bfloat16: 512, torch.float32: 128}
+"""Key channels whose state the walks have in registers, in at most four blocks."""
 
 
 class Launch(NamedTuple):
@@ -44,23 +45,24 @@ def tiles(key_dim: int, value_dim: int, dtype: torch.dtype) -> Tiles:
     def fit(size: int, largest: int) -> int:
         return max(16, min(largest, triton.next_power_of_2(size)))
 
-    whole, half, values = fit(key_dim, 1 << 20), fit(key_dim, 64), fit(value_dim, 128)
+    block, half, values = fit(key_dim, 128), fit(key_dim, 64), fit(value_dim, 128)
     narrow = min(values, 32)
     if dtype == torch.float32:
         return Tiles(
             prepare=Launch(fit(key_dim, 32), values, 4, 1),
-            walk=Launch(whole, narrow, 4, 1),
+            walk=Launch(block, narrow, 4, 1),
             output=Launch(fit(key_dim, 32), min(values, 64), 4, 2),
-            walk_back=Launch(whole, min(narrow, 16), 4, 1),
+            walk_back=Launch(block, min(narrow, 16), 4, 1),
             gradient=Launch(fit(key_dim, 32), min(values, 32), 4, 1),
         )
-    large = key_dim > 256
+    few = key_dim <= block
     return Tiles(
         prepare=Launch(half, values, 4, 2),
-        walk=Launch(whole, narrow, 8 if large else 4, 2 if large else 3),
+        walk=Launch(block, narrow, 4, 3 if few else 2),
         output=Launch(half, values, 4, 3),
-        walk_back=Launch(whole, narrow, 8 if large else 4, 1 if large else 3),
-        gradient=Launch(half, values, 8, 1),
+        # Of more than two blocks not even two stages fit: there all but the states is read by pointers
+        walk_back=Launch(block, narrow, 4, 3 if few else 2) if key_dim <= 2 * block else Launch(block, narrow, 8, 1),
+        gradient=Launch(min(half, 32), values, 4, 2),
     )
 
 
@@ -222,9 +224,11 @@ def walk_back(
     d_states, d_wrong = torch.empty_like(kept.states), torch.empty_like(v)
     if d_final is not None:
         d_final = d_final.float().contiguous()
+    inputs = q, k, kept.inverse, kept.reads, d_output
+    if k.shape[3] <= 2 * tile.keys:
+        inputs = *(at.keys(x, tile) for x in inputs[:2]), *map(at.squares, inputs[2:4]), at.values(d_output, tile)
     kernels.walk_back_kernel[(triton.cdiv(v.shape[3], tile.values), layout.num_segments * v.shape[2])](
-        at.keys(q, tile), at.keys(k, tile), at.squares(kept.inverse), at.squares(kept.reads), kept.factors,
-        at.values(d_output, tile), layout.segment_table, d_final, at.states(d_states, tile), at.values(d_wrong, tile),
+        *inputs, kept.factors, layout.segment_table, d_final, at.states(d_states, tile), at.values(d_wrong, tile),
         d_initial, scale,
         **_constants(k, v, tile, at), HAS_LAST=d_final is not None, HAS_FIRST=d_initial is not None,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from statex.ops.gated_delta import fused_launch as launch
 from statex.ops.operators import absent, define, num_states
-from statex.ops.triton_layout import most_chunks
+from statex.ops.triton_layout import aligned, most_chunks
 
 
 def fits(v: Tensor, log_decay: Tensor, key_dim: int) -> bool:
@@ -42,6 +42,7 @@ def fused_gated_delta(
     else:
         layout = launch.layout_of(q, cu_seqlens)
         with torch.cuda.device_of(q):
+            q, k, v = aligned(q), aligned(k), aligned(v)
             output, final = _GatedDelta.apply(q, k, v, log_decay, beta, initial, scale, output_final_state, layout)
     return output.to(dtype), final if output_final_state else None
 
@@ -87,6 +88,7 @@ def _forward_kernel(
     with torch.cuda.device_of(q):
         kept = launch.room_for(q, v, most_chunks(q.shape[0], q.shape[1], cu_seqlens, launch.CHUNK))
         final = launch.state_like(q, v, layout.num_segments) if output_final_state else None
+        q, k, v = aligned(q), aligned(k), aligned(v)
         output = launch.forward(q, k, v, log_decay, beta, initial, scale, final, kept, layout)
     return output, absent(v) if final is None else final, *kept
 
@@ -124,6 +126,7 @@ def _backward_kernel(
     layout = launch.layout_of(q, cu_seqlens)
     d_initial = torch.empty_like(initial) if initial is not None else None
     with torch.cuda.device_of(q):
+        q, k, v = aligned(q), aligned(k), aligned(v)
         gradients = launch.backward(
             d_output, d_final, q, k, v, log_decay, beta, d_initial, scale, launch.Kept(*kept), layout
         )  # fmt: skip
