@@ -13,9 +13,11 @@ import triton
 from torch import Tensor
 
 from statex.ops.gated_delta import fused_kernels as kernels
+from statex.ops.gated_delta import fused_tiles
+from statex.ops.gated_delta import fused_walks as walks
 from statex.ops.triton_layout import Layout, aligned, described, make_layout, use_descriptors
 
-CHUNK = kernels.CHUNK.value
+CHUNK = fused_tiles.CHUNK.value
 MOST_KEYS = {torch.bfloat16: 512, torch.float32: 128}
 """Key channels whose state the walks have in registers, in at most four blocks."""
 
@@ -170,7 +172,7 @@ def walk(k: Tensor, v: Tensor, initial: Tensor | None, final: Tensor | None, kep
     """Fill the states, what is written, and the final states."""
     tile = tiles(k.shape[3], v.shape[3], v.dtype).walk
     at = _views(k, v, tile, layout)
-    kernels.walk_kernel[(triton.cdiv(v.shape[3], tile.values), layout.num_segments * v.shape[2])](
+    walks.walk_kernel[(triton.cdiv(v.shape[3], tile.values), layout.num_segments * v.shape[2])](
         at.keys(k, tile), at.values(v, tile), at.squares(kept.inverse), kept.factors, layout.segment_table, initial,
         at.states(kept.states, tile), at.values(kept.written, tile), final,
         **_constants(k, v, tile, at), HAS_FIRST=initial is not None, HAS_LAST=final is not None,
@@ -227,7 +229,7 @@ def walk_back(
     inputs = q, k, kept.inverse, kept.reads, d_output
     if k.shape[3] <= 2 * tile.keys:
         inputs = *(at.keys(x, tile) for x in inputs[:2]), *map(at.squares, inputs[2:4]), at.values(d_output, tile)
-    kernels.walk_back_kernel[(triton.cdiv(v.shape[3], tile.values), layout.num_segments * v.shape[2])](
+    walks.walk_back_kernel[(triton.cdiv(v.shape[3], tile.values), layout.num_segments * v.shape[2])](
         *inputs, kept.factors, layout.segment_table, d_final, at.states(d_states, tile), at.values(d_wrong, tile),
         d_initial, scale,
         **_constants(k, v, tile, at), HAS_LAST=d_final is not None, HAS_FIRST=d_initial is not None,

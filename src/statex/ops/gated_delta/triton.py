@@ -33,13 +33,12 @@ def triton_gated_delta(
 
     Arguments and results are those of `chunk_gated_delta`, on CUDA. bf16 inputs use bf16 products with fp32 sums,
     inverses and states; others are computed in fp32. The fused kernels keep a copy of the state for each chunk, in the
-    dtype of the products; else only the arguments are kept for the backward pass, which computes the forward again, some
-    heads at a time.
+    dtype of the products; else only the arguments are kept for the backward pass, which computes the forward again,
+    some heads at a time.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if fits(v, log_decay, q.shape[-1]):
-        options = {"initial_state": initial_state, "output_final_state": output_final_state, "cu_seqlens": cu_seqlens}
-        return fused_gated_delta(q, k, v, log_decay, beta, scale=scale, **options)
+        return fused_gated_delta(q, k, v, log_decay, beta, scale, initial_state, output_final_state, cu_seqlens)
     outputs, states = [], []
     for heads in _groups(q, v, log_decay):
         tokens = (x[:, :, heads] for x in (q, k, v, log_decay, beta))

@@ -26,7 +26,6 @@ def fused_gated_delta(
     v: Tensor,
     log_decay: Tensor,
     beta: Tensor,
-    *,
     scale: float,
     initial_state: Tensor | None = None,
     output_final_state: bool = False,
