@@ -18,14 +18,15 @@ import torch
 import triton
 from torch import Tensor
 
+from delta_gradient_transposed import gradient_kernel as transposed_gradient_kernel
 from statex.benchmarking.cases import Case, make_inputs
 from statex.ops.gated_delta import fused_launch as launch
 from statex.ops.gated_delta.fused_launch import Launch, Tiles
 from statex.utils.environment import source_commit, versions
 
-KERNELS = ("prepare", "walk", "output", "walk_back", "gradient")
+KERNELS = ("prepare", "walk", "output", "walk_back", "gradient", "gradient_transposed")
 VARIANTS = {  # key channels, value channels, warps, stages; the chosen launch comes first by itself
-    "prepare": [(64, 128, 4, 1), (64, 128, 4, 2), (64, 128, 4, 3), (128, 128, 4, 1), (64, 128, 8, 2), (64, 128, 2, 2)],
+    "prepare": [(64, 128, 4, 2), (64, 128, 4, 3), (128, 128, 4, 2), (64, 128, 8, 2), (64, 128, 2, 2)],
     "walk": [
         (128, 32, 4, 2), (128, 32, 4, 3), (128, 32, 4, 4), (128, 32, 8, 2), (128, 64, 4, 2), (128, 64, 8, 2),
         (128, 16, 4, 2), (64, 32, 4, 3),
@@ -39,6 +40,7 @@ VARIANTS = {  # key channels, value channels, warps, stages; the chosen launch c
         (32, 128, 4, 2), (32, 128, 4, 3), (64, 128, 4, 2), (64, 64, 4, 2), (32, 64, 4, 2), (32, 128, 8, 2),
         (16, 128, 4, 3),
     ],
+    "gradient_transposed": [(64, 128, 4, 2), (64, 128, 4, 3), (64, 64, 4, 2), (64, 128, 8, 2)],
 }  # fmt: skip
 COMPILE_TOKENS = 128
 TOLERANCE = 1e-2  # relative, between variants: they round in other places
@@ -80,9 +82,17 @@ class Kernels:
         inputs = self.d_output, self.d_states, self.d_wrong, self.q, self.k, self.v, self.log_decay, self.beta
         return list(launch.gradients(*inputs, self.scale, self.kept, self.layout))
 
+    def gradient_transposed(self) -> list[Tensor]:
+        original = launch.kernels.gradient_kernel
+        launch.kernels.gradient_kernel = transposed_gradient_kernel
+        try:
+            return self.gradient()
+        finally:
+            launch.kernels.gradient_kernel = original
+
     def run(self, name: str, variant: Launch) -> list[Tensor]:
         """The results of a kernel by another launch."""
-        original, tiles = launch.tiles, replace(self.chosen, **{name: variant})
+        original, tiles = launch.tiles, replace(self.chosen, **{name.removesuffix("_transposed"): variant})
         launch.tiles = _always(tiles)  # type: ignore[assignment]
         try:
             return getattr(self, name)()
@@ -96,7 +106,7 @@ def _always(tiles: Tiles) -> Callable[..., Tiles]:
 
 def variants_of(name: str, case: Case) -> list[Launch]:
     """The chosen launch, then the others that have room for this shape."""
-    chosen = getattr(launch.tiles(case.key_dim, case.value_dim, torch.bfloat16), name)
+    chosen = getattr(launch.tiles(case.key_dim, case.value_dim, torch.bfloat16), name.removesuffix("_transposed"))
     others = [Launch(*numbers) for numbers in VARIANTS[name]]
     if name.startswith("walk"):
         others = [each for each in others if case.key_dim <= 4 * each.keys]
@@ -118,15 +128,20 @@ def compile_variants(cases: list[Case], kernels: list[str], part: int, parts: in
                         print(f"{case.name} {name} {tuple(variant)}: {error}"[:120], flush=True)
 
 
+def distances(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """The largest, relative; NaN if there is one."""
+    pairs = [((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(found, wanted, strict=True)]
+    return torch.stack(pairs).max().item()
+
+
 def time_kernel(bench: Kernels, name: str, variant: Launch, wanted: list[Tensor] | None) -> tuple[str, list[Tensor]]:
     """Median milliseconds, or why there are none; and the results."""
     try:
         found = [x.clone() for x in bench.run(name, variant)]
     except Exception as error:  # too much shared memory, or not compiled: the other variants are still of interest
         return f"{type(error).__name__}: {error}"[:100], []
-    errors = [((a.float() - b.float()).norm() / b.float().norm()).item() for a, b in zip(found, wanted or found)]
-    if not max(errors) < TOLERANCE:
-        return f"wrong: {max(errors):.1e}", found
+    if not distances(found, wanted or found) < TOLERANCE:
+        return f"wrong: {distances(found, wanted or found):.1e}", found
     milliseconds = triton.testing.do_bench(lambda: bench.run(name, variant), warmup=20, rep=100, return_mode="median")
     return f"{milliseconds:.3f} ms", found
 
@@ -134,17 +149,22 @@ def time_kernel(bench: Kernels, name: str, variant: Launch, wanted: list[Tensor]
 def time_all(case: Case, kernels: list[str]) -> None:
     bench = Kernels(case)
     print(f"\n{case.name}, {case.tokens} tokens, bf16")
-    total = 0.0
+    total, gradients = 0.0, None
     for name in kernels:
+        if name == "gradient_transposed" and gradients is not None:
+            apart = distances(bench.run(name, bench.chosen.gradient), gradients)
+            print(f"transposed products are {apart:.1e} from the gradients of the other kernel")
         wanted = None
         for variant in variants_of(name, case):
             result, found = time_kernel(bench, name, variant, wanted)
-            if wanted is None:
+            if wanted is None and name != "gradient_transposed":
                 total += float(result.split()[0]) if result.endswith(" ms") else float("nan")
             print(f"{name:<10} {'chosen' if wanted is None else '':<6} {tuple(variant)!s:<18} {result}", flush=True)
             wanted = found if wanted is None else wanted
             del found
-        bench.run(name, getattr(bench.chosen, name))  # so that the next kernel reads what the chosen launch made
+        gradients = wanted
+        if name in ("prepare", "walk"):  # so that the next kernel reads what the chosen launch made
+            bench.run(name, getattr(bench.chosen, name))
     print(f"sum of the chosen launches: {total:.3f} ms", flush=True)
 
 

@@ -64,7 +64,7 @@ def tiles(key_dim: int, value_dim: int, dtype: torch.dtype) -> Tiles:
         output=Launch(half, values, 4, 3),
         # Of more than two blocks not even two stages fit: there all but the states is read by pointers
         walk_back=Launch(block, narrow, 4, 3 if few else 2) if key_dim <= 2 * block else Launch(block, narrow, 8, 1),
-        gradient=Launch(min(half, 32), values, 4, 2),
+        gradient=Launch(half, values, 4, 2),
     )
 
 
