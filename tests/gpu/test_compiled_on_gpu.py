@@ -140,6 +140,12 @@ def recurrence_inputs(name, tokens, segments, dtype):
         inputs = {key: normal(1, tokens, 2, 128, dtype=dtype) for key in ("q", "k", "v")}
         inputs["log_decay"] = (-0.1 * torch.rand(1, tokens, 2, 128, device="cuda")).requires_grad_()
         return inputs | {"initial_state": normal(segments, 2, 128, 128)}
+    if name == "gated_delta":
+        inputs = {key: normal(1, tokens, 2, 128, dtype=dtype) for key in ("q", "k", "v")}
+        inputs["k"] = torch.nn.functional.normalize(inputs["k"].detach(), dim=-1).requires_grad_()
+        inputs["log_decay"] = (-0.1 * torch.rand(1, tokens, 2, device="cuda")).requires_grad_()
+        inputs["beta"] = torch.rand(1, tokens, 2, device="cuda").requires_grad_()
+        return inputs | {"initial_state": normal(segments, 2, 128, 128)}
     inputs = {
         "x": normal(1, tokens, 4, 64, dtype=dtype),
         "dt": torch.rand(1, tokens, 4, device="cuda").requires_grad_(),
@@ -151,7 +157,7 @@ def recurrence_inputs(name, tokens, segments, dtype):
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", ["gla", "ssd"])
+@pytest.mark.parametrize("name", ["gla", "ssd", "gated_delta"])
 def test_a_recurrence(name, dtype, backend):
     """Output, states and every gradient are those of the same kernels outside of a graph, at several lengths."""
     torch.manual_seed(0)
@@ -174,14 +180,14 @@ def test_a_recurrence(name, dtype, backend):
             assert distance(found, wanted) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["gla", "ssd"])
+@pytest.mark.parametrize("name", ["gla", "ssd", "gated_delta"])
 def test_the_operators_are_sound(name):
     inputs = tuple(recurrence_inputs(name, 200, 2, torch.bfloat16).values())
     cu_seqlens = torch.tensor([0, 70, 200])
     if name == "ssd":
         x, dt, A, D, B, C, state = inputs
         inputs = (x, dt, A, B, C, D, state)
-    others = (0.5, True, True) if name == "gla" else (True,)
+    others = {"gla": (0.5, True, True), "ssd": (True,), "gated_delta": (0.5, True)}[name]
     utilities = (
         "test_schema",
         "test_autograd_registration",

@@ -58,6 +58,9 @@ SHAPES = [  # B, T, H, K, V
     (1, 513, 2, 512, 128),
     (1, 300, 1, 1024, 256),
     (2, 300, 6, 256, 64),
+    (1, 320, 2, 512, 128),
+    (1, 300, 2, 384, 96),
+    (1, 300, 2, 256, 160),
     (1, 333, 3, 100, 72),
     (3, 1, 2, 64, 64),
     (1, 20, 2, 128, 128),
@@ -104,13 +107,16 @@ def test_one_forward_backward_compiles(kind):
         torch.testing.assert_close(one, other)
 
 
-def test_only_the_arguments_are_kept_for_the_backward_pass():
-    inputs = inputs_of("head", (1, 16384, 16, 128, 128), torch.bfloat16, 0.1)
+@pytest.mark.parametrize(("kind", "most"), [("head", 5.5), ("channel", 3.0)])
+def test_what_is_kept_for_the_backward_pass(kind, most):
+    """Of a decay a channel the output, as copies of groups of heads at most; of one a head also two squares of a chunk,
+    what is written and the states: 1 + 1 + 1 + 2 times as much as the output."""
+    inputs = inputs_of(kind, (1, 16384, 16, 128, 128), torch.bfloat16, 0.1)
     given = {name: x.requires_grad_() for name, x in inputs.items()}
     before = torch.cuda.memory_allocated()
     output, _ = ops.gated_delta(**given)
     kept = torch.cuda.memory_allocated() - before
-    assert kept < 3 * output.numel() * output.element_size()  # copies of groups of heads, at most
+    assert kept < most * output.numel() * output.element_size()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -149,7 +149,7 @@ def test_kernels_of_a_recurrence(op, is_packed, interpreter):
     found = output_state_gradients(compiled(function, dynamic=True), inputs, torch.float32, **options)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     others = {"gla": (0.5, True, True), "ssd": (True,)}.get(op, (0.5, True))
-    operator = getattr(torch.ops.statex, op if op in ("gla", "ssd") else "walked_gated_delta").default
+    operator = getattr(torch.ops.statex, op.replace("kda", "walked_gated_delta")).default
     given = (*in_order(inputs), options.get("cu_seqlens"), *others)
     torch.library.opcheck(operator, given, test_utils=SHAPES_ALONE)
 

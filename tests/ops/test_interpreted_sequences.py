@@ -3,6 +3,8 @@
 What the interpreter does not show: bf16, and what compiling makes of the kernels; tests/gpu does.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from recurrence_inputs import assert_close, delta_inputs, gla_inputs, kda_inputs, output_state_gradients, ssd_inputs
@@ -27,13 +29,14 @@ def interpreter():
 def descriptors(monkeypatch):
     """Read tiles by descriptors where bf16 would."""
     from statex.ops import triton_layout
+    from statex.ops.gated_delta import fused_launch as gated_delta
     from statex.ops.gla import triton_launch as gla
     from statex.ops.ssd import triton_launch as ssd
 
     def in_any_dtype(layout, dtype, *sizes_and_tiles):
         return triton_layout.use_descriptors(layout, torch.bfloat16, *sizes_and_tiles)
 
-    for module in (gla, ssd):
+    for module in (gated_delta, gla, ssd):
         monkeypatch.setattr(module, "use_descriptors", in_any_dtype)
 
 
@@ -80,6 +83,64 @@ def test_gated_delta(make_inputs, decay, borders):
     assert_same(triton_gated_delta, chunk_gated_delta, inputs, borders)
 
 
+@pytest.mark.parametrize("kind", ["weak", "moderate", "strong", "tokens"])
+def test_gated_delta_at_every_beta_and_decay(kind):
+    from statex.ops.gated_delta.triton import triton_gated_delta
+
+    inputs = delta_inputs(80, kind, batch=2, heads=1, key_dim=20, value_dim=24, most=2.0)
+    inputs["beta"][:, ::3] = 0
+    assert_same(triton_gated_delta, chunk_gated_delta, inputs, None)
+
+
+def test_gated_delta_after_everything_is_forgotten():
+    from statex.ops.gated_delta.triton import triton_gated_delta
+
+    inputs = delta_inputs(80, batch=1, heads=2)
+    inputs["log_decay"][:, 30] = -torch.inf
+    wanted, wanted_state = chunk_gated_delta(**inputs, output_final_state=True)
+    inputs = {name: x.float().requires_grad_() for name, x in inputs.items()}
+    output, state = triton_gated_delta(**inputs, output_final_state=True)
+    assert_close({"output": output, "state": state}, {"output": wanted, "state": wanted_state}, 1e-5)
+    (state.sum() + output.sum()).backward()
+    assert all(x.grad.isfinite().all() for x in inputs.values())
+
+
+@pytest.mark.parametrize("described", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "dims", "borders"),
+    [
+        (70, (256, 160), None),  # two blocks of keys, two tiles of values
+        (70, (300, 16), None),  # three, the last not whole
+        (128, (512, 32), None),
+        (192, (64, 64), [0, 64, 64, 192]),
+        (80, (64, 64), [0, 1, 70, 70, 80]),
+    ],
+    ids=str,
+)
+def test_fused_gated_delta_on_the_tiles_of_bf16(tokens, dims, borders, described, request, monkeypatch):
+    from statex.ops.gated_delta import fused_launch
+    from statex.ops.gated_delta.triton_fused import fused_gated_delta
+
+    if described:
+        request.getfixturevalue("descriptors")
+    tiles = fused_launch.tiles
+    monkeypatch.setattr(fused_launch, "tiles", lambda *dims: tiles(*dims[:2], torch.bfloat16))
+    inputs = delta_inputs(tokens, "typical", 1, heads=1, key_dim=dims[0], value_dim=dims[1])
+    assert_same(partial(fused_gated_delta, scale=0.3), partial(chunk_gated_delta, scale=0.3), inputs, borders)
+
+
+def test_the_fused_kernels_of_gated_delta_have_states_that_fit_registers():
+    from statex.ops.gated_delta.triton_fused import fits
+
+    values = {dtype: torch.empty(1, 1, 2, 8, dtype=dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)}
+    a_head, a_channel = torch.zeros(1, 1, 2), torch.zeros(1, 1, 2, 4)
+    assert fits(values[torch.bfloat16], a_head, 512)
+    assert not fits(values[torch.bfloat16], a_head, 513)
+    assert not fits(values[torch.bfloat16], a_channel, 64)
+    assert fits(values[torch.float16], a_head, 128)
+    assert not fits(values[torch.float32], a_head, 129)
+
+
 @pytest.mark.parametrize(("tokens", "dims"), [(5, (8, 8)), (64, (128, 40)), (70, (512, 16)), (65, (1024, 8))], ids=str)
 def test_gated_delta_at_every_key_dimension(tokens, dims):
     from statex.ops.gated_delta.triton import triton_gated_delta
@@ -92,7 +153,7 @@ def test_gated_delta_at_every_key_dimension(tokens, dims):
 def test_gated_delta_of_some_heads_at_a_time(heads_at_once, monkeypatch):
     from statex.ops.gated_delta import triton
 
-    inputs = delta_inputs(40, "typical", 2, heads=3)
+    inputs = kda_inputs(40, "typical", 2, heads=3)
     split = [slice(start, min(start + heads_at_once, 3)) for start in range(0, 3, heads_at_once)]
     monkeypatch.setattr(triton, "_groups", lambda *_: split)
     assert_same(triton.triton_gated_delta, chunk_gated_delta, inputs, None)

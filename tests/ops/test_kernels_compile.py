@@ -1,5 +1,5 @@
-"""Kernels are compiled for a Hopper GPU, without one: what the interpreter lets pass, such as a variable that changes
-its type in a loop, is an error there. Those of the layers must also fit the registers."""
+"""The delta rule's kernels are compiled for a Hopper GPU, without one: what the interpreter lets pass, such as a
+variable that changes its type in a loop, is an error there."""
 
 import os
 import subprocess
@@ -9,73 +9,92 @@ import pytest
 import torch
 
 COMPILE = """
-import re
-import subprocess
 import sys
 
+import torch
 import triton
-from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-def compiled(function, types, constants, **options):
-    types = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in function.arg_names}
-    places = {name: (place,) for place, name in enumerate(function.arg_names)}
-    wide = [name for name in types if types[name].startswith("*") or name.startswith("stride")]
-    source = ASTSource(
-        function, types, {places[name]: value for name, value in constants.items()},
-        {places[name]: [["tt.divisibility", 16]] for name in wide},
-    )
-    return triton.compile(source, GPUTarget("cuda", 90, 32), options)
-
-def spilled(kernel):
-    "Bytes of a thread for which there was no register."
-    with open(sys.argv[1], "wb") as file:
-        file.write(kernel.asm["cubin"])
-    usage = subprocess.run([knobs.nvidia.cuobjdump.path, "-res-usage", sys.argv[1]], capture_output=True, text=True)
-    return int(re.search("STACK:([0-9]+)", usage.stdout)[1])
+def compiled(function, types, constants, warps=4, stages=3):
+    types = {name: "constexpr" if name in constants else types[name] for name in function.arg_names}
+    source = ASTSource(function, types, {(function.arg_names.index(name),): value for name, value in constants.items()})
+    options = {"num_warps": warps, "num_stages": stages}
+    kernel = triton.compile(source, GPUTarget("cuda", 90, 32), options)
+    print(function.__name__, len(kernel.asm["cubin"]) > 0 and kernel.metadata.shared <= 227 * 1024)
 """
+GENERAL = """
+from statex.ops.gated_delta import triton_kernels as kernels
 
-DELTA_RULE = """
-from statex.ops.gated_delta import triton_kernels
-
-TYPES = {"N": "i32"} | dict.fromkeys(("removed", "keys", "queries"), "*bf16")
 WALK = {"K": 100, "V": 72, "D": 100, "C": 64, "BK": 64, "BV": 16, "PRECISION": "tf32"}
-for kernel, constants in (("inverse_kernel", {"C": 64}), ("walk_kernel", WALK), ("walk_back_kernel", WALK)):
-    print(kernel, len(compiled(getattr(triton_kernels, kernel), TYPES, constants, num_warps=4).asm["cubin"]) > 0)
+for kernel, constants in ((kernels.inverse_kernel, {"C": 64}), *((k, WALK) for k in (kernels.walk_kernel, kernels.walk_back_kernel))):
+    types = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(("removed", "keys", "queries"), "*bf16")
+    compiled(kernel, types | {"N": "i32"}, constants)
+"""  # noqa: E501
+FUSED = """
+from statex.ops.gated_delta import fused_kernels, fused_walks
+from statex.ops.gated_delta import fused_launch as launch
+
+key_dim, value_dim, dtype, described = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4] == "described"
+tiles = launch.tiles(key_dim, value_dim, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+for name in sys.argv[5:]:
+    module = fused_walks if name.startswith("walk") else fused_kernels
+    kernel, tile = getattr(module, name + "_kernel"), getattr(tiles, name)
+    types = dict.fromkeys(kernel.arg_names, "*fp32") | {"chunk_table": "*i32", "segment_table": "*i32", "scale": "fp32"}
+    shapes = {name: (64, tile.keys) for name in ("q", "k", "dq", "dk")}
+    shapes |= {name: (64, tile.values) for name in ("v", "d_out", "written", "d_wrong", "dv", "out")}
+    shapes |= {name: (tile.keys, tile.values) for name in ("states", "d_states")}
+    shapes |= dict.fromkeys(("inverse", "reads"), (64, 64))
+    by_pointers = {"inverse", "reads"} if name == "prepare" else set()
+    if name == "walk_back" and key_dim > 2 * tile.keys:
+        by_pointers = {"q", "k", "inverse", "reads", "d_out"}
+    for each, shape in shapes.items():
+        types[each] = f"tensordesc<{dtype}{list(shape)}>" if described and each not in by_pointers else f"*{dtype}"
+    constants = {"H": 32, "K": key_dim, "V": value_dim, "BK": tile.keys, "BV": tile.values, "DESCRIBED": described}
+    constants["PRECISION"] = "tf32x3" if dtype == "fp32" else "tf32"
+    if name.startswith("walk"):
+        constants |= {"HAS_FIRST": True, "HAS_LAST": True}
+    compiled(kernel, types, constants, tile.warps, tile.stages)
 """
-
-LAYERS = """
-from statex.ops import triton_convolution as convolution, triton_gated_norm as norm
-
-BF16 = dict.fromkeys(("x", "out", "d_out", "dx", "gate", "d_gate"), "*bf16")
-NUMBERS = dict.fromkeys(("T", "L", "rows", "tiles", "stride_b", "stride_t", "context_b", "context_t", "d_out_b"), "i32")
-NUMBERS |= dict.fromkeys(("d_out_t", "stride_x", "stride_gate", "stride_d_out"), "i32") | {"eps": "fp32"}
-STRIPS = {"D": 1152, "W": 4, "S": convolution.LONG_STRIP, "BR": convolution.STRIPS, "BD": convolution.TILE_CHANNELS}
-STRIPS |= {"U": convolution.GROUP, "HAS_BIAS": True, "HAS_SEGMENTS": False, "seq_idx": None}
-OF_SUMS = {"HAS_CONTEXT": False, "context": None}
-ROWS = {"D": 1024, "SIZE": 1024, "HAS_GATE": True, "HAS_WEIGHT": True, "GATE_FIRST": True}
-for kernel, constants, options in (
-    (convolution.convolution_kernel, STRIPS | OF_SUMS, {"num_warps": 4}),
-    (convolution.convolution_gradient_kernel, STRIPS | {"HAS_DX": True}, {"num_warps": 4, "maxnreg": 168}),
-    (norm.gated_norm_kernel, ROWS | {"BR": 4, "BD": 1024}, {"num_warps": 8}),
-    (norm.gated_norm_gradient_kernel, ROWS | {"BR": 1, "BD": 1024}, {"num_warps": 4}),
-):
-    print(kernel.__name__, spilled(compiled(kernel, BF16 | NUMBERS, constants, **options)))
-"""
+WALKS = ("walk", "walk_back")
+KERNELS = ("prepare", *WALKS, "output", "gradient")
 
 
-WANTED = ["inverse_kernel", "True", "walk_kernel", "True", "walk_back_kernel", "True"]
-WANTED += ["convolution_kernel", "0", "convolution_gradient_kernel", "0"]
-WANTED += ["gated_norm_kernel", "0", "gated_norm_gradient_kernel", "0"]
+def compile_in_a_process(script: str, folder, *arguments: str) -> None:
+    """All kernels that the script prints are compiled, and have room in shared memory."""
+    surroundings = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder)}
+    (folder / "script.py").write_text(COMPILE + script)
+    command = [sys.executable, str(folder / "script.py"), *arguments]
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=240)
+    compiled = done.stdout.split()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert compiled, done.stderr
+    assert set(compiled[1::2]) == {"True"}, compiled
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs them")
-def test_kernels_compile(tmp_path):
+without_a_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs them")
+
+
+@without_a_gpu
+def test_kernels_of_any_decay_compile(tmp_path):
     pytest.importorskip("triton")
-    surroundings = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    script, cubin = tmp_path / "script.py", tmp_path / "cubin"
-    script.write_text(COMPILE + DELTA_RULE + LAYERS)
-    command = [sys.executable, str(script), str(cubin)]
-    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == WANTED, done.stderr
+    compile_in_a_process(GENERAL, tmp_path)
+
+
+@pytest.mark.slow
+@without_a_gpu
+@pytest.mark.parametrize(
+    ("dims", "dtype", "read", "kernels"),
+    [
+        ((128, 128), "bf16", "described", KERNELS),
+        ((256, 128), "bf16", "described", WALKS),
+        ((512, 128), "bf16", "described", WALKS),
+        ((80, 96), "bf16", "by_pointers", KERNELS),
+        ((100, 72), "fp32", "by_pointers", KERNELS),
+    ],
+    ids=str,
+)
+def test_fused_kernels_compile(dims, dtype, read, kernels, tmp_path):
+    """Each number of warps and stages that `fused_launch.tiles` has."""
+    pytest.importorskip("triton")
+    compile_in_a_process(FUSED, tmp_path, *map(str, dims), dtype, read, *kernels)

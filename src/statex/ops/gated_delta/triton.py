@@ -1,4 +1,5 @@
-"""The gated delta rule on the GPU: walk and inverses on Triton kernels, the products inside of chunks PyTorch's.
+"""The gated delta rule on the GPU. With a decay a head, and states that fit registers, all of it runs on fused kernels;
+else walk and inverses do, and the products inside of chunks are PyTorch's.
 
 Shape letters: B batch, T time, H heads, K key dim, V value dim.
 """
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from statex.ops.gated_delta.chunk import MAX_CHUNK, in_chunks
+from statex.ops.gated_delta.triton_fused import fits, fused_gated_delta
 from statex.ops.gated_delta.triton_kernels import inverse_of_unit_lower, walk_over_chunks
 from statex.ops.recomputed import GATED_DELTA_ARGUMENTS, fake_gated_delta, operator_of
 from statex.ops.segments import full_precision
@@ -30,10 +32,13 @@ def triton_gated_delta(
     """S'_t = diag(exp(log_decay_t)) S_{t-1};  S_t = S'_t + beta_t k_t^T (v_t - k_t S'_t);  o_t = scale q_t S_t.
 
     Arguments and results are those of `chunk_gated_delta`, on CUDA. bf16 inputs use bf16 products with fp32 sums,
-    inverses and states; others are computed in fp32. Only the arguments are kept for the backward pass, which computes
-    the forward again, some heads at a time.
+    inverses and states; others are computed in fp32. The fused kernels keep a copy of the state for each chunk, in the
+    dtype of the products; else only the arguments are kept for the backward pass, which computes the forward again,
+    some heads at a time.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if fits(v, log_decay, q.shape[-1]):
+        return fused_gated_delta(q, k, v, log_decay, beta, scale, initial_state, output_final_state, cu_seqlens)
     outputs, states = [], []
     for heads in _groups(q, v, log_decay):
         tokens = (x[:, :, heads] for x in (q, k, v, log_decay, beta))
