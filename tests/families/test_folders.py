@@ -140,6 +140,22 @@ def test_a_folder_of_kimi_linear(tmp_path, call):
     assert statex.state_report(expanded).layers[1].key_dim == 16
 
 
+def test_a_kimi_linear_of_moonshot_s_form_is_described(tmp_path, call):
+    """Sizes and kinds of layers, counted from 1, in an object of their own."""
+    kinds = ["linear_attention", "full_attention", "linear_attention"]
+    model = delta_models.make_delta("kimi_linear", layer_types=kinds)
+    model.save_pretrained(tmp_path / "model")
+    values = json.loads((tmp_path / "model" / "config.json").read_text())
+    inner = {"kda_layers": [1, 3], "full_attn_layers": [2], "num_heads": values.pop("linear_num_heads")}
+    inner |= {"head_dim": values.pop("linear_head_dim"), "short_conv_kernel_size": values.pop("linear_conv_kernel_dim")}
+    del values["layer_types"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(values | {"linear_attn_config": inner}))
+    assert [layer.index for layer in statex.inspect(tmp_path / "model").state.layers] == [0, 2]
+    torch.testing.assert_close(logits(statex.load(tmp_path / "model").eval(), tokens()), logits(model, tokens()))
+    call("expand", tmp_path / "model", tmp_path / "out", "--layers", 2, "--factor", 2)
+    assert statex.state_report(statex.load(tmp_path / "out")).layers[1].key_dim == 16
+
+
 def test_a_family_that_the_installed_transformers_lacks_says_so(tmp_path, monkeypatch):
     monkeypatch.delitem(FAMILIES, "minimax")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "minimax"}))

@@ -67,7 +67,7 @@ def describe(folder: str | os.PathLike) -> Description:
     with _named_by_file():
         check_plain(values)
         check_fields(family, config_class, values)
-        _check_sizes(family, defaults_of(config_class) | values, headers)
+        _check_sizes(family, family.fields.by_present_names(defaults_of(config_class) | values), headers)
         with explained("config.json", str(folder / "config.json"), "is refused", "correct the configuration"):
             if is_foreign:
                 config = config_class.from_dict(values)
