@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-
 from statex.families.fields import ConfigFields, PositiveFloat, Size
 from statex.families.mamba2_type import ChunkSize, Mamba2Names, Mamba2TypeFamily, Mamba2TypeFields
 from statex.families.shared import FURTHER_TOKENS
