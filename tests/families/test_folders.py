@@ -8,7 +8,13 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+)
 from typer.testing import CliRunner
 
 import delta_models
@@ -138,6 +144,49 @@ def test_a_folder_of_kimi_linear(tmp_path, call):
     ids = tokens(length=41)
     assert Reader(expanded, piece=16).next_token_nll(ids).isfinite().all()
     assert statex.state_report(expanded).layers[1].key_dim == 16
+
+
+def test_a_kimi_linear_of_moonshot_s_form_is_described(tmp_path, call):
+    """Sizes and kinds of layers, counted from 1, in an object of their own."""
+    kinds = ["linear_attention", "full_attention", "linear_attention"]
+    model = delta_models.make_delta("kimi_linear", layer_types=kinds)
+    model.save_pretrained(tmp_path / "model")
+    values = json.loads((tmp_path / "model" / "config.json").read_text())
+    inner = {"kda_layers": [1, 3], "full_attn_layers": [2], "num_heads": values.pop("linear_num_heads")}
+    inner |= {"head_dim": values.pop("linear_head_dim"), "short_conv_kernel_size": values.pop("linear_conv_kernel_dim")}
+    del values["layer_types"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(values | {"linear_attn_config": inner}))
+    assert [layer.index for layer in statex.inspect(tmp_path / "model").state.layers] == [0, 2]
+    torch.testing.assert_close(logits(statex.load(tmp_path / "model").eval(), tokens()), logits(model, tokens()))
+    call("expand", tmp_path / "model", tmp_path / "out", "--layers", 2, "--factor", 2)
+    assert statex.state_report(statex.load(tmp_path / "out")).layers[1].key_dim == 16
+
+
+def test_the_language_model_of_a_qwen3_5_is_taken(tmp_path, call):
+    """The hub's checkpoints of Qwen3.5 read images, too; their weights have other names, saved again as well."""
+    text = delta_models.make_delta("qwen3_5_text", layer_types=[LINEAR, FULL], num_hidden_layers=2)
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 32, "intermediate_size": 16}
+    whole = Qwen3_5ForConditionalGeneration(Qwen3_5Config(text_config=text.config.to_dict(), vision_config=vision))
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    whole.lm_head.load_state_dict(text.lm_head.state_dict())
+    whole.save_pretrained(tmp_path / "whole")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "again")
+    ids = tokens(length=21)
+    for name in ("whole", "again"):
+        found = statex.inspect(tmp_path / name)
+        assert found.model_type == "qwen3_5_text"
+        assert found.num_parameters == text.num_parameters()
+        torch.testing.assert_close(logits(statex.load(tmp_path / name).eval(), ids), logits(text, ids))
+        call("expand", tmp_path / name, tmp_path / f"{name}-out", "--every", 1, "--init", "preserve")
+        expanded = statex.load(tmp_path / f"{name}-out").eval()
+        torch.testing.assert_close(logits(expanded, ids), logits(text, ids), rtol=1e-4, atol=1e-4)
+    with pytest.raises(statex.UserError, match="its language model is of the family qwen3_5_text"):
+        plan_expansion(whole.config, statex.ExpansionConfig())
+    path = tmp_path / "whole" / "config.json"
+    for damage in (None, 3):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"text_config": damage}))
+        with pytest.raises(statex.UserError, match="text_config"):
+            statex.inspect(tmp_path / "whole")
 
 
 def test_a_family_that_the_installed_transformers_lacks_says_so(tmp_path, monkeypatch):

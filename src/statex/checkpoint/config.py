@@ -11,6 +11,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from statex.checkpoint.composite import is_composite, language_model_headers, language_model_values
 from statex.checkpoint.fla import FOREIGN_TYPES, from_foreign
 from statex.checkpoint.folder import check_plain, model_folder, read_json
 from statex.checkpoint.headers import TensorHeader, read_headers
@@ -35,7 +36,7 @@ class Description:
 
 def load_config(folder: str | os.PathLike) -> Any:
     """The configuration of a model folder; FLA's `gla` and `rwkv7` become our `statex_gla` and `statex_rwkv7`,
-    transformers' `xlstm` our `statex_xlstm`.
+    transformers' `xlstm` our `statex_xlstm`; of a `qwen3_5` it is its language model's.
 
     Raises:
         UserError: as `describe`.
@@ -61,13 +62,15 @@ def describe(folder: str | os.PathLike) -> Description:
     is_foreign = any(values.get("model_type") == name for name in FOREIGN_TYPES)  # not checked yet: any type
     if is_foreign:
         values = from_foreign(values)
+    elif is_composite(values):
+        is_foreign, values = True, language_model_values(values)
     config_class = _config_class(values)
     family: Family = family_of(config_class)
-    headers = read_headers(folder)
+    headers = language_model_headers(family, read_headers(folder))
     with _named_by_file():
         check_plain(values)
         check_fields(family, config_class, values)
-        _check_sizes(family, defaults_of(config_class) | values, headers)
+        _check_sizes(family, family.fields.by_present_names(defaults_of(config_class) | values), headers)
         with explained("config.json", str(folder / "config.json"), "is refused", "correct the configuration"):
             if is_foreign:
                 config = config_class.from_dict(values)

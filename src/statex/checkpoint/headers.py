@@ -22,6 +22,8 @@ class TensorHeader:
 
     shape: tuple[int, ...]
     dtype: str
+    stored_as: str
+    """Its name in the file."""
 
 
 def read_headers(folder: str | os.PathLike) -> dict[str, TensorHeader]:
@@ -90,7 +92,9 @@ def _read_header(path: Path) -> dict[str, TensorHeader]:
             raise UserError("model", str(path), "is listed in the index but is not there", remedy)
         with safe_open(path, framework="pt") as file:
             entries = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            headers = {name: TensorHeader(tuple(each.get_shape()), each.get_dtype()) for name, each in entries.items()}
+            headers = {
+                name: TensorHeader(tuple(each.get_shape()), each.get_dtype(), name) for name, each in entries.items()
+            }
     for name, header in headers.items():
         if header.dtype not in FLOATING:
             problem = f"the tensor {name} is stored as {header.dtype}, not as one of {', '.join(FLOATING)}"

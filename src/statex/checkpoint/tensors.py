@@ -35,7 +35,10 @@ def check_tensors(config: Any, headers: dict[str, TensorHeader], folder: str | o
             raise UserError("model", str(folder), problem, remedy)
     for name in tied & headers.keys():
         source = model.all_tied_weights_keys[name]
-        if source in headers and not stored_alike(folder, name, source):  # transformers would not tie them then
+        if source not in headers:
+            continue
+        names = (headers[each].stored_as for each in (name, source))
+        if not stored_alike(folder, *names):  # transformers would not tie them then
             problem = f"says that {name} is {source}, but the weights have both, and they differ"
             raise UserError("config.json: tie_word_embeddings", True, problem, "set it false, or remove one of them")
     if (plan := stored_plan(config)) is not None:

@@ -108,6 +108,11 @@ def unknown_family(model_type: object) -> UserError:
         whose = "flash-linear-attention's" if name == "rwkv7" else "transformers'"
         problem = f"is {whose} own model, which takes no expanded state; statex's is {OURS_ONLY[name]}"
         return UserError("model_type", model_type, problem, "load its folder with statex.load")
+    if (
+        part := next((one.model_type for one in FAMILIES.values() if one.composite and one.composite == name), None)
+    ) is not None:
+        problem = f"is a model of text and images; its language model is of the family {part}"
+        return UserError("model_type", model_type, problem, "load its folder with statex.load, which takes that alone")
     problem, known = "is not a family that statex can expand", f"known families: {', '.join(FAMILIES)}"
     if (reason := NOT_EXPANDABLE.get(name)) is not None:
         problem = f"{problem}: {reason}"

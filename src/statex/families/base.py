@@ -139,6 +139,8 @@ class Family(ABC):
     """What an expansion enlarges, for docs/families.md; this and the next three."""
     factors: str = "2 and more; 4 where none is given"
     """Which factors there are."""
+    composite: str = ""
+    """Model type of transformers' models of text and images whose language model it is, if there are such."""
     left_out: str = ""
     """What its checkpoints may hold that transformers does not load, and that an expanded folder therefore lacks."""
     runs_on: str = "statex's ops"

@@ -41,6 +41,16 @@ class ConfigFields(BaseModel):
     auto_map: dict[str, Any] | None = None
     expansion: list[dict[str, Any]] | dict[str, Any] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_their_present_names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return cls.by_present_names(values)
+
+    @classmethod
+    def by_present_names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The values of a config.json, those that transformers also takes from elsewhere under their present names."""
+        return values
+
     @model_validator(mode="after")
     def _token_ids_exist(self):
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):

@@ -15,6 +15,13 @@ from statex.families.shared import ONE_RATE, layers_of_types, refuse_rank, requi
 
 MODELING = "transformers.models.kimi_linear.modeling_kimi_linear"
 
+IN_LINEAR_ATTN_CONFIG = {
+    "linear_head_dim": "head_dim",
+    "linear_num_heads": "num_heads",
+    "linear_conv_kernel_dim": "short_conv_kernel_size",
+}
+"""Where in the object `linear_attn_config` the checkpoint of Kimi Linear has some fields, which go before others."""
+
 
 class KimiLinearFields(ConfigFields):
     """Fields of a Kimi Linear configuration that its recurrent layers are made from."""
@@ -28,6 +35,12 @@ class KimiLinearFields(ConfigFields):
     num_attention_heads: Size
     rms_norm_eps: PositiveFloat
     layer_types: list[LayerType] | None
+
+    @classmethod
+    def by_present_names(cls, values: dict[str, Any]) -> dict[str, Any]:
+        inner = values.get("linear_attn_config")
+        found = inner if isinstance(inner, dict) else {}  # transformers refuses anything else
+        return values | {name: found[place] for name, place in IN_LINEAR_ATTN_CONFIG.items() if place in found}
 
 
 class KimiLinearFamily(Family):

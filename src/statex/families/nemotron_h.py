@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import model_validator
-
 from statex.families.fields import ConfigFields, PositiveFloat, Size
 from statex.families.mamba2_type import ChunkSize, Mamba2Names, Mamba2TypeFamily, Mamba2TypeFields
 from statex.families.shared import FURTHER_TOKENS
@@ -46,9 +44,8 @@ class NemotronHFields(Mamba2TypeFields):
     time_step_max: PositiveFloat
     time_step_floor: PositiveFloat
 
-    @model_validator(mode="before")
     @classmethod
-    def _by_their_present_names(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def by_present_names(cls, values: dict[str, Any]) -> dict[str, Any]:
         return values | {new: values[old] for old, new in EARLIER_NAMES.items() if old in values}
 
 

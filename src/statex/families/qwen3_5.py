@@ -1,4 +1,4 @@
-"""Qwen3.5, the language model alone: layers of the gated delta rule among attention layers."""
+"""Qwen3.5, its language model alone: layers of the gated delta rule among attention layers."""
 
 from typing import Any
 
@@ -24,7 +24,8 @@ class Qwen35Family(GatedDeltaFamily):
     config_class = "transformers.models.qwen3_5.configuration_qwen3_5.Qwen3_5TextConfig"
     model_class = f"{MODELING}.Qwen3_5TextModel"
     causal_lm_class = f"{MODELING}.Qwen3_5ForCausalLM"
-    left_out = FURTHER_TOKENS
+    composite = "qwen3_5"
+    left_out = f"what reads images, and {FURTHER_TOKENS}"
     mixer_class = f"{MODELING}.Qwen3_5GatedDeltaNet"
     time_steps = "dt_bias"
     norm_classes = (f"{MODELING}.Qwen3_5RMSNormGated",)

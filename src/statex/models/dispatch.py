@@ -16,6 +16,7 @@ import transformers
 from statex.errors import UserError
 from statex.families import FAMILIES
 from statex.models.delta_rule import GATED_DELTA, KIMI_DELTA, NO_PACKED_CACHE, gated_norm_forward, with_query_channels
+from statex.models.documents import has_attention, knowing_no_attention
 from statex.models.fla import delta_rule_mixer, import_fla
 from statex.models.lightning import lightning_attention
 from statex.models.padding import padding_stays_zero, zero_padding
@@ -243,13 +244,17 @@ def _replacements(path: str, recurrence: str, norms: tuple[str, ...]) -> Iterato
         yield module, name, function
     for name in norms:
         yield find_member(module, name), "forward", RECURRENCES[recurrence].norm_forward
-    for family in FAMILIES.values() if recurrence != "mamba2" else ():  # whose mixers `zero_padding` sees to
-        if family.mixer_class.rpartition(".")[0] == path:
+    for family in (family for family in FAMILIES.values() if family.mixer_class.rpartition(".")[0] == path):
+        if recurrence != "mamba2":  # whose mixers `zero_padding` sees to
             mixer = imported(family.mixer_class)
             yield mixer, "forward", RECURRENCES[recurrence].around_mixer(mixer.forward)
-            if (around := RECURRENCES[recurrence].around_model) is not None:
-                model = imported(family.model_class)
-                yield model, "forward", around(model.forward)
+        model = imported(family.model_class)
+        around = RECURRENCES[recurrence].around_model
+        forward = model.forward if around is None else around(model.forward)
+        if has_attention(model):
+            forward = knowing_no_attention(forward)
+        if forward is not model.forward:
+            yield model, "forward", forward
     if RECURRENCES[recurrence].cache:
         cache = imported(RECURRENCES[recurrence].cache)
         yield module, cache.__base__.__name__, cache

@@ -13,12 +13,18 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.masking_utils import create_masks_for_generate
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from statex.families import ALL_FAMILIES, FAMILIES, Family, family_of, unknown_family
 from statex.models.caches import CACHE_NAMES
 from statex.models.dispatch import RECURRENCES, imported
-from statex.models.documents import document_arguments, has_attention
+from statex.models.documents import (
+    arguments_without_attention,
+    document_arguments,
+    has_attention,
+    lacks_attention,
+)
 from statex.models.fla import as_fla_names_it, fla_model_forward, with_plan
 from statex.models.keywords import LOSS_KEYWORDS, by_name, check_keywords, check_no_attentions, with_arguments_of
 from statex.models.replay import ReplayExpansion
@@ -112,6 +118,22 @@ class ExpandedModel(ReplayExpansion):
         """As transformers does, and fill the buffers of a mixer, which it makes for un-expanded ones alone."""
         super()._init_weights(module)  # type: ignore[misc]
         family_of(self.config).fill_buffers(self.config, module)  # type: ignore[attr-defined]
+
+    def _prepare_cache_for_generation(self: Any, generation_config: Any, model_kwargs: dict, *args: Any) -> None:
+        """As transformers does, but where attention is lacking, the first forward makes the cache: generate would ask
+        it how many tokens it holds, and it counts none."""
+        is_left = generation_config.cache_implementation is None and _cache_in(model_kwargs) is None
+        if not (lacks_attention(self.base_model) and is_left):
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)  # type: ignore[misc]
+
+    def create_masks_for_generate(
+        self: Any, config: Any, inputs_embeds: torch.Tensor, attention_mask: Any, **kwargs: Any
+    ) -> Any:
+        """As transformers' model or module of that name, which would ask the cache, too."""
+        if lacks_attention(self.base_model):
+            return arguments_without_attention(self.base_model, inputs_embeds, attention_mask)["attention_mask"]
+        theirs = getattr(super(), "create_masks_for_generate", create_masks_for_generate)
+        return theirs(config, inputs_embeds, attention_mask, **kwargs)
 
     @classmethod
     def adopt(cls, model: Any) -> None:
@@ -216,17 +238,24 @@ def _model_forward(base: Any, family: Family) -> Callable:
             return run(self, **given)
         if (seq_idx := one_seq_idx(seq_idx, cu_seqlens, tokens[0])) is not None:
             apart = document_arguments(self, tokens[0], seq_idx, given.get("attention_mask"))
-            given = {"use_cache": False} | given | apart
-        elif (cache := _cache_in(given)) is not None:
-            if attends and given.get("position_ids") is None:
-                start = cache.get_seq_length()  # which some of transformers' models take for 0
-                end = start + tokens[0].shape[1]
-                given["position_ids"] = torch.arange(start, end, device=tokens[0].device)[None]
-        elif new_cache is not None and _makes_cache(self, given):
+            return run(self, **{"use_cache": False} | given | apart)
+        if attends:
+            given |= _masks_and_positions(self, tokens[0], given)
+        if new_cache is not None and _cache_in(given) is None and _makes_cache(self, given):
             given[next(name for name in CACHE_NAMES if name in names)] = new_cache()
         return run(self, **given)
 
     return forward
+
+
+def _masks_and_positions(model: Any, tokens: torch.Tensor, given: dict[str, Any]) -> dict[str, Any]:
+    """What a base model that may have attention is given besides."""
+    if lacks_attention(model):
+        return arguments_without_attention(model, tokens, given.get("attention_mask"), given.get("position_ids"))
+    if (cache := _cache_in(given)) is None or given.get("position_ids") is not None:
+        return {}
+    start = cache.get_seq_length()  # which some of transformers' models take for 0
+    return {"position_ids": torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]}
 
 
 def _cache_in(given: dict[str, Any]) -> Any:
