@@ -88,6 +88,7 @@ def section_of(case: Scaling, options: argparse.Namespace) -> Training:
         sequences_per_device=1, sequence_parallel=processes if strong else 1, backpropagation_length=segment,
         save_every=steps, log_every=steps, learning_rate=LEARNING_RATE, gradient_checkpointing=True,
         activation_memory=options.activation_memory, compile=COMPILE[options.compile],
+        residual_precision=options.residual_precision,
         trainer={"fsdp": True} if options.fsdp else {},
     )  # fmt: skip
 
@@ -122,6 +123,7 @@ def run_case(name: str, options: argparse.Namespace) -> dict[str, Any]:
     row: dict[str, Any] = {
         "case": name, "processes": world_size(), "way": way, "expanded": not options.unexpanded,
         "layers": options.layers, "activation_memory": options.activation_memory,
+        "residual_precision": options.residual_precision,
     }  # fmt: skip
     try:
         row |= measured(CASES[name], options)
@@ -156,6 +158,7 @@ def options_given() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="of the model; default: 24 (GLA) or 48 (Mamba2), 6 on a CPU")
     parser.add_argument("--unexpanded", action="store_true", help="the model as it is")
     parser.add_argument("--activation-memory", choices=tuple(WARMUP), default="least")
+    parser.add_argument("--residual-precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--compile", choices=tuple(COMPILE), default="auto", help="auto: as `statex train` does")
     return parser.parse_args()
 
