@@ -4,6 +4,7 @@ import pytest
 import torch
 from recurrence_inputs import distance
 
+from statex.ops.gated_delta import step_gated_delta
 from statex.ops.gla import step_gla
 from statex.ops.ssd import step_ssd
 
@@ -45,3 +46,26 @@ def test_ssd(shape, options):
     inputs |= {"dt": 8 * dt - 4 if "dt_bias" in options else dt.abs(), "A": -torch.rand(H)}
     inputs |= {name: torch.randn(H) for name in options}
     assert_same(triton_ssd_step, step_ssd, inputs, torch.randn(B, H, P, N))
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 100, 72), (1, 1, 1024, 16), (3, 40, 33, 5)], ids=str)
+@pytest.mark.parametrize("kind", ["head", "channel"])
+def test_gated_delta(shape, kind):
+    from statex.ops.gated_delta.triton_step import triton_gated_delta_step
+
+    B, H, K, V = shape
+    q, k, v = torch.randn(B, H, 2 * K + V + 8)[..., 8:].split([K, K, V], dim=-1)
+    inputs = {"q": q, "k": torch.nn.functional.normalize(k, dim=-1), "v": v, "beta": 2 * torch.rand(B, H)}
+    inputs["log_decay"] = -torch.rand(B, H, K) if kind == "channel" else -torch.rand(B, H)
+    assert_same(triton_gated_delta_step, step_gated_delta, inputs, torch.randn(B, H, K, V))
+
+
+def test_gated_delta_on_a_state_that_lies_apart_and_is_rounded():
+    from statex.ops.gated_delta.triton_step import triton_gated_delta_step
+
+    tokens = [torch.randn(2, 3, d) for d in (8, 8, 5)] + [-torch.rand(2, 3), torch.rand(2, 3)]
+    state = torch.randn(2, 3, 5, 8).half().mT
+    wanted = state.float()
+    step_gated_delta(*tokens, wanted)
+    triton_gated_delta_step(*tokens, state)
+    assert distance(state, wanted) < 1e-3

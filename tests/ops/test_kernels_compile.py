@@ -25,11 +25,15 @@ def compiled(function, types, constants, warps=4, stages=3):
 """
 GENERAL = """
 from statex.ops.gated_delta import triton_kernels as kernels
+from statex.ops.gated_delta.triton_step import step_kernel
 
 WALK = {"K": 100, "V": 72, "D": 100, "C": 64, "BK": 64, "BV": 16, "PRECISION": "tf32"}
 for kernel, constants in ((kernels.inverse_kernel, {"C": 64}), *((k, WALK) for k in (kernels.walk_kernel, kernels.walk_back_kernel))):
     types = dict.fromkeys(kernel.arg_names, "*fp32") | dict.fromkeys(("removed", "keys", "queries"), "*bf16")
     compiled(kernel, types | {"N": "i32"}, constants)
+for by_channel in (False, True):
+    types = dict.fromkeys(step_kernel.arg_names, "*bf16") | {"state": "*fp32", "scale": "fp32"}
+    compiled(step_kernel, types, {"K": 512, "V": 128, "BK": 512, "BV": 8, "BY_CHANNEL": by_channel})
 """  # noqa: E501
 FUSED = """
 from statex.ops.gated_delta import fused_kernels, fused_walks

@@ -56,6 +56,7 @@ TRITON = {  # module and function, imported when first asked for; PyTorch's runs
     "gated_delta": ("statex.ops.gated_delta.triton", "triton_gated_delta"),
     "gla": ("statex.ops.gla.triton", "triton_gla"),
     "ssd": ("statex.ops.ssd.triton", "triton_ssd"),
+    "gated_delta_step": ("statex.ops.gated_delta.triton", "triton_gated_delta_step"),
     "gla_step": ("statex.ops.gla.triton", "triton_gla_step"),
     "ssd_step": ("statex.ops.ssd.triton", "triton_ssd_step"),
     "short_convolution": ("statex.ops.triton_convolution", "triton_short_convolution"),

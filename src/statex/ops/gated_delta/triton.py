@@ -10,8 +10,11 @@ from torch import Tensor
 from statex.ops.gated_delta.chunk import MAX_CHUNK, in_chunks
 from statex.ops.gated_delta.triton_fused import fits, fused_gated_delta
 from statex.ops.gated_delta.triton_kernels import inverse_of_unit_lower, walk_over_chunks
+from statex.ops.gated_delta.triton_step import triton_gated_delta_step
 from statex.ops.recomputed import GATED_DELTA_ARGUMENTS, fake_gated_delta, operator_of
 from statex.ops.segments import full_precision
+
+__all__ = ["triton_gated_delta", "triton_gated_delta_step"]
 
 MOST_BYTES = 8 * 2**30
 """Most bytes for the heads computed at a time; heads are independent of one another."""
