@@ -91,14 +91,11 @@ def test_kernels_of_any_decay_compile(tmp_path):
     ("dims", "dtype", "read", "kernels"),
     [
         ((128, 128), "bf16", "described", KERNELS),
-        ((256, 128), "bf16", "described", WALKS),
-        ((512, 128), "bf16", "described", WALKS),
-        ((80, 96), "bf16", "by_pointers", KERNELS),
-        ((100, 72), "fp32", "by_pointers", KERNELS),
+        ((100, 72), "fp32", "by_pointers", ("prepare", "output")),
     ],
     ids=str,
 )
 def test_fused_kernels_compile(dims, dtype, read, kernels, tmp_path):
-    """Each number of warps and stages that `fused_launch.tiles` has."""
+    """The shapes that models have, and odd ones; on a GPU all launches of `fused_launch.tiles` are compiled and run."""
     pytest.importorskip("triton")
     compile_in_a_process(FUSED, tmp_path, *map(str, dims), dtype, read, *kernels)
