@@ -22,7 +22,19 @@ def test_inspect(call, models):
 
 
 def test_inspect_of_something_that_is_not_a_model(call, tmp_path):
-    for folder, message in ((tmp_path, "has no config.json"), (tmp_path / "none", "is not a folder here")):
+    files = {"adapter": "adapter_config.json", "quantised": "model.gguf", "empty": "README.md"}
+    for name, file in files.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+    wanted = {
+        tmp_path: "has no config.json;",
+        tmp_path / "none": "is not a folder here",
+        tmp_path / "adapter": "holds an adapter (adapter_config.json); merge it",
+        tmp_path / "quantised": "has no config.json, but model.gguf, which is in another format; give a folder",
+        tmp_path / "empty": "has no config.json;",
+        tmp_path / "quantised" / "model.gguf": "is a file; give a folder",
+    }
+    for folder, message in wanted.items():
         status, output, errors = call("inspect", folder, "--json")
         assert (status, output) == (2, "")
         assert f"model = '{folder}': {message}" in errors

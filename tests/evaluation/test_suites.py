@@ -261,6 +261,26 @@ def test_symbols_are_labelled_by_their_first_syllable_and_unseen_ones_never_show
     assert {kind for kind, _, _ in task.queries(generator, 0, 3)} == {"unseen"}
 
 
+def test_default_shots_are_those_that_the_model_can_read(tokenizer, source):
+    settings = Evaluation.model_validate({"symbol_icl": {"num_items": 2, "num_queries": 1}})
+    suite = find_suite("symbol_icl")
+
+    def asked(limit, **changes):
+        evaluation = settings.model_copy(update={"symbol_icl": settings.symbol_icl.model_copy(update=changes)})
+        context = Context(Reader(make_gla()), tokenizer, evaluation, source, source, limit=limit)
+        suite.check(context)
+        return {score.item: score for score in suite.score(context, suite.cells(context)[0])}
+
+    few, more = asked(160), asked(400)
+    assert {score.slice["shots"] for score in few.values()} < {score.slice["shots"] for score in more.values()}
+    assert max(score.measured["tokens"] for score in few.values()) <= 160
+    assert few == {item: more[item] for item in few}
+    with pytest.raises(UserError, match=r"symbol_icl.shots = 512: takes \d+ tokens, more than the 160"):
+        asked(160, shots=[0, 512])
+    with pytest.raises(UserError, match=r"symbol_icl.shots = 0: takes \d+ tokens, more than the 3"):
+        asked(3)
+
+
 def test_two_models_are_asked_the_same_and_another_seed_something_else(tokenizer, source):
     def hashes(model, seed):
         settings = Evaluation.model_validate(

@@ -22,8 +22,6 @@ from statex.models.dispatch import imported
 from statex.models.fields import check_fields, defaults_of
 from statex.models.registration import register_families
 
-ADAPTER = "adapter_config.json"
-
 
 @dataclass(frozen=True)
 class Description:
@@ -56,8 +54,6 @@ def describe(folder: str | os.PathLike) -> Description:
     """
     register_families()
     folder = model_folder(folder)
-    if (folder / ADAPTER).exists():  # transformers would load the model that it names instead
-        raise UserError("model", str(folder), f"holds an adapter ({ADAPTER})", "merge it (PEFT's merge_and_unload)")
     values = read_json(folder / "config.json")
     is_foreign = any(values.get("model_type") == name for name in FOREIGN_TYPES)  # not checked yet: any type
     if is_foreign:

@@ -12,6 +12,7 @@ from statex.utils.nested import is_unicode, single_values
 
 MOST_BYTES = 2**26
 """Largest JSON file that is read here: an index of a million tensors is smaller."""
+ADAPTER = "adapter_config.json"
 MAY_BE_INFINITE = "time_step_limit"
 
 
@@ -19,20 +20,33 @@ def model_folder(folder: str | os.PathLike) -> Path:
     """The folder itself, or the local copy of the hub's model of that name.
 
     Raises:
-        UserError: there is no such folder or model, or it has no config.json.
+        UserError: there is no such folder or model, it has no config.json, or it holds an adapter.
     """
     name = os.fspath(folder)
-    if name and os.path.isfile(os.path.join(name, "config.json")):
-        return Path(folder)
     if os.path.isdir(name):
-        raise UserError("model", name, "has no config.json", "give a folder that save_pretrained wrote")
+        _require_model(Path(name), name)
+        return Path(folder)
+    if os.path.isfile(name):
+        raise UserError("model", name, "is a file", "give a folder that save_pretrained wrote, with safetensors")
     from huggingface_hub import snapshot_download
 
     remedy = "give the path of a model folder, or a hub name while the hub can be reached"
     with explained("model", name, "is not a folder here and could not be fetched from the hub", remedy):
         limit_waiting()
         patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        fetched = Path(snapshot_download(name, allow_patterns=patterns))
+    _require_model(fetched, name)
+    return fetched
+
+
+def _require_model(folder: Path, name: str) -> None:
+    """Raise UserError where a folder holds no model, or an adapter, for which transformers would load another model."""
+    if (folder / ADAPTER).exists():
+        raise UserError("model", name, f"holds an adapter ({ADAPTER})", "merge it (PEFT's merge_and_unload)")
+    if not (folder / "config.json").is_file():
+        other = sorted(path.name for path in folder.glob("*.gguf"))
+        holds = f", but {other[0]}, which is in another format" if other else ""
+        raise UserError("model", name, f"has no config.json{holds}", "give a folder that save_pretrained wrote")
 
 
 def read_json(path: Path) -> dict[str, Any]:

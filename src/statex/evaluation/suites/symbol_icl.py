@@ -32,8 +32,11 @@ EXAMPLE = "{symbol} is {label}\n"
 QUERY = "{symbol} is"
 
 
+DEFAULT_SHOTS = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]
+
+
 class SymbolIclSettings(Section):
-    shots: Shots = Field(default=[0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512])
+    shots: Shots = Field(default=DEFAULT_SHOTS, description="of the default ones, those that the model can read")
     num_labels: int = Field(default=4, ge=2, le=8)
     num_queries: int = Field(
         default=8, ge=1, le=10_000, description="of each kind, seen and unseen, at each number of shots"
@@ -100,14 +103,32 @@ def score(context: Context, cell: Cell) -> list[Score]:
 
 def check(context: Context) -> None:
     """Refuse more examples than the model can read, with a question and its answer behind them."""
-    tokenizer, shots = context.require_tokenizer("symbol_icl"), max(context.settings("symbol_icl").shots)
-    for cell in cells(context) if context.limit is not None else ():
+    shots = max(_shots(context))
+    if context.limit is not None:
+        context.check_length("evaluation.symbol_icl.shots", shots, _most_tokens(context, shots))
+
+
+def _shots(context: Context) -> list[int]:
+    """The numbers of shots asked for; by default those that the model can read in every context, at least the first."""
+    shots = context.settings("symbol_icl").shots
+    if context.limit is None or shots != DEFAULT_SHOTS:
+        return shots
+    number = len(shots)
+    while number > 1 and _most_tokens(context, shots[number - 1]) > context.limit:
+        number -= 1
+    return shots[:number]
+
+
+def _most_tokens(context: Context, shots: int) -> int:
+    """Tokens of the longest context with so many examples, with a question and its answer behind them."""
+    tokenizer, most = context.require_tokenizer("symbol_icl"), 0
+    for cell in cells(context):
         task, _ = _task_of(context, cell)
         symbols = [first + second for first in task.labels for second in task.endings[:1]]
         questions = [f"\n{EXAMPLE.format(symbol=one, label=label)}" for one in symbols for label in LABELS]
         longest = max(len(encode_continuation(tokenizer, "\n", text)) for text in questions)
-        num_tokens = len(encode_prompt(tokenizer, task.shown(shots))) + longest
-        context.check_length("evaluation.symbol_icl.shots", shots, num_tokens)
+        most = max(most, len(encode_prompt(tokenizer, task.shown(shots))) + longest)
+    return most
 
 
 def _task_of(context: Context, cell: Cell) -> tuple[SymbolTask, np.random.Generator]:
@@ -120,10 +141,11 @@ def _task_of(context: Context, cell: Cell) -> tuple[SymbolTask, np.random.Genera
 def _score(context: Context, cell: Cell) -> list[Score]:
     settings, tokenizer, reader = context.settings("symbol_icl"), context.tokenizer, context.reader
     task, generator = _task_of(context, cell)
-    whole = encode_prompt(tokenizer, task.shown(max(settings.shots)))
+    all_shots = sorted(_shots(context))
+    whole = encode_prompt(tokenizer, task.shown(all_shots[-1]))
     scores, state = [], None
     read: list[int] = []
-    for shots in sorted(settings.shots):
+    for shots in all_shots:
         queries, shown = task.queries(generator, shots, settings.num_queries), task.shown(shots)
         # Each question is tokenised with everything before it, and the common beginning of all is read once
         asked = [encode_prompt(tokenizer, shown + QUERY.format(symbol=symbol)) for _, symbol, _ in queries]
