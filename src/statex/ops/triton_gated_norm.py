@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from statex.ops.operators import absent, define
+from statex.ops.operators import absent, contiguous, define
 from statex.ops.triton_sigmoid import sigmoid
 
 TILE, GRADIENT_TILE = 4096, 1024  # numbers of one program
@@ -189,7 +189,7 @@ def _normalise(
     scales = torch.empty(rows, groups, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         gated_norm_kernel[(triton.cdiv(rows, height) * groups,)](
-            x_rows, gates, weight, out, scales, rows, x_rows.stride(0), 0 if gates is None else gates.stride(0), eps,
+            x_rows, gates, contiguous(weight), out, scales, rows, x_rows.stride(0), 0 if gates is None else gates.stride(0), eps,
             D=channels, SIZE=size, BR=height, BD=width, HAS_GATE=gates is not None, HAS_WEIGHT=weight is not None,
             GATE_FIRST=gate_first and gates is not None, num_warps=warps,
         )  # fmt: skip
@@ -211,7 +211,7 @@ def _gradients(
     sums = torch.empty(programs, channels, dtype=torch.float32, device=x.device) if weight is not None else None
     with torch.cuda.device_of(x):
         gated_norm_gradient_kernel[(programs * groups,)](
-            x_rows, gates, weight, scales, d_rows, dx, d_gate, sums, rows, tiles, x_rows.stride(0),
+            x_rows, gates, contiguous(weight), scales, d_rows, dx, d_gate, sums, rows, tiles, x_rows.stride(0),
             0 if gates is None else gates.stride(0), d_rows.stride(0),
             D=channels, SIZE=size, BR=height, BD=width, HAS_GATE=gates is not None,
             HAS_WEIGHT=weight is not None, GATE_FIRST=gate_first and gates is not None, num_warps=warps,
