@@ -181,7 +181,7 @@ def _normalise(
     x: Tensor, weight: Tensor | None, gate: Tensor | None, eps: float, size: int, gate_first: bool
 ) -> tuple[Tensor, Tensor]:
     """The result, and 1 / root mean square of each row and group [R, G] fp32."""
-    x_rows, channels = _rows(x), x.shape[-1]
+    x_rows, channels, weight = _rows(x), x.shape[-1], contiguous(weight)
     gates = _rows(gate) if gate is not None else None
     rows, groups = len(x_rows), channels // size
     height, width, warps = _tile(rows, size, TILE, 16)
@@ -189,7 +189,7 @@ def _normalise(
     scales = torch.empty(rows, groups, dtype=torch.float32, device=x.device)
     with torch.cuda.device_of(x):
         gated_norm_kernel[(triton.cdiv(rows, height) * groups,)](
-            x_rows, gates, contiguous(weight), out, scales, rows, x_rows.stride(0), 0 if gates is None else gates.stride(0), eps,
+            x_rows, gates, weight, out, scales, rows, x_rows.stride(0), 0 if gates is None else gates.stride(0), eps,
             D=channels, SIZE=size, BR=height, BD=width, HAS_GATE=gates is not None, HAS_WEIGHT=weight is not None,
             GATE_FIRST=gate_first and gates is not None, num_warps=warps,
         )  # fmt: skip
@@ -200,7 +200,7 @@ def _gradients(
     x: Tensor, weight: Tensor | None, gate: Tensor | None, scales: Tensor, d_out: Tensor, size: int, gate_first: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Of x, weight and gate."""
-    x_rows, d_rows, channels = _rows(x), _rows(d_out), x.shape[-1]
+    x_rows, d_rows, channels, weight = _rows(x), _rows(d_out), x.shape[-1], contiguous(weight)
     gates = _rows(gate) if gate is not None else None
     rows, groups = len(x_rows), channels // size
     height, width, warps = _tile(rows, size, GRADIENT_TILE, 8)
@@ -211,7 +211,7 @@ def _gradients(
     sums = torch.empty(programs, channels, dtype=torch.float32, device=x.device) if weight is not None else None
     with torch.cuda.device_of(x):
         gated_norm_gradient_kernel[(programs * groups,)](
-            x_rows, gates, contiguous(weight), scales, d_rows, dx, d_gate, sums, rows, tiles, x_rows.stride(0),
+            x_rows, gates, weight, scales, d_rows, dx, d_gate, sums, rows, tiles, x_rows.stride(0),
             0 if gates is None else gates.stride(0), d_rows.stride(0),
             D=channels, SIZE=size, BR=height, BD=width, HAS_GATE=gates is not None,
             HAS_WEIGHT=weight is not None, GATE_FIRST=gate_first and gates is not None, num_warps=warps,
