@@ -7,7 +7,7 @@ import pytest
 
 from statex.benchmarking import run_model_benchmark, run_ops_benchmark
 from statex.benchmarking.cases import SWEEPS
-from statex.benchmarking.training import require_same_losses
+from statex.benchmarking.training import CASES, _section, require_same_losses
 from statex.errors import UserError
 
 
@@ -63,3 +63,8 @@ def test_losses_that_differ_by_more_are_refused_in_every_step(loss, other):
     """The bound is that of the step itself: a later one with a small loss has a small one."""
     with pytest.raises(ArithmeticError, match=r"case: in step 1, .* plain and compiled, .* differ by .*; .* 2\*\*-8"):
         require_same_losses("case", ("plain", "compiled"), [[30.0, loss, 2.0], [30.0, other, 2.0]])
+
+
+def test_activations_are_kept_where_they_are_not_to_be_computed_again():
+    section = _section(CASES["gla-1.3b-64k"], "plain", 65536, {"gradient_checkpointing": False})
+    assert (section.gradient_checkpointing, section.activation_memory) == (False, "least")

@@ -43,7 +43,10 @@ def test_bench(call, monkeypatch, tmp_path):
     [
         (["ops", "--set", "training.loss_chunk=1"], "use `statex bench training`"),
         (["training", "--set", "data.seed=1"], "is no key of the section training"),
-        (["training", "--set", "training.steps=1"], "training.steps = 1: is set by the benchmark itself"),
+        (["training", "--set", "training.steps=1"], "training.steps = 1: cannot be changed: the benchmark sets"),
+        (["training", "--set", "training.train_only_expanded=true"], "or does not use it"),
+        (["training", "--case", "gla-1.3b-64k", "--set", "training.sequence_parallel=0"], "sequence_parallel = 0"),
+        (["training", "--set", "training.activation_memory=most"], "has no effect without gradient_checkpointing"),
         (["training", "--set", "training.loss_chunks=1"], "training.loss_chunks = 1: is not a known key"),
         (["training", "--set", "training.precision=fp32", "--set", "training.residual_precision=bf16"], "does not go"),
     ],

@@ -189,6 +189,23 @@ def test_the_language_model_of_a_qwen3_5_is_taken(tmp_path, call):
             statex.inspect(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_whole_model_s_configuration_says_whether_a_qwen3_5_is_tied(tied, tmp_path):
+    sizes = {"layer_types": [LINEAR], "num_hidden_layers": 1}
+    text = delta_models.make_delta("qwen3_5_text", **sizes, tie_word_embeddings=tied)
+    text.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    inner = json.loads(path.read_text()) | {"tie_word_embeddings": not tied}
+    outer = {"model_type": "qwen3_5", "text_config": inner, "tie_word_embeddings": tied}
+    path.write_text(json.dumps(outer))
+    loaded = statex.load(tmp_path).eval()
+    assert loaded.config.tie_word_embeddings == tied
+    torch.testing.assert_close(logits(loaded, tokens()), logits(text, tokens()))
+    path.write_text(json.dumps(outer | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(statex.UserError, match="quantization_config = .* is not supported"):
+        statex.inspect(tmp_path)
+
+
 def test_a_family_that_the_installed_transformers_lacks_says_so(tmp_path, monkeypatch):
     monkeypatch.delitem(FAMILIES, "minimax")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "minimax"}))

@@ -26,11 +26,14 @@ def assert_same(kernel, reference, inputs, state):
     assert distance(states[1], states[0]) < 1e-6
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 100, 72), (1, 1, 256, 16), (3, 100, 33, 40)], ids=str)
-def test_gla(shape):
+@pytest.mark.parametrize("shape", [(2, 2, 100, 72), (1, 1, 256, 16), (3, 2, 133, 40)], ids=str)
+def test_gla(shape, monkeypatch):
+    from statex.ops.gla import triton_step
     from statex.ops.gla.triton_step import triton_gla_step
 
     B, H, K, V = shape
+    if B == 3:  # the tiles of many programs: two of keys, the last not whole
+        monkeypatch.setattr(triton_step, "FEW_PROGRAMS", 16)
     inputs = {"q": torch.randn(B, H, K), "k": torch.randn(B, H, K), "v": torch.randn(B, H, V)}
     assert_same(triton_gla_step, step_gla, inputs | {"log_decay": -torch.rand(B, H, K)}, torch.randn(B, H, K, V))
 
@@ -48,7 +51,7 @@ def test_ssd(shape, options):
     assert_same(triton_ssd_step, step_ssd, inputs, torch.randn(B, H, P, N))
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 100, 72), (1, 1, 1024, 16), (3, 40, 33, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 2, 100, 72), (1, 1, 1024, 16), (3, 2, 33, 5)], ids=str)
 @pytest.mark.parametrize("kind", ["head", "channel"])
 def test_gated_delta(shape, kind):
     from statex.ops.gated_delta.triton_step import triton_gated_delta_step

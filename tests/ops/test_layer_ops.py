@@ -139,3 +139,22 @@ def test_the_convolution_names_the_argument_of_a_wrong_shape(change, message):
 def test_the_norm_names_the_argument_of_a_wrong_shape(change, message):
     with pytest.raises(ValueError, match=message):
         gated_rms_norm(**{"x": torch.zeros(2, 6), "eps": 1e-5} | change)
+
+
+def test_parameters_may_lie_apart_in_memory(interpreter):
+    from statex.ops import triton_convolution
+    from statex.ops.triton_gated_norm import triton_gated_rms_norm
+
+    x, gate = torch.randn(2, 2, 6, 8)
+    weight, bias = torch.randn(4, 8).T, torch.randn(8, 2)[:, 0]
+    for kernels, reference, vectors, options in (
+        (triton_convolution.triton_short_convolution, shifted_convolution, {"weight": weight, "bias": bias}, {}),
+        (triton_gated_rms_norm, plain_gated_rms_norm, {"weight": bias, "gate": gate}, {"eps": 1e-5}),
+    ):
+        wanted = output_and_gradients(reference, {"x": x} | vectors, torch.float64, **options)
+        assert_close(output_and_gradients(kernels, {"x": x} | vectors, **options), wanted, 1e-6)
+    step, wanted = (
+        function(x[:, 0], torch.zeros(2, 8, 4), weight, bias)
+        for function in (triton_convolution.triton_short_convolution_step, step_convolution)
+    )
+    assert distance(step, wanted) < 1e-6

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -118,9 +118,9 @@ CASES = {
 
 FIXED = {
     "steps", "warmup_steps", "tokens_per_step", "sequence_length", "save_every", "log_every", "learning_rate",
-    "compile",
+    "compile", "weights", "train_only_expanded",
 }  # fmt: skip
-"""Keys of the section `training` that the benchmark sets."""
+"""Keys of the section `training` that the benchmark sets, or makes no use of."""
 
 
 def run_training_benchmark(
@@ -147,25 +147,31 @@ def run_training_benchmark(
         `kernels`: seconds of a step by kind, counted in steps launched one by one. On a CPU no absolute times.
 
     Raises:
-        UserError: an unknown case, or changes of keys that are unknown, invalid or the benchmark's own.
+        UserError: an unknown case, or changes of keys that are unknown or in FIXED, or to values that a case refuses.
         ArithmeticError: the losses of the compiled steps are not those of the plain ones.
     """
     device = torch.device(device) if device is not None else environment.default_device()
     changes = changes or {}
     for key in sorted(changes.keys() & FIXED):
-        raise UserError(f"training.{key}", changes[key], "is set by the benchmark itself", "leave it out")
-    _section(CASES["gla-1.3b-64k"], "plain", TOKENS_PER_STEP, changes)  # wrong ones are refused before any case is run
+        problem = "cannot be changed: the benchmark sets it or does not use it"
+        raise UserError(f"training.{key}", changes[key], problem, "leave it out")
     peers = device.type == "cuda" and importlib.util.find_spec("fla") is not None and not changes
     known = [name for name, case in CASES.items() if peers or not case.peer]
+    for name in set(cases or known) & set(known):
+        for way in _ways(CASES[name]):  # wrong changes are refused before any case is run
+            _section(CASES[name], way, TOKENS_PER_STEP, changes)
     register_families()
     path = out / "training.json" if out is not None else None
     return run_cases(cases, known, partial(_run_case, changes=changes), _line, device, path)
 
 
+def _ways(case: Case) -> tuple[str, ...]:
+    return ("fla",) if case.peer else ("plain", "compiled")
+
+
 def _run_case(name: str, device: torch.device, changes: dict[str, Any]) -> list[dict[str, Any]]:
-    case = CASES[name]
-    ways = ("fla",) if case.peer else ("plain", "compiled")
-    records = []
+    case, records = CASES[name], []
+    ways = _ways(case)
     for way in ways:
         with tempfile.TemporaryDirectory() as folder:
             record = _measured(case, way, device, Path(folder), changes)
@@ -214,11 +220,12 @@ def _measured(case: Case, way: str, device: torch.device, folder: Path, changes:
 
 
 def _section(case: Case, way: str, tokens: int, changes: dict[str, Any]) -> Training:
-    memory: Literal["least", "most"] = "most" if case.recomputed and not case.peer else "least"
+    recomputed = changes.get("gradient_checkpointing", case.recomputed)
     values: dict[str, Any] = {
         "steps": STEPS, "warmup_steps": 2, "tokens_per_step": tokens, "sequence_length": min(case.length, tokens),
         "save_every": STEPS, "log_every": STEPS, "learning_rate": LEARNING_RATE,
-        "gradient_checkpointing": case.recomputed, "activation_memory": memory, "compile": way == "compiled",
+        "gradient_checkpointing": case.recomputed, "compile": way == "compiled",
+        "activation_memory": "most" if recomputed is True and not case.peer else "least",
     }  # fmt: skip
     try:
         return Training.model_validate(values | changes)

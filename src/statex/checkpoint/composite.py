@@ -16,7 +16,7 @@ def is_composite(values: dict[str, Any]) -> bool:
 
 
 def language_model_values(values: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of its language model.
+    """The configuration of its language model, tied as the whole model is: by that transformers has saved the weights.
 
     Raises:
         UserError: there is none in `text_config`.
@@ -26,8 +26,9 @@ def language_model_values(values: dict[str, Any]) -> dict[str, Any]:
         problem = "does not hold the language model's configuration"
         raise UserError("config.json: text_config", text, problem, "restore it from the source")
     model_type = next(name for name, family in FAMILIES.items() if family.composite == values["model_type"])
-    dtype = {name: values[name] for name in ("dtype", "torch_dtype") if name in values}
-    return dtype | text | {"model_type": model_type}
+    of_all = {name: values[name] for name in ("dtype", "torch_dtype", "quantization_config") if name in values}
+    tied = {name: values[name] for name in ("tie_word_embeddings",) if name in values}
+    return of_all | text | tied | {"model_type": model_type}
 
 
 def language_model_headers(family: Family, headers: dict[str, TensorHeader]) -> dict[str, TensorHeader]:

@@ -36,6 +36,11 @@ def needs_gradients(*inputs: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
+def contiguous(x: Tensor | None) -> Tensor | None:
+    """An argument that may be absent, as kernels read it where they take no strides of it."""
+    return None if x is None else x.contiguous()
+
+
 def absent(like: Tensor) -> Tensor:
     """Stands for a result that does not exist: an operator always returns the same number of tensors."""
     return like.new_empty(0)

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from statex.ops.operators import absent, define
+from statex.ops.operators import absent, contiguous, define
 from statex.ops.triton_sigmoid import sigmoid
 
 TILE_CHANNELS = 128
@@ -274,7 +274,7 @@ def triton_short_convolution_step(x: Tensor, state: Tensor, weight: Tensor, bias
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
         step_kernel[(triton.cdiv(D, TILE_CHANNELS), B)](
-            x, work, weight.contiguous(), bias, out, x.stride(0),
+            x, work, weight.contiguous(), contiguous(bias), out, x.stride(0),
             D=D, W=W, BD=TILE_CHANNELS, BW=triton.next_power_of_2(W), HAS_BIAS=bias is not None, num_warps=4,
         )  # fmt: skip
     if work is not state:
@@ -297,7 +297,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, context: Tensor | 
     B, T, D = x.shape
     x, weight, strip = _channels_last(x), weight.contiguous(), _strip(x, weight.shape[1])
     context = _channels_last(context) if context is not None else None
-    seq_idx = seq_idx.contiguous() if seq_idx is not None else None
+    bias, seq_idx = contiguous(bias), contiguous(seq_idx)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
         convolution_kernel[(triton.cdiv(T, strip * STRIPS) * triton.cdiv(D, TILE_CHANNELS), B)](
@@ -324,7 +324,7 @@ def _backward(
     B, T, D = x.shape
     W, strip = weight.shape[1], _strip(x, weight.shape[1])
     x, d_out, weight = _channels_last(x), _channels_last(d_out), weight.contiguous()
-    seq_idx = seq_idx.contiguous() if seq_idx is not None else None
+    bias, seq_idx = contiguous(bias), contiguous(seq_idx)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs_dx else absent(x)
     parts = triton.cdiv(T, strip * STRIPS)
     sums = torch.empty(B * parts, W + 1, D, dtype=torch.float32, device=x.device)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from statex.ops.operators import absent, define
+from statex.ops.operators import absent, contiguous, define
 from statex.ops.triton_sigmoid import sigmoid
 
 TILE, GRADIENT_TILE = 4096, 1024  # numbers of one program
@@ -181,7 +181,7 @@ def _normalise(
     x: Tensor, weight: Tensor | None, gate: Tensor | None, eps: float, size: int, gate_first: bool
 ) -> tuple[Tensor, Tensor]:
     """The result, and 1 / root mean square of each row and group [R, G] fp32."""
-    x_rows, channels = _rows(x), x.shape[-1]
+    x_rows, channels, weight = _rows(x), x.shape[-1], contiguous(weight)
     gates = _rows(gate) if gate is not None else None
     rows, groups = len(x_rows), channels // size
     height, width, warps = _tile(rows, size, TILE, 16)
@@ -200,7 +200,7 @@ def _gradients(
     x: Tensor, weight: Tensor | None, gate: Tensor | None, scales: Tensor, d_out: Tensor, size: int, gate_first: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Of x, weight and gate."""
-    x_rows, d_rows, channels = _rows(x), _rows(d_out), x.shape[-1]
+    x_rows, d_rows, channels, weight = _rows(x), _rows(d_out), x.shape[-1], contiguous(weight)
     gates = _rows(gate) if gate is not None else None
     rows, groups = len(x_rows), channels // size
     height, width, warps = _tile(rows, size, GRADIENT_TILE, 8)
