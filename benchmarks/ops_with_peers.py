@@ -65,7 +65,7 @@ def compile_variants(cases: list[Case], seed: int, quick: bool) -> None:
     Autotuner._bench, Autotuner.prune_configs = compile_only, in_random_order
     Autotuner.check_disk_cache = lambda self, key, configs, bench: bench()
     for case in shuffle.sample(cases, len(cases)):
-        found = peer(case.op)
+        found = peer(case.op, case.key_dim)
         if found is not None:
             try:
                 _runner(found[1], make_inputs(case, torch.bfloat16, "cuda"), case, not case.is_step)()

@@ -136,16 +136,15 @@ def test_fused_gated_delta_on_the_tiles_of_bf16(tokens, dims, borders, described
     assert_same(partial(fused_gated_delta, scale=0.3), partial(chunk_gated_delta, scale=0.3), inputs, borders)
 
 
-def test_the_fused_kernels_of_gated_delta_have_states_that_fit_registers():
+def test_the_fused_kernels_of_gated_delta_are_for_what_was_tried_on_a_gpu():
     from statex.ops.gated_delta.triton_fused import fits
 
-    values = {dtype: torch.empty(1, 1, 2, 8, dtype=dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)}
+    values = {dtype: torch.empty(1, 1, 2, 8, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)}
     a_head, a_channel = torch.zeros(1, 1, 2), torch.zeros(1, 1, 2, 4)
-    assert fits(values[torch.bfloat16], a_head, 512)
-    assert not fits(values[torch.bfloat16], a_head, 513)
+    assert fits(values[torch.bfloat16], a_head, 128)
+    assert not fits(values[torch.bfloat16], a_head, 129)
     assert not fits(values[torch.bfloat16], a_channel, 64)
-    assert fits(values[torch.float16], a_head, 128)
-    assert not fits(values[torch.float32], a_head, 129)
+    assert not fits(values[torch.float32], a_head, 64)
 
 
 @pytest.mark.parametrize(("tokens", "dims"), [(5, (8, 8)), (64, (128, 40)), (70, (512, 16)), (65, (640, 8))], ids=str)

@@ -18,8 +18,9 @@ from statex.ops.gated_delta import fused_walks as walks
 from statex.ops.triton_layout import Layout, aligned, described, make_layout, use_descriptors
 
 CHUNK = fused_tiles.CHUNK.value
-MOST_KEYS = {torch.bfloat16: 512, torch.float32: 128}
-"""Key channels whose state the walks have in registers, in at most four blocks."""
+MOST_KEYS = 128
+"""Key channels that fit one block of the state. Of several blocks, which the walks could have in registers, the walk back
+makes illegal memory accesses on a GPU (docs/results/kernels.md), although it is right in Triton's interpreter."""
 
 
 class Launch(NamedTuple):

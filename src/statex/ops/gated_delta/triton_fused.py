@@ -15,9 +15,8 @@ from statex.ops.triton_layout import aligned, most_chunks
 
 
 def fits(v: Tensor, log_decay: Tensor, key_dim: int) -> bool:
-    """Whether the kernels have this decay, and room for states of so many key channels."""
-    work = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.float32
-    return log_decay.ndim == 3 and key_dim <= launch.MOST_KEYS[work]
+    """Whether it is a call such as those that were tried on a GPU: in bf16, with a decay a head, on one block of keys."""
+    return v.dtype == torch.bfloat16 and log_decay.ndim == 3 and key_dim <= launch.MOST_KEYS
 
 
 def fused_gated_delta(
