@@ -15,7 +15,7 @@ from statex.ops.triton_layout import aligned, most_chunks
 
 
 def fits(v: Tensor, log_decay: Tensor, key_dim: int) -> bool:
-    """Whether the kernels have this decay, and room for states of so many key channels."""
+    """Whether the kernels take this decay [B, T, H], and have room for states of so many key channels."""
     work = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.float32
     return log_decay.ndim == 3 and key_dim <= launch.MOST_KEYS[work]
 
