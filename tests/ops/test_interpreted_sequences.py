@@ -40,6 +40,14 @@ def descriptors(monkeypatch):
         monkeypatch.setattr(module, "use_descriptors", in_any_dtype)
 
 
+@pytest.fixture
+def fused(monkeypatch):
+    """The fused kernels of the gated delta rule in fp32, too: the interpreter has no bf16."""
+    from statex.ops.gated_delta import triton
+
+    monkeypatch.setattr(triton, "fits", lambda v, log_decay, key_dim: log_decay.ndim == 3)
+
+
 def segmented(inputs: dict, borders: list[int] | None) -> tuple[dict, dict]:
     """Inputs of one row with an initial state for each segment, and the options that say so."""
     if borders is None:
@@ -90,15 +98,18 @@ def test_gated_delta(make_inputs, decay, borders):
 
 
 @pytest.mark.parametrize("kind", ["weak", "moderate", "strong", "tokens"])
-def test_gated_delta_at_every_beta_and_decay(kind):
+@pytest.mark.parametrize("kernels", ["fused", "walked"])
+def test_gated_delta_at_every_beta_and_decay(kind, kernels, request):
     from statex.ops.gated_delta.triton import triton_gated_delta
 
+    if kernels == "fused":
+        request.getfixturevalue("fused")
     inputs = delta_inputs(80, kind, batch=2, heads=1, key_dim=20, value_dim=24, most=2.0)
     inputs["beta"][:, ::3] = 0
     assert_same(triton_gated_delta, chunk_gated_delta, inputs, None)
 
 
-def test_gated_delta_after_everything_is_forgotten():
+def test_gated_delta_after_everything_is_forgotten(fused):
     from statex.ops.gated_delta.triton import triton_gated_delta
 
     inputs = delta_inputs(80, batch=1, heads=2)
