@@ -153,7 +153,8 @@ for expected, fields in ((MambaForCausalLM, {}), (Mamba2ForCausalLM, {"num_heads
     assert "fla.models" in sys.modules
     model = make_model(name, sizes | fields, Tokenizer())
     model.save_pretrained(name)
-    loaded = statex.load(name), AutoModelForCausalLM.from_pretrained(name), AutoModelForCausalLM.from_config(model.config)
+    auto = AutoModelForCausalLM
+    loaded = statex.load(name), auto.from_pretrained(name), auto.from_config(model.config)
     assert {type(each) for each in (model, *loaded)} == {expected}, name
     assert statex.inspect(name).model_type == name
     assert AutoConfig.for_model(f"statex_{name}").base_model_type == name
