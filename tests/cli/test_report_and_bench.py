@@ -42,7 +42,7 @@ def test_bench(call, monkeypatch, tmp_path):
     ("arguments", "message"),
     [
         (["ops", "--set", "training.loss_chunk=1"], "use `statex bench training`"),
-        (["training", "--set", "data.seed=1"], "is no key of the section training"),
+        (["training", "--set", "data.seed=1"], "is not a key of the section training"),
         (["training", "--set", "training.steps=1"], "training.steps = 1: cannot be changed: the benchmark sets"),
         (["training", "--set", "training.train_only_expanded=true"], "or does not use it"),
         (["training", "--case", "gla-1.3b-64k", "--set", "training.sequence_parallel=0"], "sequence_parallel = 0"),

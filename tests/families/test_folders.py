@@ -202,7 +202,7 @@ def test_the_whole_model_s_configuration_says_whether_a_qwen3_5_is_tied(tied, tm
     assert loaded.config.tie_word_embeddings == tied
     torch.testing.assert_close(logits(loaded, tokens()), logits(text, tokens()))
     path.write_text(json.dumps(outer | {"quantization_config": {"quant_method": "fp8"}}))
-    with pytest.raises(statex.UserError, match="quantization_config = .* is not supported"):
+    with pytest.raises(statex.UserError, match=r"quantization_config = .* is not supported"):
         statex.inspect(tmp_path)
 
 

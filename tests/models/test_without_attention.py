@@ -43,3 +43,8 @@ def test_it_reads_and_generates(family):
         assert torch.equal(greedy(model, ids, **options), greedy(model, ids, use_cache=False, **options))
     padded, mask = torch.nn.functional.pad(ids, (3, 0)), torch.nn.functional.pad(torch.ones_like(ids), (3, 0))
     assert torch.equal(greedy(model, padded, mask), greedy(model, ids))
+    seq_idx = torch.tensor([[0] * 9 + [1] * 12] * len(ids))
+    with torch.no_grad():
+        apart = model(ids, seq_idx=seq_idx).logits
+    wanted = torch.cat([logits(model, document) for document in ids.split([9, 12], dim=1)], dim=1)
+    torch.testing.assert_close(apart, wanted, rtol=1e-4, atol=1e-4)

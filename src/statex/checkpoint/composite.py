@@ -16,7 +16,8 @@ def is_composite(values: dict[str, Any]) -> bool:
 
 
 def language_model_values(values: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of its language model, tied as the whole model is: by that transformers has saved the weights.
+    """The configuration of its language model, whose word embeddings are tied where the whole model says so:
+    that is how transformers saves the weights.
 
     Raises:
         UserError: there is none in `text_config`.

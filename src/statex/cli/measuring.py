@@ -162,7 +162,7 @@ def _training_changes(what: str, overrides: list[str]) -> dict[str, Any]:
         if what != "training":
             raise UserError("--set", override, "applies to training steps only", "use `statex bench training`")
         if not override.startswith("training."):
-            raise UserError("--set", override, "is no key of the section training", "set training.KEY=VALUE")
+            raise UserError("--set", override, "is not a key of the section training", "set training.KEY=VALUE")
         apply_override(values, override)
     return values["training"]
 

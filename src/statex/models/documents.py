@@ -87,6 +87,8 @@ def document_arguments(
     if type(base_model).__module__.startswith("fla."):
         raise ValueError(f"seq_idx: {type(base_model).__name__} of fla drops it; load the model with statex.load")
     borders = {"seq_idx": seq_idx, "cu_seqlens": cu_seqlens_of(seq_idx)}  # computed once for all layers
+    if lacks_attention(base_model):
+        return borders | arguments_without_attention(base_model, tokens, attention_mask)
     if not has_attention(base_model):
         return borders
     implementation = base_model.config._attn_implementation

@@ -39,7 +39,7 @@ def _next(x, at, tokens, cols, stride_t, T, step, D: tl.constexpr, COUNT: tl.con
 
 @triton.jit
 def _document(seq_idx, row, tokens, T, HAS_SEGMENTS: tl.constexpr):
-    """That of each token; of all the same where none are told apart."""
+    """The document of each token; the same for all tokens where documents are not told apart."""
     found = tokens * 0
     if HAS_SEGMENTS:
         found = tl.load(seq_idx + row * T + tokens, mask=(tokens >= 0) & (tokens < T), other=-1).to(tl.int32)
@@ -127,7 +127,7 @@ def _before_activation(window, own, gradient, taps, offset, W: tl.constexpr):
 
 @triton.jit
 def _gradient_of_input(before, documents, last, document, taps, W: tl.constexpr, HAS_SEGMENTS: tl.constexpr):
-    """Of the first of W tokens, from the gradients of the sums of all."""
+    """The gradient of the first of W tokens, from the gradients before the activation of all of them."""
     result = taps[0][None, :] * last
     if HAS_SEGMENTS and W > 1:
         result = tl.where((documents[0] == document)[:, None], result, 0.0)
@@ -320,7 +320,7 @@ def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tenso
 def _backward(
     d_out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, needs_dx: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of x, where it is needed, and of the taps and the bias, [W + 1, D] fp32."""
+    """Gradients of x [B, T, D], where it is needed, and of the taps and the bias, [W + 1, D] fp32."""
     B, T, D = x.shape
     W, strip = weight.shape[1], _strip(x, weight.shape[1])
     x, d_out, weight = _channels_last(x), _channels_last(d_out), weight.contiguous()

@@ -87,16 +87,18 @@ def require_memory(field: str, value: Any, size: Size, section: str, training: T
     raise UserError(f"{section}.tokens_per_step", training.tokens_per_step, problem, remedy)
 
 
-OF_RECOMPUTED, OF_KEPT, OF_KEPT_COMPILED = 3.0, 6.0, 4.3
+OF_RECOMPUTED, OF_KEPT, OF_KEPT_COMPILED = 6.0, 6.0, 4.3
 """Bytes of activations for each token and output of a projection: of the block that is computed again, in bf16; and of
-each that keeps its own, with norms, gates and decays in fp32. Fitted to the peaks in docs/results/training.md."""
+each that keeps its own, with norms, gates and decays in fp32. Fitted to the peaks in docs/results/training.md and
+docs/results/scaling.md."""
 
 
 def peak_memory_of(size: Size, training: Training, outputs: int, vocabulary: int, processes: int) -> int:
     """Bytes at the peak of a training step on one GPU, predicted.
 
-    Weights, gradients and AdamW's two moments in fp32; the input of each block; the activations of the blocks that keep
-    them, or of one that is computed again; the logits of a chunk and their gradient.
+    Weights and AdamW's two moments in fp32; the input of each block; the activations of the blocks that keep them, or
+    of one that is computed again; the logits of a chunk and their gradient. One process has its gradients only when the
+    activations are gone; several have room for them all the time, in which they are reduced.
 
     Args:
         outputs: of all projections of the model together, the head's included.
@@ -104,7 +106,8 @@ def peak_memory_of(size: Size, training: Training, outputs: int, vocabulary: int
         processes: GPUs that share a step, a multiple of `sequence_parallel`; with FSDP they share the weights too.
     """
     is_sharded = bool(training.trainer.get("fsdp"))
-    of_weights = 16 * size.weights // (processes if is_sharded else 1)
+    with_gradients = 16 * size.weights // (processes if is_sharded else 1)
+    of_weights = with_gradients if processes > 1 else 12 * size.weights
     sequences = training.tokens_per_step // training.sequence_length
     groups = processes // training.sequence_parallel
     rows = min(training.sequences_per_device or sequences, max(1, sequences // groups))
@@ -121,7 +124,7 @@ def peak_memory_of(size: Size, training: Training, outputs: int, vocabulary: int
         activations = int((OF_KEPT_COMPILED if compiled else OF_KEPT) * tokens * of_blocks)
         inputs -= 4 * tokens * size.width * size.layers  # they are among the activations, which were measured in fp32
     of_loss = 8 * min(training.loss_chunk, tokens) * vocabulary
-    total = of_weights + inputs + activations + of_loss + carried
+    total = max(with_gradients, of_weights + inputs + activations + of_loss + carried)
     if isinstance(training.activation_memory, int):
         return max(total, training.activation_memory)
     return total

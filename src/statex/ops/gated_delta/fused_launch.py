@@ -19,8 +19,8 @@ from statex.ops.triton_layout import Layout, aligned, described, make_layout, us
 
 CHUNK = fused_tiles.CHUNK.value
 MOST_KEYS = 128
-"""Key channels that fit one block of the state. Of several blocks, which the walks could have in registers, the walk back
-makes illegal memory accesses on a GPU (docs/results/kernels.md), although it is right in Triton's interpreter."""
+"""Key channels that fit one block of the state. Of several blocks, which the walks could have in registers, the walk
+back makes illegal memory accesses on a GPU (docs/results/kernels.md), although it is right in Triton's interpreter."""
 
 
 class Launch(NamedTuple):

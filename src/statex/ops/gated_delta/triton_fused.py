@@ -15,7 +15,7 @@ from statex.ops.triton_layout import aligned, most_chunks
 
 
 def fits(v: Tensor, log_decay: Tensor, key_dim: int) -> bool:
-    """Whether it is a call such as those that were tried on a GPU: in bf16, with a decay a head, on one block of keys."""
+    """Whether it is such a call as was tried on a GPU: in bf16, with a decay a head, on one block of keys."""
     return v.dtype == torch.bfloat16 and log_decay.ndim == 3 and key_dim <= launch.MOST_KEYS
 
 
