@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from common import VOCABULARY, settled
 from statex.families import FAMILIES
 from statex.models.dispatch import imported
-from statex.models.fla import import_fla
 
 SIZES = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 32,
@@ -239,7 +238,6 @@ def _replacements():
 @contextmanager
 def on_the_cpu():
     """Inside this context FLA's models run on a CPU."""
-    import_fla()
     activations = importlib.import_module("fla.modules.activations").ACT2FN
     functions, before = _replacements(), dict(activations)
     originals = {(module, name): getattr(module, name) for module, name in functions}

@@ -175,7 +175,7 @@ def test_modules_of_evaluation_and_reporting_import_in_no_circle():
 
 
 def test_one_door_to_each_foreign_library():
-    """fla replaces entries of transformers' registry when it is imported; lm_eval is an extra."""
+    """Both are extras, and slow to import."""
     doors = {"fla": ("benchmarking/peers", "models/fla"), "lm_eval": "evaluation/lm_eval"}
     for path in SOURCE.rglob("*.py"):
         for name in imported(path):

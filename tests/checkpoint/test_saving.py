@@ -44,7 +44,7 @@ NOT_COPIED = {
 }  # fmt: skip
 
 
-def test_companions_of_a_model_are_kept(tmp_path):
+def test_companions_of_a_model_are_kept(tmp_path, caplog):
     source, out = tmp_path / "source", tmp_path / "out"
     model = make_gla()
     model.save_pretrained(source)
@@ -54,6 +54,7 @@ def test_companions_of_a_model_are_kept(tmp_path):
     save_with_companions(model, source, out)
     for name, text in COMPANIONS.items():
         assert (out / name).read_text() == text
+    assert "the tokenizer was copied as it is" in caplog.text  # it cannot be read
     ours = {CONFIG, WEIGHTS, "modeling_statex.py", "README.md"}
     assert {path.name for path in out.iterdir()} == set(COMPANIONS) | ours
     assert "expanded" in (out / "README.md").read_text()

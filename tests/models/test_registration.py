@@ -121,3 +121,60 @@ def test_the_auto_classes_give_ours():
         config = AutoConfig.for_model(name, num_hidden_layers=1)
         assert type(config) is config_class
         assert AutoModelForCausalLM._model_mapping[type(config)] is model_class
+
+
+FLA = """
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+def registered(model_type, name):
+    config = type(f"{name}Config", (PreTrainedConfig,), {"model_type": model_type, "__module__": __name__})
+    model = type(f"{name}ForCausalLM", (PreTrainedModel,), {"config_class": config, "__module__": __name__})
+    AutoConfig.register(model_type, config, exist_ok=True)
+    AutoModelForCausalLM.register(config, model, exist_ok=True)
+    return config
+
+MambaConfig, Mamba2Config, ABCConfig = (registered(name.lower(), name) for name in ("Mamba", "Mamba2", "ABC"))
+"""
+USES_OF_MAMBA = """
+import sys
+import statex
+from statex.models.scratch import make_model
+from transformers import AutoConfig, AutoModelForCausalLM, Mamba2ForCausalLM, MambaForCausalLM
+import fla.models
+
+class Tokenizer:
+    bos_token_id, eos_token_id, pad_token_id = 0, 1, 2
+    def __len__(self):
+        return 8
+
+sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+for expected, fields in ((MambaForCausalLM, {}), (Mamba2ForCausalLM, {"num_heads": 4, "head_dim": 8, "n_groups": 1})):
+    name = expected.config_class.model_type
+    assert "fla.models" in sys.modules
+    model = make_model(name, sizes | fields, Tokenizer())
+    model.save_pretrained(name)
+    auto = AutoModelForCausalLM
+    loaded = statex.load(name), auto.from_pretrained(name), auto.from_config(model.config)
+    assert {type(each) for each in (model, *loaded)} == {expected}, name
+    assert statex.inspect(name).model_type == name
+    assert AutoConfig.for_model(f"statex_{name}").base_model_type == name
+for config in (fla.models.Mamba2Config, fla.models.ABCConfig):
+    assert AutoModelForCausalLM._model_mapping[config].__module__ == "fla.models"
+assert AutoConfig.for_model("abc").__module__ == "fla.models"
+print("unchanged")
+"""
+
+
+@pytest.mark.parametrize(
+    "imports",
+    ["import fla, statex", "import statex, fla", "import statex, transformers.models.qwen3_next.modeling_qwen3_next"],
+    ids=["fla first", "statex first", "by transformers"],
+)
+def test_transformers_keeps_its_own_model_types_when_fla_is_imported(imports, tmp_path):
+    (tmp_path / "fla" / "models").mkdir(parents=True)
+    (tmp_path / "fla" / "__init__.py").write_text("import fla.models")
+    (tmp_path / "fla" / "models" / "__init__.py").write_text(FLA)
+    program = tmp_path / "program.py"
+    program.write_text(imports + USES_OF_MAMBA)
+    done = run(run_path, str(program), None, "__main__", path=[tmp_path], cwd=tmp_path)
+    assert done.stdout.strip() == "unchanged", done.stderr[-2000:]

@@ -23,7 +23,8 @@ from statex.run import run_recipe
 from statex.run.launch import do_in_order
 from statex.run.preflight import prepare_run
 from statex.run.stages import Expand, PreTrain, Train
-from tiny_recipe import ARMS, CONFIGS, EVALUATION, changed, recipe_values, times, write_text
+from tiny_recipe import ARMS, CONFIGS, EVALUATION, TRAINING, changed, recipe_values, times, write_text
+from tokenizer_folders import write_qwen3_5
 
 MODELS = [family.removeprefix("statex_") for family in CONFIGS]
 
@@ -270,6 +271,22 @@ def test_a_checkpoint_is_measured_as_it_is_beside_its_post_training(with_checkpo
     assert nll.keys() == {"base", "lpt"}
     assert nll["base"] != nll["lpt"]
     assert {row.metric for row in rows if row.suite == "cost" and row.arm == "base"} == {"seconds"}
+
+
+@pytest.mark.slow
+def test_arms_read_alike_where_transformers_chooses_the_tokenizer_by_the_model_type(text, tmp_path):
+    write_qwen3_5(tmp_path / "model")
+    values = {
+        "name": "post", "output": str(tmp_path / "runs"),
+        "models": {"qwen": {"checkpoint": str(tmp_path / "model")}},
+        "arms": {name: ARMS[name] for name in ("lpt", "preserve")},
+        "training": TRAINING | {"steps": 2, "weights": {"text": 1.0}},
+        "data": {"text": {"files": [text], "held_out": 0.3}},
+        "evaluation": EVALUATION | {"suites": ["nll_by_position"]},
+    }  # fmt: skip
+    folder = run_recipe(parse_recipe(values))
+    rows = read_results(folder / "results.jsonl")
+    assert {row.arm for row in rows if row.suite == "nll_by_position"} == {"lpt", "preserve"}
 
 
 @pytest.mark.slow

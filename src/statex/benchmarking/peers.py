@@ -1,7 +1,7 @@
 """The only door to other libraries' kernels: flash-linear-attention and mamba_ssm, imported when asked for.
 
-Importing `fla` replaces "gla", "mamba2" and "mamba" in transformers' registries, so nothing else imports it. Of
-mamba_ssm only the Triton sources are used: its package imports compiled extensions, so the package itself is not run.
+Kernels of `fla` are imported nowhere else, but with its models (`models/fla.py`). Of mamba_ssm only the Triton sources
+are used: its package imports compiled extensions, so the package itself is not run.
 """
 
 import functools

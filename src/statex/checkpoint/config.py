@@ -17,8 +17,7 @@ from statex.checkpoint.folder import check_plain, model_folder, read_json
 from statex.checkpoint.headers import TensorHeader, read_headers
 from statex.checkpoint.tensors import check_tensors
 from statex.errors import UserError, explained
-from statex.families import FAMILIES, Family, family_of, unknown_family
-from statex.models.dispatch import imported
+from statex.families import Family, family_of, unknown_family
 from statex.models.fields import check_fields, defaults_of
 from statex.models.registration import register_families
 
@@ -89,9 +88,6 @@ def _config_class(values: dict[str, Any]) -> Any:
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise unknown_family(model_type)
-    family = FAMILIES.get(model_type)
-    if family is not None and not family.holds_plan:  # in whose place fla, once it is imported, puts its own mamba2
-        return imported(family.config_class)
     return CONFIG_MAPPING[model_type]
 
 

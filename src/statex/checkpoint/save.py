@@ -1,5 +1,6 @@
 """Write a changed model with everything that its source folder holds beside the weights."""
 
+import json
 import logging
 import os
 import shutil
@@ -9,11 +10,14 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.utils import CHAT_TEMPLATE_DIR
 
 from statex.checkpoint.config import load_config
-from statex.checkpoint.folder import model_folder
+from statex.checkpoint.folder import model_folder, read_json
 from statex.checkpoint.headers import read_headers
+from statex.checkpoint.load import TOKENIZER_FILES, read_tokenizer
+from statex.errors import UserError
 from statex.expansion.state import state_report
 from statex.expansion.stored import stored_plan
 from statex.utils.atomic import new_folder
@@ -45,8 +49,9 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 def save_with_companions(model: PreTrainedModel, source: str | os.PathLike, out: str | os.PathLike) -> None:
     """Write `model` to the new folder `out` with what its source folder holds beside the weights, and a model card.
 
-    Tokenizer, chat templates and generation configuration are copied as files, so that nothing in them changes. A link
-    to a file outside the source folder is left out, with a warning.
+    Tokenizer, chat templates and generation configuration are copied as files, so that nothing in them changes but the
+    name of the tokenizer's class, where that did not determine it. A link to a file outside the source folder is left
+    out, with a warning.
 
     Raises:
         UserError: `out` exists or cannot be made.
@@ -58,7 +63,27 @@ def save_with_companions(model: PreTrainedModel, source: str | os.PathLike, out:
             copy = folder / path.relative_to(source)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, copy)
+        if any((folder / name).exists() for name in TOKENIZER_FILES):
+            _name_tokenizer_class(folder, source)
         write_card(folder, model, base)
+
+
+def _name_tokenizer_class(folder: Path, source: Path) -> None:
+    """Have the copied tokenizer made by the same class as the source's.
+
+    transformers chooses for some model types another than tokenizer_config.json names, and for ours that one.
+    """
+    try:
+        found = type(read_tokenizer(source))
+    except UserError as error:
+        logger.warning("the tokenizer was copied as it is: %s", error)
+        return
+    path = folder / "tokenizer_config.json"
+    values = read_json(path) if path.exists() else {}
+    named = values.get("tokenizer_class")
+    if named is None or tokenizer_class_from_name(named) is not found:
+        values["tokenizer_class"] = found.__name__
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _companions(source: Path) -> Iterator[Path]:

@@ -88,8 +88,8 @@ def family_of(config: Any) -> Family:
         raise unknown_family(model_type)
     family = FAMILIES[model_type]
     if family.library != "fla" and config.__module__.startswith("fla."):
-        problem = "is here a model of flash-linear-attention's, which takes transformers' place when it is imported"
-        raise UserError("model_type", model_type, problem, "use transformers' own, in a process that imports no fla")
+        problem = "is here a model of flash-linear-attention's, not transformers' of that name, which statex expands"
+        raise UserError("model_type", model_type, problem, "load the folder with statex.load")
     return family
 
 

@@ -17,7 +17,7 @@ from statex.errors import UserError
 from statex.families import FAMILIES
 from statex.models.delta_rule import GATED_DELTA, KIMI_DELTA, NO_PACKED_CACHE, gated_norm_forward, with_query_channels
 from statex.models.documents import has_attention, knowing_no_attention
-from statex.models.fla import delta_rule_mixer, import_fla
+from statex.models.fla import delta_rule_mixer
 from statex.models.lightning import lightning_attention
 from statex.models.padding import padding_stays_zero, zero_padding
 from statex.models.selective_scan import selective_scan_mixer, with_documents
@@ -263,8 +263,6 @@ def _replacements(path: str, recurrence: str, norms: tuple[str, ...]) -> Iterato
 def imported(path: str) -> Any:
     """The class of that full name, under its present or an earlier name."""
     module, _, name = path.rpartition(".")
-    if module.startswith("fla."):
-        import_fla()
     return find_member(import_module(module), name)
 
 

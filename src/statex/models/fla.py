@@ -1,19 +1,16 @@
-"""flash-linear-attention's models as families: its package, their configurations and forwards, its delta rule on ours.
+"""flash-linear-attention's models as families: their configurations and forwards, its delta rule on ours.
 
 Shape letters: B batch, T time, G key heads, H value heads (a multiple of G), K key dim, V value dim.
 """
 
 import functools
-import importlib
 import inspect
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CONFIG_MAPPING
 
 from statex.models.caches import one_cache
 from statex.models.delta_rule import NO_PACKED_CACHE, for_each_value_head, normalised
@@ -23,17 +20,6 @@ from statex.ops.segments import compute_dtype, cu_seqlens_of, one_seq_idx
 
 L1_EPS = 1e-6
 """FLA's own least sum of a key's or query's absolute values."""
-
-
-def import_fla() -> None:
-    """Import FLA, and give transformers back the model types of its own that FLA takes over when it is imported."""
-    if "fla.models" in sys.modules:
-        return
-    importlib.import_module("fla.models")
-    added = CONFIG_MAPPING._extra_content
-    for name in [name for name in CONFIG_MAPPING._mapping if name in added]:
-        if added[name].__module__.startswith("fla."):
-            del added[name]
 
 
 def with_plan(constructor: Callable) -> Callable:

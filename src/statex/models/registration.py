@@ -4,7 +4,7 @@ The families and their configurations are imported when one of transformers' map
 when it is looked up: importing model code takes seconds.
 """
 
-from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from collections.abc import Callable, Container, ItemsView, Iterator, KeysView, ValuesView
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,20 @@ class LateEntries(dict):
     transformers keeps what is registered in an attribute of each mapping, `_extra_content`, and this takes its place.
     From 5.17 to 5.24 its public `register` takes classes, not names: called by `import statex`, it would have every
     family and configuration imported then, which nearly doubles the time, and model code on top.
+
+    It also keeps transformers' own model types as they are when flash-linear-attention is imported, which registers
+    other classes under some of their names. It is not statex alone that imports it, but transformers too, with some of
+    its models. Models of FLA's classes are still made from their configurations.
     """
 
-    def __init__(self, entries: dict):
-        super().__init__(entries)
+    def __init__(self, entries: dict, own: Container = ()):
+        super().__init__()
+        self.own = own
+        """The model types of transformers itself."""
         self.unlisted: dict[str, Late] = {}
         """Found by name, but not by going through all entries, which would import another library."""
+        for key, value in entries.items():
+            self[key] = value
 
     def __contains__(self, key: object) -> bool:
         _register_once()
@@ -34,6 +42,11 @@ class LateEntries(dict):
         if isinstance(value, Late):
             value = self[key] = value.make()
         return value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if key in self.own and value.__module__.partition(".")[0] == "fla":
+            return
+        super().__setitem__(key, value)
 
     def __iter__(self) -> Iterator:
         _register_once()
@@ -72,12 +85,14 @@ def _register_once() -> None:
 
 
 def register_when_needed() -> None:
-    """Have our names registered as soon as one of transformers' mappings is read; its own names stay untouched."""
+    """Have our names registered as soon as one of transformers' mappings is read; its own names stay untouched, even
+    by flash-linear-attention, whether that was imported before or is later."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
     for mapping in (CONFIG_MAPPING, MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
         if not isinstance(mapping._extra_content, LateEntries):
-            mapping._extra_content = LateEntries(mapping._extra_content)
+            own = mapping._mapping if mapping is CONFIG_MAPPING else ()  # the others have classes as keys
+            mapping._extra_content = LateEntries(mapping._extra_content, own)
 
 
 def register_families() -> None:
