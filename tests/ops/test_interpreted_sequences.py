@@ -154,6 +154,7 @@ def test_the_fused_kernels_of_gated_delta_are_for_what_was_tried_on_a_gpu():
     a_head, a_channel = torch.zeros(1, 1, 2), torch.zeros(1, 1, 2, 4)
     assert fits(values[torch.bfloat16], a_head, 128)
     assert not fits(values[torch.bfloat16], a_head, 129)
+    assert not fits(torch.empty(1, 1, 2, 129, dtype=torch.bfloat16), a_head, 64)
     assert not fits(values[torch.bfloat16], a_channel, 64)
     assert not fits(values[torch.float32], a_head, 64)
 

@@ -18,9 +18,9 @@ from statex.ops.gated_delta import fused_walks as walks
 from statex.ops.triton_layout import Layout, aligned, described, make_layout, use_descriptors
 
 CHUNK = fused_tiles.CHUNK.value
-MOST_KEYS = 128
-"""Key channels that fit one block of the state. Of several blocks, which the walks could have in registers, the walk
-back makes illegal memory accesses on a GPU (docs/results/kernels.md), although it is right in Triton's interpreter."""
+MOST_KEYS = MOST_VALUES = 128
+"""Channels of what was tried on a GPU: one block of keys, one tile of values. Beyond them the launches below fail there
+(docs/results/kernels.md): the walk back of one stage, and the gradients of two tiles of values, for shared memory."""
 
 
 class Launch(NamedTuple):

@@ -1,5 +1,5 @@
-"""The gated delta rule on the GPU. In bf16 with a decay a head, up to 128 key channels, all of it runs on fused
-kernels; else walk and inverses do, and the products inside of chunks are PyTorch's.
+"""The gated delta rule on the GPU. In bf16 with a decay a head, up to 128 channels, all of it runs on fused kernels;
+else walk and inverses do, and the products inside of chunks are PyTorch's.
 
 Shape letters: B batch, T time, H heads, K key dim, V value dim.
 """

@@ -15,8 +15,9 @@ from statex.ops.triton_layout import aligned, most_chunks
 
 
 def fits(v: Tensor, log_decay: Tensor, key_dim: int) -> bool:
-    """Whether it is such a call as was tried on a GPU: in bf16, with a decay a head, on one block of keys."""
-    return v.dtype == torch.bfloat16 and log_decay.ndim == 3 and key_dim <= launch.MOST_KEYS
+    """Whether it is such a call as was tried on a GPU: in bf16, with a decay a head, and few enough channels."""
+    few = key_dim <= launch.MOST_KEYS and v.shape[-1] <= launch.MOST_VALUES
+    return few and v.dtype == torch.bfloat16 and log_decay.ndim == 3
 
 
 def fused_gated_delta(
