@@ -201,5 +201,5 @@ def test_without_gradients_the_compiler_fuses_the_layer_ops(monkeypatch):
     with_gradients = {op for op in backends.TRITON if backends.choose(op, "auto", x) == "kernel"}
     with torch.no_grad():
         without = {op for op in backends.TRITON if backends.choose(op, "auto", x) == "kernel"}
-    assert without == {"gated_delta", "gla", "gla_step", "ssd", "ssd_step"}
+    assert without == {"gated_delta", "gated_delta_step", "gla", "gla_step", "ssd", "ssd_step"}
     assert with_gradients == without | {"short_convolution", "gated_rms_norm"}
