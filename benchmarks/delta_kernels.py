@@ -18,13 +18,12 @@ import torch
 import triton
 from torch import Tensor
 
-from delta_gradient_transposed import gradient_kernel as transposed_gradient_kernel
 from statex.benchmarking.cases import Case, make_inputs
 from statex.ops.gated_delta import fused_launch as launch
 from statex.ops.gated_delta.fused_launch import Launch, Tiles
 from statex.utils.environment import source_commit, versions
 
-KERNELS = ("prepare", "walk", "output", "walk_back", "gradient", "gradient_transposed")
+KERNELS = ("prepare", "walk", "output", "walk_back", "gradient")
 VARIANTS = {  # key channels, value channels, warps, stages; the chosen launch comes first by itself
     "prepare": [(64, 128, 4, 2), (64, 128, 4, 3), (128, 128, 4, 2), (64, 128, 8, 2), (64, 128, 2, 2)],
     "walk": [
@@ -33,14 +32,12 @@ VARIANTS = {  # key channels, value channels, warps, stages; the chosen launch c
     ],
     "output": [(64, 128, 4, 3), (64, 128, 4, 2), (64, 128, 4, 4), (128, 128, 4, 2), (64, 64, 4, 3), (64, 128, 8, 3)],
     "walk_back": [
-        (128, 32, 4, 2), (128, 32, 4, 3), (128, 32, 8, 2), (128, 32, 8, 1), (128, 32, 4, 1), (128, 64, 4, 2),
-        (128, 64, 8, 2), (128, 64, 8, 1), (128, 16, 4, 2),
+        (128, 32, 4, 2), (128, 32, 4, 3), (128, 32, 8, 2), (128, 64, 4, 2), (128, 64, 8, 2), (128, 16, 4, 2),
     ],
     "gradient": [
-        (32, 128, 4, 2), (32, 128, 4, 3), (64, 128, 4, 2), (64, 64, 4, 2), (32, 64, 4, 2), (32, 128, 8, 2),
+        (32, 128, 4, 2), (32, 128, 4, 3), (64, 128, 4, 2), (64, 64, 4, 2), (32, 64, 4, 2),
         (16, 128, 4, 3),
     ],
-    "gradient_transposed": [(64, 128, 4, 2), (64, 128, 4, 3), (64, 64, 4, 2), (64, 128, 8, 2)],
 }  # fmt: skip
 COMPILE_TOKENS = 128
 TOLERANCE = 1e-2  # relative, between variants: they round in other places
@@ -82,17 +79,9 @@ class Kernels:
         inputs = self.d_output, self.d_states, self.d_wrong, self.q, self.k, self.v, self.log_decay, self.beta
         return list(launch.gradients(*inputs, self.scale, self.kept, self.layout))
 
-    def gradient_transposed(self) -> list[Tensor]:
-        original = launch.kernels.gradient_kernel
-        launch.kernels.gradient_kernel = transposed_gradient_kernel
-        try:
-            return self.gradient()
-        finally:
-            launch.kernels.gradient_kernel = original
-
     def run(self, name: str, variant: Launch) -> list[Tensor]:
         """The results of a kernel by another launch."""
-        original, tiles = launch.tiles, replace(self.chosen, **{name.removesuffix("_transposed"): variant})
+        original, tiles = launch.tiles, replace(self.chosen, **{name: variant})
         launch.tiles = _always(tiles)  # type: ignore[assignment]
         try:
             return getattr(self, name)()
@@ -106,7 +95,7 @@ def _always(tiles: Tiles) -> Callable[..., Tiles]:
 
 def variants_of(name: str, case: Case) -> list[Launch]:
     """The chosen launch, then the others that have room for this shape."""
-    chosen = getattr(launch.tiles(case.key_dim, case.value_dim, torch.bfloat16), name.removesuffix("_transposed"))
+    chosen = getattr(launch.tiles(case.key_dim, case.value_dim, torch.bfloat16), name)
     others = [Launch(*numbers) for numbers in VARIANTS[name]]
     if name.startswith("walk"):
         others = [each for each in others if case.key_dim <= 4 * each.keys]
@@ -149,20 +138,16 @@ def time_kernel(bench: Kernels, name: str, variant: Launch, wanted: list[Tensor]
 def time_all(case: Case, kernels: list[str]) -> None:
     bench = Kernels(case)
     print(f"\n{case.name}, {case.tokens} tokens, bf16")
-    total, gradients = 0.0, None
+    total = 0.0
     for name in kernels:
-        if name == "gradient_transposed" and gradients is not None:
-            apart = distances(bench.run(name, bench.chosen.gradient), gradients)
-            print(f"transposed products are {apart:.1e} from the gradients of the other kernel")
         wanted = None
         for variant in variants_of(name, case):
             result, found = time_kernel(bench, name, variant, wanted)
-            if wanted is None and name != "gradient_transposed":
+            if wanted is None:
                 total += float(result.split()[0]) if result.endswith(" ms") else float("nan")
             print(f"{name:<10} {'chosen' if wanted is None else '':<6} {tuple(variant)!s:<18} {result}", flush=True)
             wanted = found if wanted is None else wanted
             del found
-        gradients = wanted
         if name in ("prepare", "walk"):  # so that the next kernel reads what the chosen launch made
             bench.run(name, getattr(bench.chosen, name))
     print(f"sum of the chosen launches: {total:.3f} ms", flush=True)
@@ -170,7 +155,7 @@ def time_all(case: Case, kernels: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["32x128x128", "32x512x128"], help="heads x K x V")
+    parser.add_argument("--shapes", nargs="+", default=["32x128x128"], help="heads x K x V")
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--processes", type=int, default=8, help="that compile")

@@ -127,10 +127,8 @@ def bench(
             raise UserError(option, str(value), "applies to the recurrences only", "use `statex bench ops`")
     changes = _training_changes(what, overrides or [])
     if redraw is not None:
-        from statex.reporting.sweep import write_sweep
-
-        figure = write_sweep(redraw)
-        print_json({"figure": str(figure)}) if as_json else print(figure)
+        figure = _draw_sweep(redraw)
+        print_json({"figure": figure}) if as_json else print(figure)
         return
     from statex.benchmarking import run_model_benchmark, run_ops_benchmark, run_training_benchmark
     from statex.benchmarking.ops import records_file
@@ -146,11 +144,16 @@ def bench(
     if as_json:
         print_json(rows)
     if sweep is not None and out is not None:
-        from statex.reporting.sweep import write_sweep
-
-        figure = write_sweep(out / records_file(sweep))
+        figure = _draw_sweep(out / records_file(sweep))
         if not as_json:
             print(figure)
+
+
+def _draw_sweep(records: Path) -> str:
+    """Draw the figure of a sweep's JSON file next to it; its path."""
+    from statex.reporting.sweep import write_sweep  # only here: it needs matplotlib
+
+    return str(write_sweep(records))
 
 
 def _training_changes(what: str, overrides: list[str]) -> dict[str, Any]:
